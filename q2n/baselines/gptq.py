@@ -1,0 +1,35 @@
+"""GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323): OBS rounding on a uniform grid."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from q2n.baselines.base import LayerwiseBaseline
+from q2n.baselines.fields import Bits, Damping, DampingSchedule, GroupSize
+from q2n.options import option
+from q2n.types import LinearProblem, QuantizedLinear
+
+
+@option
+class GPTQ(LayerwiseBaseline):
+    """``act_order`` works through the columns by falling Hessian diagonal; with ``static_groups`` the groups
+    stay those of the layer's own columns."""
+
+    bits: Bits
+    group_size: GroupSize
+    sym: bool = False
+    act_order: bool = False
+    static_groups: bool = False
+    clip: Literal["minmax", "mse"] = "minmax"
+    percdamp: Damping = 0.01
+    percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
+
+    def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        from q2n.grids.uniform import UniformGrid
+        from q2n.solvers.obs import activation_order, solve_obs
+
+        grid = UniformGrid(self.bits, self.group_size, self.sym, self.clip, self.static_groups)
+        order = activation_order(problem.stats.gram) if self.act_order else None
+        return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule], order)

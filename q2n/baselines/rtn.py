@@ -1,0 +1,30 @@
+"""Round-to-nearest: the reference without calibration of weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from q2n.baselines.base import LayerwiseBaseline
+from q2n.baselines.fields import Bits, GroupSize
+from q2n.options import option
+from q2n.types import LinearProblem, QuantizedLinear, Statistic
+
+
+@option
+class RTN(LayerwiseBaseline):
+    """Each group's range is divided evenly and every weight goes to the nearest level."""
+
+    bits: Bits
+    group_size: GroupSize
+    sym: bool = False
+    clip: Literal["minmax", "mse"] = "minmax"
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        return frozenset()
+
+    def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        from q2n.grids.uniform import UniformGrid
+
+        grid = UniformGrid(self.bits, self.group_size, self.sym, self.clip)
+        return QuantizedLinear(grid.quantize(problem.weight), problem.weight, problem.weight)

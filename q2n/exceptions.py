@@ -1,0 +1,38 @@
+"""Every error a user can cause or must understand. All derive from :class:`Q2NError`.
+
+The command line turns them into one readable message and an exit code; nothing else does.
+"""
+
+from __future__ import annotations
+
+
+class Q2NError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+    exit_code = 1
+
+
+class ConfigurationError(Q2NError):
+    """The configuration cannot be run: names the dotted key, the value, the rule, the alternatives."""
+
+    exit_code = 2
+
+
+class UnsupportedError(ConfigurationError):
+    """A valid method and a valid model that do not fit each other; says what would fit."""
+
+
+class DataError(Q2NError):
+    """Text is missing, too short, or not what its fingerprint says."""
+
+
+class ModelError(Q2NError):
+    """A model cannot be found, read, or is of an architecture no adapter knows."""
+
+
+class NumericalError(Q2NError):
+    """A factorisation, an eigendecomposition or a loss is not finite or does not exist."""
+
+
+class RecordError(Q2NError):
+    """A record is unreadable or of a schema this version does not know."""

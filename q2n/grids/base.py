@@ -1,0 +1,62 @@
+"""What a column solver needs of a number format.
+
+A *grid* is a frozen choice (bits, symmetry, clip search). Before a layer is solved it gives a
+:class:`ColumnEncoder`, the mutable scratch of that one layer: the solver hands it columns in its own order
+and gets back the rounded values; at the end the encoder yields the immutable :class:`~q2n.types.Format`
+in the layer's own column order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from q2n.types import Format
+
+
+@dataclass(frozen=True)
+class SolverView:
+    """One layer as a solver is about to work on it.
+
+    ``weight`` is ``(R, C)`` in the *solver's* column order, untouched (dead columns not yet zeroed);
+    ``order[j]`` is the layer's own index of solver column ``j``; ``dead[j]`` marks columns whose input is
+    always zero; ``factor_diagonal`` is the diagonal ``d_j`` of the upper Cholesky factor of the damped
+    inverse Hessian, ``(C,)``; ``kept`` of the last columns are not rounded.
+    """
+
+    weight: Tensor
+    order: Tensor
+    dead: Tensor
+    factor_diagonal: Tensor
+    kept: int = 0
+
+
+class ColumnEncoder(Protocol):
+    """Scratch of one layer. Columns arrive once each, in increasing solver position."""
+
+    def enter(self, position: int, buffer: Tensor) -> None:
+        """Called before each column; refits group parameters where a group begins.
+
+        ``buffer`` is the compensated weight **transposed**, ``(C, R)``, as it was when the solver entered
+        the current block of columns (upstream GPTQ fits a group on exactly that).
+        """
+        ...
+
+    def encode(self, position: int, column: Tensor) -> Tensor:
+        """Round one column ``(R,)``; remembers the codes and returns the values they stand for ``(R,)``."""
+        ...
+
+    def finish(self, compensated: Tensor) -> Format:
+        """The layer's format, in its own column order.
+
+        ``compensated`` ``(C, R)``, solver order, is the buffer after the sweep: what kept columns hold.
+        """
+        ...
+
+
+class Grid(Protocol):
+    """A number format's choices; see the implementations beside this module."""
+
+    def encoder(self, view: SolverView) -> ColumnEncoder: ...

@@ -1,0 +1,279 @@
+"""Frozen objects that travel between the stages, and the protocols the stages implement.
+
+Shapes: a linear layer is ``y = W x`` with ``W`` of shape ``(R, C)``: ``R`` output rows, ``C`` input
+columns. Every tensor here is in the layer's own column order; a solver that permutes columns undoes
+it before it returns (released code that did not is the subject of docs/reproduction.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from q2n.linalg import Spectrum
+    from q2n.models.adapter import DecoderBlock, ModelAdapter
+
+
+class Statistic(StrEnum):
+    """What can be measured of a layer's calibration inputs ``X_s`` (sequence ``s``, ``(T, C)``)."""
+
+    GRAM = "gram"
+    """``H = (2/n) sum_s X_s^T X_s``, ``(C, C)`` float32; ``n`` counts sequences (GPTQ's convention)."""
+    POSITION_MEAN = "position_mean"
+    """``A = (1/n) sum_s X_s``, ``(T, C)`` float32: what the official release uses in place of ``X``."""
+    SQRT_POSITION_MEAN = "sqrt_position_mean"
+    """``A = (1/n) sum_k sqrt(2/k) X_k``, ``(T, C)``: the release's PB-LLM weighting (its fault D21)."""
+    ABS_MEAN = "abs_mean"
+    """mean ``|x|`` per channel, ``(C,)`` float32."""
+    ABS_MAX = "abs_max"
+    """max ``|x|`` per channel, ``(C,)`` float32."""
+    TOKEN_SAMPLE = "token_sample"
+    """Evenly spaced input rows, ``(m, C)`` float32."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was measured of one input shared by one or more linear layers.
+
+    Statistics move only together with the weight (:class:`LinearProblem`), so that a weight and the
+    statistics it is solved with are always in the same basis.
+    """
+
+    values: Mapping[Statistic, Tensor]
+    sequences: int
+    tokens: int
+
+    def __getitem__(self, statistic: Statistic) -> Tensor:
+        return self.values[statistic]
+
+    def __contains__(self, statistic: Statistic) -> bool:
+        return statistic in self.values
+
+    @property
+    def gram(self) -> Tensor:
+        """``(C, C)``."""
+        return self.values[Statistic.GRAM]
+
+    @cached_property
+    def _spectra(self) -> dict[Statistic, Spectrum]:
+        return {}
+
+    def spectrum(self, statistic: Statistic) -> Spectrum:
+        """Eigendecomposition of the statistic's ``(C, C)`` second moment, computed once and shared by
+        all layers that share the input.
+
+        Raises:
+            NumericalError: the statistic is not finite.
+        """
+        from q2n.linalg import symmetric_spectrum
+
+        if statistic not in self._spectra:
+            value = self.values[statistic].double()
+            matrix = value if statistic is Statistic.GRAM else value.T @ value
+            self._spectra[statistic] = symmetric_spectrum(matrix)
+        return self._spectra[statistic]
+
+    def mapped(self, right: Tensor) -> Statistics:
+        """Statistics of ``x' = right x``, ``right`` of shape ``(C', C)``: ``H -> R H R^T``, rows ``A -> A R^T``.
+
+        The element-wise statistics (absolute mean and maximum) have no image under a general matrix and
+        are dropped; asking for one afterwards is a ``KeyError``, never a wrong number.
+        """
+        images: dict[Statistic, Tensor] = {}
+        for statistic, value in self.values.items():
+            moved = right.to(value)
+            if statistic is Statistic.GRAM:
+                images[statistic] = moved @ value @ moved.T
+            elif value.ndim == 2:
+                images[statistic] = value @ moved.T
+        return replace(self, values=images)
+
+    def scaled(self, factor: Tensor) -> Statistics:
+        """Statistics of ``x' = factor * x`` (``factor`` of shape ``(C,)``, positive)."""
+        images: dict[Statistic, Tensor] = {}
+        for statistic, value in self.values.items():
+            moved = factor.to(value)
+            images[statistic] = value * moved
+            if statistic is Statistic.GRAM:
+                images[statistic] = images[statistic] * moved[:, None]
+        return replace(self, values=images)
+
+
+@dataclass(frozen=True)
+class LinearProblem:
+    """Linear layers that share one input: their rows stacked, one set of statistics.
+
+    ``weight`` is ``(R, C)`` float32, rows of layer ``i`` in order, ``rows[i]`` of them; ``names`` are the
+    layers' names inside the block (``self_attn.q_proj``).
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    weight: Tensor
+    stats: Statistics
+
+    def split(self) -> tuple[LinearProblem, ...]:
+        """One problem a layer, statistics (and their factorisations) shared."""
+        parts = self.weight.split(list(self.rows))
+        return tuple(
+            LinearProblem((name,), (count,), part, self.stats)
+            for name, count, part in zip(self.names, self.rows, parts, strict=True)
+        )
+
+
+class Format(Protocol):
+    """A stored number format: everything needed to rebuild a weight matrix.
+
+    Formats are immutable; ``dequantize`` is the only definition of the weight they stand for.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def dequantize(self) -> Tensor:
+        """``(R, C)`` float32."""
+        ...
+
+    def scale_rows(self, alpha: Tensor) -> Format:
+        """The format of ``diag(alpha) W`` with the same codes: alpha ``(R,)`` goes into the scales."""
+        ...
+
+    def select_rows(self, start: int, stop: int) -> Format:
+        """The format of rows ``start:stop``."""
+        ...
+
+    def storage_bits(self) -> float:
+        """Bits this matrix needs on disk: codes, scales, zeros, masks, tables, kept columns, vectors."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The stored tensors by name, for export and for tests."""
+        ...
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """What a solver returns for a :class:`LinearProblem`, in the problem's own column order.
+
+    ``original`` is the weight the problem asked for. ``compensated`` is the buffer an error-compensating
+    solver was approximating when it rounded each block of columns (equal to ``original`` for the others):
+    both are kept so that a correction chooses explicitly which one it compares with.
+    ``order`` is the column order the solver worked in (solver column ``j`` is column ``order[j]``), kept
+    only so that the released code's misaligned step can be reproduced; ``kept`` marks columns that stay in
+    full precision.
+    """
+
+    format: Format
+    original: Tensor
+    compensated: Tensor
+    order: Tensor | None = None
+    kept: Tensor | None = None
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """The dequantized weight ``(R, C)`` float32: always ``format.dequantize()``."""
+        return self.format.dequantize()
+
+    @property
+    def bits_per_weight(self) -> float:
+        rows, columns = self.format.shape
+        return self.format.storage_bits() / (rows * columns)
+
+    def scaled_rows(self, alpha: Tensor, **diagnostics: Any) -> QuantizedLinear:
+        """``diag(alpha)`` folded into the format, codes unchanged; ``alpha`` is noted in the diagnostics."""
+        return replace(
+            self,
+            format=self.format.scale_rows(alpha),
+            diagnostics={**self.diagnostics, "alpha": alpha, **diagnostics},
+        )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A layer before and after the correction, both in the layer's own basis."""
+
+    base: QuantizedLinear
+    corrected: QuantizedLinear
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What the record keeps of one linear layer. Errors are relative squared output errors
+    ``||(W - Q) X||^2 / ||W X||^2`` on the calibration inputs, before and after the correction."""
+
+    block: int
+    name: str
+    shape: tuple[int, int]
+    bits_per_weight: float
+    error_before: float
+    error_after: float
+    alpha_min: float | None = None
+    alpha_max: float | None = None
+    null_rank: int | None = None
+    damping: float | None = None
+    solve_seconds: float = 0.0
+    correct_seconds: float = 0.0
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+
+class Correction(Protocol):
+    """A step after the solver that may change a quantized layer without changing its codes."""
+
+    @property
+    def requires(self) -> frozenset[Statistic]: ...
+
+    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear: ...
+
+
+class Baseline(Protocol):
+    """A quantization method. :class:`q2n.baselines.base.LayerwiseBaseline` has defaults for all but one."""
+
+    @property
+    def stacks_rows(self) -> bool:
+        """Whether rows are independent, so that layers sharing an input are solved as one problem."""
+        ...
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        """Statistics the solver needs of every linear layer's input."""
+        ...
+
+    def check(self, adapter: ModelAdapter) -> None:
+        """Raise :class:`UnsupportedError` if the model does not fit, before any calibration."""
+        ...
+
+    def rewrite(self, adapter: ModelAdapter) -> None:
+        """Function-preserving rewrite of the whole model before calibration (rotations)."""
+        ...
+
+    def prepare_block(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
+        """Function-preserving rewrite of one block before its layers are solved (scale migration)."""
+        ...
+
+    def solve(self, problem: LinearProblem, correction: Correction) -> Solution:
+        """Quantize, apply ``correction`` in the basis the solver worked in, and return to the layer's own."""
+        ...
+
+    def finish(self, adapter: ModelAdapter) -> None:
+        """Switch on what must not be in force during calibration (activation quantizers)."""
+        ...
+
+
+__all__ = [
+    "Baseline",
+    "Correction",
+    "Format",
+    "LayerReport",
+    "LinearProblem",
+    "QuantizedLinear",
+    "Solution",
+    "Statistic",
+    "Statistics",
+]
