@@ -7,7 +7,7 @@ it before it returns (released code that did not is the subject of docs/reproduc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -80,18 +80,22 @@ class Statistics:
         return self._spectra[statistic]
 
     def mapped(self, right: Tensor) -> Statistics:
-        """Statistics of ``x' = right x``, ``right`` of shape ``(C', C)``: ``H -> R H R^T``, rows ``A -> A R^T``.
+        """Statistics of ``x' = R x``, ``R = right`` ``(C', C)``: ``H -> R H R^T``, rows ``A -> A R^T``.
 
         The element-wise statistics (absolute mean and maximum) have no image under a general matrix and
         are dropped; asking for one afterwards is a ``KeyError``, never a wrong number.
         """
+        return self.mapped_by(lambda rows: rows @ right.to(rows).T)
+
+    def mapped_by(self, rotate: Callable[[Tensor], Tensor]) -> Statistics:
+        """:meth:`mapped` with ``right`` given as what it does to rows, ``rotate(A) = A R^T``: for maps that
+        are applied faster than they can be written down."""
         images: dict[Statistic, Tensor] = {}
         for statistic, value in self.values.items():
-            moved = right.to(value)
             if statistic is Statistic.GRAM:
-                images[statistic] = moved @ value @ moved.T
+                images[statistic] = rotate(rotate(value).T)
             elif value.ndim == 2:
-                images[statistic] = value @ moved.T
+                images[statistic] = rotate(value)
         return replace(self, values=images)
 
     def scaled(self, factor: Tensor) -> Statistics:
@@ -228,6 +232,14 @@ class Correction(Protocol):
 
     @property
     def requires(self) -> frozenset[Statistic]: ...
+
+    def bind(self, baseline: Baseline) -> Correction:
+        """The correction as it follows ``baseline``: itself, unless its definition depends on the method.
+
+        Raises:
+            UnsupportedError: the correction is not defined after this baseline.
+        """
+        ...
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear: ...
 

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from q2n.corrections.recipes import ReleasedRecipe
+from q2n.exceptions import UnsupportedError
 from q2n.types import Correction, LinearProblem, QuantizedLinear, Solution, Statistic
 
 if TYPE_CHECKING:
@@ -14,17 +16,40 @@ if TYPE_CHECKING:
     from q2n.models.adapter import DecoderBlock, ModelAdapter
 
 
+def layer_widths(adapter: ModelAdapter) -> dict[str, int]:
+    """Input columns of every linear layer by its name inside a block."""
+    return {
+        name: block.linear(name).weight.shape[1]
+        for block in adapter.blocks
+        for group in block.groups
+        for name in group.linears
+    }
+
+
 class LayerwiseBaseline(ABC):
     """A method whose solver works in the layer's own basis and needs no rewrite of the model."""
 
     stacks_rows: ClassVar[bool] = True
+    released: ClassVar[ReleasedRecipe | None] = None
+    """What the official release's Q2N step does after this method; ``None``: the release has none."""
 
     @property
     def requires(self) -> frozenset[Statistic]:
         return frozenset({Statistic.GRAM})
 
     def check(self, adapter: ModelAdapter) -> None:
-        """Every model fits."""
+        """Groups of columns (the field ``group_size``, where a method has it) fit into every layer.
+
+        Raises:
+            UnsupportedError: a layer has fewer columns than a group; says what would fit.
+        """
+        size = getattr(self, "group_size", -1)
+        for name, columns in layer_widths(adapter).items():
+            if size > columns:
+                raise UnsupportedError(
+                    f"baseline.group_size={size}: {name} has only {columns} columns; "
+                    f"use a group_size of at most {min(layer_widths(adapter).values())}, or -1 for whole rows"
+                )
 
     def rewrite(self, adapter: ModelAdapter) -> None:
         """Nothing to rewrite."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from q2n.baselines.base import LayerwiseBaseline
 from q2n.baselines.fields import Bits, Damping, DampingSchedule, GroupSize
+from q2n.corrections.recipes import ReleasedRecipe
 from q2n.options import option
 from q2n.types import LinearProblem, QuantizedLinear
 
@@ -25,6 +26,8 @@ class GPTQ(LayerwiseBaseline):
     clip: Literal["minmax", "mse"] = "minmax"
     percdamp: Damping = 0.01
     percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
+
+    released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False, alpha="adam20")
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         from q2n.grids.uniform import UniformGrid

@@ -25,6 +25,6 @@ class RTN(LayerwiseBaseline):
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         from q2n.grids.uniform import UniformGrid
+        from q2n.solvers.rtn import solve_rtn
 
-        grid = UniformGrid(self.bits, self.group_size, self.sym, self.clip)
-        return QuantizedLinear(grid.quantize(problem.weight), problem.weight, problem.weight)
+        return solve_rtn(problem, UniformGrid(self.bits, self.group_size, self.sym, self.clip))

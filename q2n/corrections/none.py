@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from q2n.corrections.base import RowwiseCorrection
 from q2n.options import option
-from q2n.types import LinearProblem, QuantizedLinear, Statistic
+from q2n.types import LinearProblem, QuantizedLinear
 
 
 @option
-class NoCorrection:
+class NoCorrection(RowwiseCorrection):
     """Changes nothing and measures nothing."""
-
-    @property
-    def requires(self) -> frozenset[Statistic]:
-        return frozenset()
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
         return quantized

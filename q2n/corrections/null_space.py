@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from q2n.corrections.base import RowwiseCorrection
 from q2n.options import option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
@@ -26,12 +27,14 @@ IndexRule = Literal["released", "textbook"]
 
 
 @option
-class NullSpaceScale:
+class NullSpaceScale(RowwiseCorrection):
     """The closed-form row scale, every choice the paper and its released code make being a field.
 
     ``statistic`` is whose null space is meant, ``drop_first`` leaves the leading eigenvalue out of the
     ratio, ``reference`` is the weight the error is measured from, ``skip`` lists patterns of layer names that
-    are left alone.
+    are left alone. Columns kept in full precision are not scaled; ``kept_columns='exclude'`` therefore leaves
+    them out of what is fitted (their errors still count through the projection), ``'include'`` fits as if
+    they were scaled.
     """
 
     t: Annotated[float, Field(ge=0)]
@@ -41,6 +44,7 @@ class NullSpaceScale:
     drop_first: bool = True
     eigenvalues: Literal["clamp", "abs"] = "clamp"
     reference: Literal["original", "compensated"] = "original"
+    kept_columns: Literal["include", "exclude"] = "exclude"
     skip: list[str] = Field(default_factory=lambda: ["*down_proj"])
 
     @property
@@ -54,7 +58,11 @@ class NullSpaceScale:
         values = spectrum.values.abs() if self.eigenvalues == "abs" else spectrum.values.clamp(min=0)
         rank = range_rank(values, self.t, self.index_rule, self.drop_first)
         reference = quantized.original if self.reference == "original" else quantized.compensated
-        alpha = row_scale(reference, quantized.weight, spectrum.vectors, rank, self.lam)
+        error = reference.double() - quantized.weight.double()
+        scaled = quantized.weight
+        if quantized.kept is not None and self.kept_columns == "exclude":
+            scaled = scaled.masked_fill(quantized.kept, 0)
+        alpha = row_scale(error, scaled, spectrum.vectors, rank, self.lam)
         for name, rows in zip(problem.names, alpha.split(list(problem.rows)), strict=True):
             if self._skips(name):
                 rows.fill_(1)
@@ -89,18 +97,20 @@ def range_rank(values: Tensor, t: float, rule: IndexRule = "released", drop_firs
     return int(found[0]) + 1 + offset if len(found) else 0
 
 
-def row_scale(reference: Tensor, quantized: Tensor, vectors: Tensor, rank: int, lam: float) -> Tensor:
+def row_scale(error: Tensor, scaled: Tensor, vectors: Tensor, rank: int, lam: float) -> Tensor:
     """``alpha_r = 1 + <E_r (I - P), Q_r> / (||Q_r||^2 + lambda)`` with ``E = W - Q``; ``(R,)`` float64.
 
-    ``I - P = V V^T`` with ``V`` the ``rank`` leading columns of ``vectors`` ``(C, C)``, so the projector is never
-    formed: ``<E (I - P), Q> = <E V, Q V>``, through whichever of range and null basis is thinner.
+    ``I - P = V V^T`` with ``V`` the ``rank`` leading columns of ``vectors`` ``(C, C)``, so the projector is
+    never formed: ``<E (I - P), Q> = <E V, Q V>``, through whichever of range and null basis is thinner.
+
+    Args:
+        error: ``E`` ``(R, C)``.
+        scaled: what ``alpha`` multiplies, ``(R, C)``: ``Q``, with zeros in columns that are not scaled.
     """
-    error = reference.double() - quantized.double()
-    values = quantized.double()
-    if rank <= len(vectors) // 2:
-        basis = vectors[:, :rank]
-        shared = ((error @ basis) * (values @ basis)).sum(dim=1)
-    else:
-        basis = vectors[:, rank:]
-        shared = (error * values).sum(dim=1) - ((error @ basis) * (values @ basis)).sum(dim=1)
-    return 1 + shared / (values.square().sum(dim=1) + lam + 1e-8)
+    error, scaled = error.double(), scaled.double()
+    null = rank > len(vectors) // 2
+    basis = vectors[:, rank:] if null else vectors[:, :rank]
+    shared = ((error @ basis) * (scaled @ basis)).sum(dim=1)
+    if null:
+        shared = (error * scaled).sum(dim=1) - shared
+    return 1 + shared / (scaled.square().sum(dim=1) + lam + 1e-8)

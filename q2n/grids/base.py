@@ -9,7 +9,7 @@ in the layer's own column order.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,7 +20,8 @@ from q2n.types import Format
 class SolverView:
     """One layer as a solver is about to work on it.
 
-    ``weight`` is ``(R, C)`` in the *solver's* column order, untouched (dead columns not yet zeroed);
+    ``weight`` is ``(R, C)`` in the *solver's* column order, untouched (dead columns not yet zeroed), and
+    lies in memory column by column (``weight.T`` is contiguous), as the solver's own buffer does;
     ``order[j]`` is the layer's own index of solver column ``j``; ``dead[j]`` marks columns whose input is
     always zero; ``factor_diagonal`` is the diagonal ``d_j`` of the upper Cholesky factor of the damped
     inverse Hessian, ``(C,)``; ``kept`` of the last columns are not rounded.
@@ -32,9 +33,14 @@ class SolverView:
     factor_diagonal: Tensor
     kept: int = 0
 
+    def live_columns(self) -> Tensor:
+        """``weight.T`` ``(C, R)`` with dead columns at zero; do not write into it."""
+        columns = self.weight.T
+        return columns.masked_fill(self.dead[:, None], 0) if bool(self.dead.any()) else columns
 
-class ColumnEncoder(Protocol):
-    """Scratch of one layer. Columns arrive once each, in increasing solver position."""
+
+class ColumnRounder(Protocol):
+    """What the column loop calls. Columns arrive in increasing solver position."""
 
     def enter(self, position: int, buffer: Tensor) -> None:
         """Called before each column; refits group parameters where a group begins.
@@ -48,11 +54,24 @@ class ColumnEncoder(Protocol):
         """Round one column ``(R,)``; remembers the codes and returns the values they stand for ``(R,)``."""
         ...
 
+
+class ColumnEncoder(ColumnRounder, Protocol):
+    """Scratch of one layer."""
+
     def finish(self, compensated: Tensor) -> Format:
         """The layer's format, in its own column order.
 
         ``compensated`` ``(C, R)``, solver order, is the buffer after the sweep: what kept columns hold.
         """
+        ...
+
+
+@runtime_checkable
+class UnboundedEncoder(ColumnEncoder, Protocol):
+    """An encoder whose levels are evenly spaced, so that the grid can be continued without end."""
+
+    def snap(self, position: int, column: Tensor) -> Tensor:
+        """The nearest level of the continued grid for one column ``(R,)``; remembers nothing."""
         ...
 
 

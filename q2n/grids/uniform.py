@@ -14,21 +14,18 @@ import torch
 from torch import Tensor
 
 from q2n.grids.base import SolverView
+from q2n.grids.clip import search_range
 
 SCALE_BITS = 16
 """A stored scale is a float16; a stored zero point is an integer of as many bits as a code."""
-
-CLIP_STEPS = 80
-CLIP_RANGE = 100
-CLIP_NORM = 2.4
 
 
 @dataclass(frozen=True)
 class UniformFormat:
     """``W = scale[:, group] * (codes - zero[:, group])``.
 
-    ``codes`` ``(R, C)`` uint8, ``scale`` and ``zero`` ``(R, G)`` float32, ``group`` ``(C,)`` int64: the group of
-    each column, so groups of permuted columns (act-order) need no special case.
+    ``codes`` ``(R, C)`` uint8, ``scale`` and ``zero`` ``(R, G)`` float32, ``group`` ``(C,)`` int64: the group
+    of each column, so groups of permuted columns (act-order) need no special case.
     """
 
     codes: Tensor
@@ -84,7 +81,7 @@ class UniformGrid:
 
     @property
     def levels(self) -> int:
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     def fit(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero of each row of ``weight`` ``(R, g)``; both ``(R,)`` float32."""
@@ -95,9 +92,13 @@ class UniformGrid:
             low = torch.where(low < 0, -high, low)
         empty = (low == 0) & (high == 0)
         low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
-        if self.clip == "mse":
-            return self._search(weight, low, high)
-        return self._parameters(low, high)
+        return self.parameters(weight, low, high)
+
+    def parameters(self, weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero for rows whose values lie in ``low .. high`` ``(R,)``, zero included."""
+        if self.clip == "minmax":
+            return self._parameters(low, high)
+        return search_range(self._parameters, weight, low, high, self.levels)
 
     def _parameters(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         scale = (high - low) / self.levels
@@ -105,26 +106,12 @@ class UniformGrid:
             return scale, torch.full_like(scale, (self.levels + 1) / 2)
         return scale, torch.round(-low / scale)
 
-    def _search(self, weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Per row the shrink factor ``1 - i/100``, ``i < 80``, least in ``sum |Q(w) - w|^2.4`` (GPTQ's ``mse``)."""
-        scale, zero = self._parameters(low, high)
-        best = torch.full_like(scale, torch.inf)
-        for step in range(CLIP_STEPS):
-            factor = 1 - step / CLIP_RANGE
-            trial_scale, trial_zero = self._parameters(factor * low, factor * high)
-            values = round_to_grid(weight, trial_scale[:, None], trial_zero[:, None], self.levels)[1]
-            error = (values - weight).abs_().pow_(CLIP_NORM).sum(dim=1)
-            better = error < best
-            best = torch.where(better, error, best)
-            scale, zero = torch.where(better, trial_scale, scale), torch.where(better, trial_zero, zero)
-        return scale, zero
-
     def encoder(self, view: SolverView) -> UniformEncoder:
         return UniformEncoder(self, view)
 
     def quantize(self, weight: Tensor) -> UniformFormat:
         """Round-to-nearest of a whole matrix ``(R, C)``: every group fitted on the matrix as it is."""
-        rows, columns = weight.shape
+        columns = weight.shape[1]
         size = columns if self.group_size == -1 else self.group_size
         group = torch.arange(columns, device=weight.device) // size
         parameters = [self.fit(part) for part in weight.split(size, dim=1)]
@@ -150,20 +137,21 @@ class UniformEncoder:
         self._grid, self._order, self._columns = grid, view.order, columns
         size = columns if grid.group_size == -1 else min(grid.group_size, columns)
         self._size = size
-        self._codes = torch.empty(columns, rows, dtype=torch.uint8, device=view.weight.device)
-        positions = torch.arange(columns, device=view.weight.device)
+        # Codes stay floats until the end: a conversion per column would cost as much as the rounding.
+        self._codes = torch.empty(columns, rows, device=view.weight.device)
         self._fitted_ahead = grid.static_groups or size == columns
-        source = view.order if grid.static_groups else positions
-        group = source // size
-        self._group_of_position: list[int] = group.tolist()
+        source = view.order if grid.static_groups else torch.arange(columns, device=view.weight.device)
+        self._group = source // size
         count = -(-columns // size)
         self._scale = torch.zeros(count, rows, device=view.weight.device)
         self._zero = torch.zeros(count, rows, device=view.weight.device)
         if self._fitted_ahead:
-            own = torch.empty_like(view.weight)
-            own[:, source] = view.weight
-            for index, part in enumerate(own.split(size, dim=1)):
-                self._scale[index], self._zero[index] = grid.fit(part)
+            own = view.weight.T[torch.argsort(source)] if grid.static_groups else view.weight.T
+            for index, part in enumerate(own.split(size)):
+                self._scale[index], self._zero[index] = grid.fit(part.T)
+        parameters = list(zip(self._scale.unbind(), self._zero.unbind(), strict=True))
+        self._parameters = [parameters[index] for index in self._group.tolist()]
+        self._columns_of_codes = self._codes.unbind()
 
     def enter(self, position: int, buffer: Tensor) -> None:
         if self._fitted_ahead or position % self._size:
@@ -173,17 +161,21 @@ class UniformEncoder:
         self._scale[index], self._zero[index] = self._grid.fit(part)
 
     def encode(self, position: int, column: Tensor) -> Tensor:
-        index = self._group_of_position[position]
-        codes, values = round_to_grid(column, self._scale[index], self._zero[index], self._grid.levels)
-        self._codes[position] = codes
-        return values
+        scale, zero = self._parameters[position]
+        codes = torch.div(column, scale, out=self._columns_of_codes[position]).round_().add_(zero)
+        return codes.clamp_(0, self._grid.levels).sub(zero).mul_(scale)
+
+    def snap(self, position: int, column: Tensor) -> Tensor:
+        """The nearest level of the grid continued without end."""
+        scale, _ = self._parameters[position]
+        return torch.div(column, scale).round_().mul_(scale)
 
     def finish(self, compensated: Tensor) -> UniformFormat:
         inverse = torch.argsort(self._order)
-        group = torch.tensor(self._group_of_position, device=self._order.device)[inverse]
+        group = self._group[inverse]
         natural = torch.arange(self._columns, device=group.device) // self._size
         return UniformFormat(
-            codes=self._codes[inverse].T.contiguous(),
+            codes=self._codes.to(torch.uint8)[inverse].T.contiguous(),
             scale=self._scale.T.contiguous(),
             zero=self._zero.T.contiguous(),
             group=group,

@@ -8,12 +8,11 @@ argument (:class:`~q2n.grids.base.Grid`), a column order is an argument, kept co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from q2n.grids.base import ColumnEncoder, Grid, SolverView
+from q2n.grids.base import ColumnRounder, Grid, SolverView
 from q2n.linalg import damped_inverse_factor
 from q2n.types import LinearProblem, QuantizedLinear
 
@@ -25,15 +24,7 @@ LOOKBACK = 32
 """Columns between two matrix products inside a block: speed only, the result does not depend on it."""
 
 
-@dataclass(frozen=True)
-class ColumnSweep:
-    """What one pass over the columns produces, transposed and in solver order: ``(C, R)``."""
-
-    values: Tensor
-    compensated: Tensor
-    loss: float
-
-
+@torch.no_grad()
 def solve_obs(
     problem: LinearProblem,
     grid: Grid,
@@ -54,27 +45,29 @@ def solve_obs(
         NumericalError: the Hessian cannot be factorised with any damping of the schedule.
     """
     columns = problem.weight.shape[1]
-    order = torch.arange(columns, device=problem.weight.device) if order is None else order
-    hessian = problem.stats.gram[order][:, order]
+    untouched, hessian = problem.weight.T.contiguous(), problem.stats.gram
+    if order is not None:
+        untouched, hessian = untouched[order], hessian[order][:, order]
     dead = hessian.diagonal() == 0
-    hessian = hessian + torch.diag(dead.to(hessian))
+    dead_columns = int(dead.sum())
+    if dead_columns:
+        hessian = hessian + torch.diag(dead.to(hessian))
     factor = damped_inverse_factor(hessian, damping)
-    view = SolverView(problem.weight[:, order], order, dead, factor.upper.diagonal(), kept)
-    buffer = view.weight.T.contiguous()
-    buffer[dead] = 0
+    positions = torch.arange(columns, device=untouched.device)
+    view = SolverView(untouched.T, positions if order is None else order, dead, factor.upper.diagonal(), kept)
+    buffer = untouched.clone()
+    if dead_columns:
+        buffer[dead] = 0
     encoder = grid.encoder(view)
-    sweep = sweep_columns(buffer, factor.upper, encoder, columns - kept)
-    inverse = torch.argsort(order)
-    kept_columns = None
-    if kept:
-        kept_columns = inverse >= columns - kept
+    loss = sweep_columns(buffer, factor.upper, encoder, columns - kept)
+    inverse = None if order is None else torch.argsort(order)
     return QuantizedLinear(
-        format=encoder.finish(sweep.compensated),
+        format=encoder.finish(buffer),
         original=problem.weight,
-        compensated=sweep.compensated[inverse].T.contiguous(),
-        order=order,
-        kept=kept_columns,
-        diagnostics={"damping": factor.damping, "loss": sweep.loss, "dead_columns": int(dead.sum())},
+        compensated=(buffer if inverse is None else buffer[inverse]).T,
+        order=view.order,
+        kept=(positions if inverse is None else inverse) >= columns - kept if kept else None,
+        diagnostics={"damping": factor.damping, "loss": loss, "dead_columns": dead_columns},
     )
 
 
@@ -87,41 +80,50 @@ def activation_order(gram: Tensor) -> Tensor:
     return torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)
 
 
-def sweep_columns(buffer: Tensor, upper: Tensor, encoder: ColumnEncoder, stop: int) -> ColumnSweep:
-    """Round columns ``0 .. stop-1`` of ``buffer`` ``(C, R)`` (modified: it ends as the compensated weight).
+def sweep_columns(
+    buffer: Tensor, push: Tensor, encoder: ColumnRounder, stop: int, target: Tensor | None = None
+) -> float:
+    """Round columns ``0 .. stop-1`` of ``buffer``; returns half the summed squares of what was pushed.
 
-    Rows of ``buffer`` are columns of the weight, so that every operation of the loop reads and writes
-    contiguous memory.
+    ``buffer`` ``(C, R)`` is modified: column ``j`` ends as it was when the solver entered its block, and
+    columns from ``stop`` on as they are when everything has been pushed onto them. Rows of ``buffer`` are
+    columns of the weight, so that every operation of the loop reads and writes contiguous memory.
+
+    Column ``k`` loses ``sum_{j<k} e_j push_jk``; only the strictly upper part of ``push`` ``(C, C)`` is read.
+    By default ``e_j = (w_j - q_j) / push_jj`` with ``w_j`` the column as it was rounded (optimal brain
+    surgeon). With ``target`` ``(C, R)`` it is ``e_j = q_j - target_j``: LDLQ's feedback, where ``target`` is
+    the weight, and coordinate descent, where it is the previous rounding.
     """
-    values = torch.zeros_like(buffer)
     loss = 0.0
     for start in range(0, stop, BLOCK):
         end = min(start + BLOCK, stop)
-        errors = _sweep_block(buffer, upper, encoder, values, start, end)
-        loss += float(errors.square().sum()) / 2
-        buffer[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
-    return ColumnSweep(values, buffer, loss)
+        errors = _sweep_block(buffer, push, encoder, start, end, target)
+        loss += float(torch.linalg.vector_norm(errors)) ** 2 / 2
+        if end < len(buffer):
+            buffer[end:].addmm_(push[start:end, end:].T, errors, alpha=-1)
+    return loss
 
 
 def _sweep_block(
-    buffer: Tensor, upper: Tensor, encoder: ColumnEncoder, values: Tensor, start: int, end: int
+    buffer: Tensor, push: Tensor, encoder: ColumnRounder, start: int, end: int, target: Tensor | None
 ) -> Tensor:
     """Columns ``start .. end-1``; returns their errors ``(end-start, R)`` and leaves ``buffer`` as it was."""
     errors = torch.empty(end - start, buffer.shape[1], dtype=buffer.dtype, device=buffer.device)
-    diagonal = upper.diagonal()[start:end].tolist()
+    error_rows, diagonal = errors.unbind(), push.diagonal()[start:end].tolist()
     for near in range(start, end, LOOKBACK):
-        stop = min(near + LOOKBACK, end)
-        done = near - start
-        current = buffer[near:stop]
+        stop, done = min(near + LOOKBACK, end), near - start
+        current = buffer[near:stop].clone()
         if done:
-            current = torch.addmm(current, upper[start:near, near:stop].T, errors[:done], alpha=-1)
-        for position in range(near, stop):
-            column, local = current[position - near], position - start
-            if position > near:
-                push = upper[near:position, position]
-                column = torch.addmv(column, errors[done:local].T, push, alpha=-1)
+            current.addmm_(push[start:near, near:stop].T, errors[:done], alpha=-1)
+        weights = push[near:stop, near:stop].T.contiguous()
+        for local, column in enumerate(current.unbind()):
+            position, error = near + local, error_rows[done + local]
+            if local:
+                column.addmv_(errors[done : done + local].T, weights[local, :local], alpha=-1)
             encoder.enter(position, buffer)
             value = encoder.encode(position, column)
-            values[position] = value
-            torch.div(column.sub(value), diagonal[local], out=errors[local])
+            if target is None:
+                torch.sub(column, value, out=error).div_(diagonal[done + local])
+            else:
+                torch.sub(value, target[position], out=error)
     return errors

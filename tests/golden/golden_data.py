@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from q2n.calibration import Accumulators
-from q2n.types import LinearProblem, Statistic
+from q2n.corrections.null_space import NullSpaceScale
+from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 DATA = Path(__file__).parent / "data"
 
@@ -41,3 +43,28 @@ class Golden:
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference over the largest expected magnitude, as the files' tolerances are stated."""
     return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+def check_row_scales(data: Golden, quantized: QuantizedLinear, problem: LinearProblem, **fields: Any) -> None:
+    """Every null-space scale the file holds: both statistics, references and index rules."""
+    references = ["original", "compensated"]
+    for statistic in ("gram", "position_mean"):
+        for reference in references:
+            for rule in ("released", "textbook"):
+                plain = (reference, rule) == ("original", "released")
+                alternative = f"alt_alpha__{statistic}__{reference}__{rule}"
+                key = f"aligned_alpha_{statistic}" if plain else alternative
+                if key not in data:
+                    continue
+                correction = NullSpaceScale(
+                    t=data.settings["threshold"],
+                    lam=data.settings["lambda"],
+                    statistic=statistic,
+                    reference=reference,
+                    index_rule=rule,
+                    **fields,
+                )
+                found = correction.correct(problem, quantized).diagnostics
+                expected = problem.weight.shape[1] - int(data[key.replace("alpha", "k")])
+                assert found["null_rank"] == expected, key
+                assert torch.allclose(found["alpha"], data[key], atol=2e-5, rtol=0), key

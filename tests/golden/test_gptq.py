@@ -3,6 +3,7 @@
 import pytest
 import torch
 from golden.golden_data import Golden, relative
+
 from q2n.baselines.gptq import GPTQ
 from q2n.corrections.null_space import NullSpaceScale, range_rank
 from q2n.grids.uniform import UniformFormat, UniformGrid
@@ -72,7 +73,9 @@ def test_row_scales_match_the_float64_reference(case, statistic, reference, rule
 def test_aligned_scale_is_not_the_released_misaligned_one():
     data = Golden("gptq_w3_g32_actorder")
     problem = data.problem()
-    correction = NullSpaceScale(t=data.settings["threshold"], lam=data.settings["lambda"], statistic="position_mean")
+    correction = NullSpaceScale(
+        t=data.settings["threshold"], lam=data.settings["lambda"], statistic="position_mean"
+    )
     result = correction.correct(problem, baseline(data.settings).quantize(problem))
     assert (result.diagnostics["alpha"] - data["q2n_alpha"]).abs().max() > 1e-3
 

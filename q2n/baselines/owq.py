@@ -1,0 +1,133 @@
+"""OWQ (Lee et al., AAAI 2024, arXiv 2306.02272): OBS rounding with a few weak columns in full precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from q2n.baselines.base import LayerwiseBaseline, layer_widths
+from q2n.baselines.fields import Bits, Damping, DampingSchedule, GroupSize
+from q2n.corrections.recipes import ReleasedRecipe
+from q2n.exceptions import UnsupportedError
+from q2n.options import option
+from q2n.types import LinearProblem, QuantizedLinear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from q2n.grids.uniform import UniformGrid
+    from q2n.models.adapter import ModelAdapter
+
+LAYER_TYPES = 7
+"""Linear layers of a block of the served families, among which the budget is divided."""
+
+MLP_SHARE = 0.375
+"""Share of the other layers' budget that gate, up and down projections get (upstream's table for Llama)."""
+
+ROW_FACTOR = 12
+"""Upstream's constant in the budget: a block's weights in units of one square attention projection."""
+
+
+@option
+class OWQ(LayerwiseBaseline):
+    """The columns whose rounding costs most, ``H_jj ||W_j - Q(W_j)||^2``, stay in 16 bits.
+
+    Exactly one of ``target_rank``, the number of kept columns of every layer, and ``target_bit``, the average
+    bits they may bring a weight to (``bits`` to ``bits + 1``), is given. ``frobenius=False`` ranks columns by
+    ``H_jj`` alone. ``tuning='mse'`` searches step and zero point of the grid.
+    """
+
+    bits: Bits
+    group_size: GroupSize = -1
+    target_rank: Annotated[int, Field(ge=1)] | None = None
+    target_bit: Annotated[float, Field(gt=2, lt=9)] | None = None
+    tuning: Literal["mse", "minmax"] = "mse"
+    frobenius: bool = True
+    act_order: bool = False
+    percdamp: Damping = 0.01
+    percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
+
+    # Each layer has its own kept columns.
+    stacks_rows: ClassVar[bool] = False
+    released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False, kept_columns="zero")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> OWQ:
+        if (self.target_rank is None) == (self.target_bit is None):
+            raise ValueError("give exactly one of target_rank and target_bit (the other one null)")
+        if self.target_bit is not None and not self.bits < self.target_bit < self.bits + 1:
+            raise ValueError(f"target_bit={self.target_bit:g} must lie between bits={self.bits} and bits + 1")
+        return self
+
+    def kept_count(self, name: str, columns: int) -> int:
+        """Columns kept of the layer ``name``; an even number under ``target_bit``, as upstream packs
+        pairs."""
+        if self.target_rank is not None:
+            return self.target_rank
+        count = round(columns * self._rate * _share(name))
+        return count + count % 2
+
+    @property
+    def _rate(self) -> float:
+        """Kept columns an input column for a share of one."""
+        assert self.target_bit is not None
+        return ROW_FACTOR / (16 - self.bits) * (self.target_bit - self.bits) / LAYER_TYPES
+
+    def check(self, adapter: ModelAdapter) -> None:
+        super().check(adapter)
+        widths = layer_widths(adapter)
+        kept = {name: self.kept_count(name, columns) for name, columns in widths.items()}
+        none = [name for name, count in kept.items() if count == 0]
+        if none:
+            # 0.5 rounds to 0: the smallest budget is just above.
+            needed = max(0.5 / (widths[name] * _share(name)) for name in none)
+            bits = self.bits + needed * LAYER_TYPES * (16 - self.bits) / ROW_FACTOR
+            hint = f" or target_bit >= {bits + 5e-4:.3f}" if bits + 5e-4 < self.bits + 1 else ""
+            raise UnsupportedError(
+                f"baseline.target_bit={self.target_bit}: the budget rounds to no kept column for "
+                f"{', '.join(none)}; this model needs target_rank >= 1{hint}"
+            )
+        narrow = min(widths, key=lambda name: widths[name] - kept[name])
+        if kept[narrow] >= widths[narrow]:
+            raise UnsupportedError(
+                f"baseline.target_rank={self.target_rank}: {narrow} has {widths[narrow]} columns; "
+                f"target_rank can be at most {widths[narrow] - 1}"
+            )
+
+    def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        from q2n.grids.kept import KeptColumnsGrid
+        from q2n.solvers.obs import solve_obs
+
+        count = max(self.kept_count(name, problem.weight.shape[1]) for name in problem.names)
+        order = self._order(problem, count) if count or self.act_order else None
+        grid = KeptColumnsGrid(self._grid(self.group_size, coarse=self.group_size != -1))
+        return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule], order, kept=count)
+
+    def _grid(self, group_size: int, coarse: bool) -> UniformGrid:
+        from q2n.grids.mse2d import STEPS_COARSE, STEPS_MAIN, Mse2dGrid
+        from q2n.grids.uniform import UniformGrid
+
+        if self.tuning == "minmax":
+            return UniformGrid(self.bits, group_size)
+        return Mse2dGrid(self.bits, group_size, steps=STEPS_COARSE if coarse else STEPS_MAIN)
+
+    def sensitivity(self, problem: LinearProblem) -> Tensor:
+        """Cost of rounding each column, ``(C,)``."""
+        diagonal = problem.stats.gram.diagonal()
+        if not self.frobenius:
+            return diagonal
+        rounded = self._grid(-1, coarse=True).quantize(problem.weight).dequantize()
+        return diagonal * (problem.weight - rounded).square().sum(dim=0)
+
+    def _order(self, problem: LinearProblem, count: int) -> Tensor:
+        """Columns to be rounded, in their own order or by falling sensitivity; then the kept ones by it."""
+        import torch
+
+        falling = torch.argsort(self.sensitivity(problem), descending=True)
+        kept, rounded = falling[:count], falling[count:]
+        return torch.cat([rounded if self.act_order else rounded.sort().values, kept])
+
+
+def _share(name: str) -> float:
+    return MLP_SHARE if name.endswith(("gate_proj", "up_proj", "down_proj")) else 1.0

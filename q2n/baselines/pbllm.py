@@ -1,0 +1,58 @@
+"""PB-LLM (Shang et al., ICLR 2024, arXiv 2310.00034): one bit for most weights, many for the salient ones."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from q2n.baselines.base import LayerwiseBaseline
+from q2n.baselines.fields import Bits, Damping, DampingSchedule, GroupSize
+from q2n.corrections.recipes import ReleasedRecipe
+from q2n.options import option
+from q2n.types import LinearProblem, QuantizedLinear, Statistic
+
+
+@option
+class PBLLM(LayerwiseBaseline):
+    """``low_frac`` of the weights in one bit, the others in ``high_bits``.
+
+    Without ``low_frac`` the fraction is the one whose codes take ``bits`` a weight on average,
+    ``low_frac + (1 - low_frac) high_bits = bits``; scales and the mask come on top, as the record's
+    ``bits_per_weight`` says. ``group_size`` is that of the binary part and of the saliency threshold.
+    """
+
+    bits: Annotated[float, Field(gt=1, le=16)]
+    low_frac: Annotated[float, Field(ge=0, lt=1)] | None = None
+    high_bits: Bits = 8
+    saliency: Literal["hessian", "magnitude"] = "hessian"
+    group_size: GroupSize = -1
+    percdamp: Damping = 0.01
+    percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
+
+    # The saliency threshold is common to all rows of a layer, so layers are not independent rows.
+    stacks_rows: ClassVar[bool] = False
+    released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(statistic=Statistic.SQRT_POSITION_MEAN)
+
+    @model_validator(mode="after")
+    def _average_is_reachable(self) -> PBLLM:
+        if self.low_frac is None and self.bits > self.high_bits:
+            raise ValueError(f"an average of {self.bits:g} bits needs high_bits of at least as many")
+        return self
+
+    @property
+    def low_fraction(self) -> float:
+        """Share of the weights that get one bit."""
+        if self.low_frac is not None:
+            return self.low_frac
+        return (self.high_bits - self.bits) / (self.high_bits - 1)
+
+    def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        from q2n.grids.masked import SalientGrid
+        from q2n.grids.uniform import UniformGrid
+        from q2n.grids.xnor import XnorGrid
+        from q2n.solvers.obs import solve_obs
+
+        low, high = XnorGrid(self.group_size), UniformGrid(self.high_bits)
+        grid = SalientGrid(low, high, self.low_fraction, self.saliency)
+        return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule])

@@ -1,0 +1,94 @@
+"""QuIP (Chee et al., NeurIPS 2023, arXiv 2307.13304): incoherence processing and LDLQ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from q2n.baselines.base import LayerwiseBaseline
+from q2n.baselines.fields import Bits, Damping, GroupSize
+from q2n.corrections.recipes import INERT, ReleasedRecipe
+from q2n.options import option
+from q2n.types import Correction, LinearProblem, QuantizedLinear, Solution
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from q2n.transforms.incoherence import Incoherence
+
+TRACE_FLOOR = 0.01
+"""Added to the Hessian's diagonal once its mean is 1, before rotation and damping (upstream's
+conditioning)."""
+
+
+@option
+class QuIP(LayerwiseBaseline):
+    """One scale a matrix after random rotations of rows and columns.
+
+    ``npasses`` greedy passes follow the rounding. ``grid='uniform'`` puts the rotated weight on a scale and
+    zero point a row and group instead; only then may ``group_size`` be set.
+    """
+
+    bits: Bits
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    npasses: Annotated[int, Field(ge=0, le=100)] = 1
+    percdamp: Damping = 0.01
+    grid: Literal["per_tensor", "uniform"] = "per_tensor"
+    group_size: GroupSize = -1
+
+    stacks_rows: ClassVar[bool] = False
+    released: ClassVar[ReleasedRecipe | None] = INERT
+
+    @model_validator(mode="after")
+    def _one_scale_has_no_groups(self) -> QuIP:
+        if self.grid == "per_tensor" and self.group_size != -1:
+            raise ValueError("a per-tensor grid has one scale: set group_size=-1, or grid=uniform for groups")
+        return self
+
+    def solve(self, problem: LinearProblem, correction: Correction) -> Solution:
+        from q2n.transforms.incoherence import draw_incoherence
+
+        return self.solve_in(problem, correction, draw_incoherence(problem, self.seed))
+
+    def solve_in(self, problem: LinearProblem, correction: Correction, basis: Incoherence) -> Solution:
+        """Quantize and correct in the rotated ``basis``, then return to the layer's own."""
+        rotated = basis.problem(problem)
+        base = self.quantize(rotated)
+        corrected = correction.correct(rotated, base)
+        return Solution(_back(problem, base, basis), _back(problem, corrected, basis))
+
+    def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        """The problem in the basis it is given in, without rotations."""
+        from q2n.grids.per_tensor import PerTensorGrid
+        from q2n.grids.uniform import UniformGrid
+        from q2n.solvers.ldlq import solve_ldlq
+
+        hessian, damping = self._hessian(problem.stats.gram)
+        if self.grid == "uniform":
+            uniform = UniformGrid(self.bits, self.group_size, static_groups=True)
+            result = solve_ldlq(problem, uniform, hessian, self.npasses)
+        else:
+            grid = PerTensorGrid(self.bits)
+            result = solve_ldlq(problem, grid, hessian, self.npasses, grid.target(problem.weight))
+        return replace(result, diagnostics={**result.diagnostics, "damping": damping})
+
+    def _hessian(self, gram: Tensor) -> tuple[Tensor, float]:
+        """Mean diagonal 1, plus the floor, plus ``percdamp`` of the new mean; and that fraction."""
+        hessian = gram * (len(gram) / gram.trace())
+        hessian.diagonal().add_(TRACE_FLOOR + self.percdamp * (1 + TRACE_FLOOR))
+        return hessian, self.percdamp
+
+
+def _back(problem: LinearProblem, rotated: QuantizedLinear, basis: Incoherence) -> QuantizedLinear:
+    """A rotated result as one of the layer: a format that rotates back."""
+    from q2n.transforms.incoherence import TransformedFormat
+
+    return replace(
+        rotated,
+        format=TransformedFormat(rotated.format, basis),
+        original=problem.weight,
+        compensated=problem.weight,
+        order=None,
+    )

@@ -1,0 +1,77 @@
+"""SmoothQuant (Xiao et al., ICML 2023, arXiv 2211.10438): activation outliers moved into the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from q2n.baselines.base import LayerwiseBaseline
+from q2n.baselines.fields import ActivationBits, Bits, ClipRatio, Damping, DampingSchedule, GroupSize
+from q2n.options import option
+from q2n.types import LinearProblem, QuantizedLinear, Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from q2n.models.adapter import DecoderBlock, ModelAdapter
+
+MIN_SCALE = 1e-5
+
+
+@option
+class SmoothQuant(LayerwiseBaseline):
+    """Channels are divided by ``max|x|^alpha / max|w|^(1 - alpha)`` behind each norm; then weights are rounded,
+    and in the finished model every token of every linear's input (``a_bits=16``: not)."""
+
+    bits: Bits
+    group_size: GroupSize = -1
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    weight_solver: Literal["rtn", "gptq"] = "rtn"
+    sym: bool = True
+    clip: Literal["minmax", "mse"] = "minmax"
+    a_bits: ActivationBits = 8
+    a_sym: bool = True
+    a_clip_ratio: ClipRatio = 1.0
+    percdamp: Damping = 0.01
+    percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        return frozenset({Statistic.GRAM} if self.weight_solver == "gptq" else ())
+
+    def prepare_block(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
+        from q2n.models.block import GATE_UP, QKV
+        from q2n.transforms.block_inputs import largest_inputs
+        from q2n.transforms.scaling import migrate
+
+        for group, largest in largest_inputs(block, inputs, (QKV, GATE_UP)).items():
+            norm, linears = block.norm_before(group), [block.linear(name) for name in group.linears]
+            assert norm is not None
+            migrate(norm, linears, self.scale(largest, [linear.weight for linear in linears]))
+
+    def scale(self, largest: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """``max|x|^alpha / max|w|^(1 - alpha)`` of every channel, ``(C,)``; ``weights`` share the input."""
+        import torch
+
+        columns = torch.stack([weight.float().abs().amax(dim=0) for weight in weights]).amax(dim=0)
+        strength = largest.clamp(min=MIN_SCALE) ** self.alpha
+        return (strength / columns.clamp(min=MIN_SCALE) ** (1 - self.alpha)).clamp(min=MIN_SCALE)
+
+    def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        from q2n.grids.centred import CentredGrid
+        from q2n.solvers.obs import solve_obs
+        from q2n.solvers.rtn import solve_rtn
+
+        grid = CentredGrid(self.bits, self.group_size, self.sym, self.clip)
+        if self.weight_solver == "rtn":
+            return solve_rtn(problem, grid)
+        return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule])
+
+    def finish(self, adapter: ModelAdapter) -> None:
+        from q2n.grids.activation import ActivationQuantizer
+        from q2n.transforms.online import quantize_inputs
+
+        if self.a_bits < 16:
+            quantize_inputs(adapter, ActivationQuantizer(self.a_bits, self.a_sym, self.a_clip_ratio))

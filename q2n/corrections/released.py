@@ -1,0 +1,129 @@
+"""``q2n=released``: the official release's step as it is, baseline by baseline, faults included.
+
+It exists so that a table can show code-as-released beside paper-as-written; docs/reproduction.md lists the
+departures. Only the formula of the index and of the row scale is shared with
+:mod:`q2n.corrections.null_space`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from q2n.corrections.recipes import ReleasedRecipe
+from q2n.exceptions import UnsupportedError
+from q2n.options import option
+from q2n.types import Baseline, Correction, LinearProblem, QuantizedLinear, Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAM_STEPS = 20
+ADAM_RATE = 2e-3
+
+
+@option
+class ReleasedScale:
+    """The released step's two parameters; what else it does depends on the baseline it is bound to."""
+
+    t: Annotated[float, Field(ge=0)]
+    lam: Annotated[float, Field(ge=0)]
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        return frozenset()
+
+    def bind(self, baseline: Baseline) -> Correction:
+        """
+        Raises:
+            UnsupportedError: the release has no step for this baseline.
+        """
+        recipe = getattr(type(baseline), "released", None)
+        if not isinstance(recipe, ReleasedRecipe):
+            raise UnsupportedError(
+                f"the official release has no Q2N step for {type(baseline).__name__}; use q2n=on or q2n=off"
+            )
+        return BoundRelease(self.t, self.lam, recipe)
+
+    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        raise UnsupportedError(
+            "the released step differs from baseline to baseline: call bind(baseline) first"
+        )
+
+
+@dataclass(frozen=True)
+class BoundRelease:
+    """The released step after one baseline."""
+
+    t: float
+    lam: float
+    recipe: ReleasedRecipe
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        return frozenset() if self.recipe.statistic is None else frozenset({self.recipe.statistic})
+
+    def bind(self, baseline: Baseline) -> Correction:
+        return self
+
+    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        import torch
+
+        if all(self._skips(name) for name in problem.names):
+            return quantized
+        rows, columns = problem.weight.shape
+        if self.recipe.statistic is None:
+            # Folding a vector of ones in would cost storage for nothing.
+            noted = {"alpha": torch.ones(rows, dtype=torch.float64), "null_rank": columns}
+            return replace(quantized, diagnostics={**quantized.diagnostics, **noted})
+        alpha, rank = self._alpha(problem, quantized, self.recipe.statistic)
+        for name, part in zip(problem.names, alpha.split(list(problem.rows)), strict=True):
+            if self._skips(name):
+                part.fill_(1)
+        return quantized.scaled_rows(alpha, null_rank=columns - rank)
+
+    def _skips(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.recipe.skip)
+
+    def _alpha(
+        self, problem: LinearProblem, quantized: QuantizedLinear, statistic: Statistic
+    ) -> tuple[Tensor, int]:
+        from q2n.corrections.null_space import range_rank, row_scale
+
+        recipe = self.recipe
+        spectrum = problem.stats.spectrum(statistic)
+        rank = range_rank(spectrum.values.clamp(min=0), self.t, "released")
+        reference = quantized.compensated if recipe.reference == "compensated" else quantized.original
+        values = quantized.weight
+        if recipe.kept_columns == "zero" and quantized.kept is not None:
+            values = values.masked_fill(quantized.kept, 0)
+        if not recipe.aligned and quantized.order is not None:
+            reference, values = reference[:, quantized.order], values[:, quantized.order]
+        error = reference.double() - values.double()
+        if recipe.alpha == "closed":
+            return row_scale(error, values, spectrum.vectors, rank, self.lam), rank
+        fit = row_scale(error, values, spectrum.vectors, rank, lam=0.0)
+        return adam_row_scale(fit, values.double().square().sum(dim=1), self.lam), rank
+
+
+def adam_row_scale(fit: Tensor, norms: Tensor, lam: float) -> Tensor:
+    """20 steps of ``torch.optim.Adam`` (its defaults, rate 2e-3) from one on ``n (a - f)^2 + lam (a - 1)^2``.
+
+    That is the released loss ``||B - diag(a) Q||^2 + lam ||a - 1||^2`` up to a constant, with ``norms`` ``n``
+    the squared norms of the rows of ``Q`` and ``fit`` ``f`` the least-squares scales; rows do not interact.
+    ``(R,)``.
+    """
+    import torch
+
+    alpha = torch.ones_like(fit)
+    mean, square = torch.zeros_like(fit), torch.zeros_like(fit)
+    for step in range(1, ADAM_STEPS + 1):
+        gradient = 2 * norms * (alpha - fit) + 2 * lam * (alpha - 1)
+        mean.lerp_(gradient, 1 - 0.9)
+        square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+        denominator = (square / (1 - 0.999**step)).sqrt_().add_(1e-8)
+        alpha = alpha - ADAM_RATE / (1 - 0.9**step) * mean / denominator
+    return alpha

@@ -1,0 +1,59 @@
+"""Activations on a uniform grid fitted to each token as it comes (QuaRot, arXiv 2404.00456, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ActivationQuantizer:
+    """Rounds every token, or every run of ``group_size`` of its channels, to its own grid.
+
+    The range is multiplied by ``clip_ratio`` before it is divided. Symmetric: codes ``-2^(b-1) .. 2^(b-1)-1``
+    and no zero point; otherwise codes ``0 .. 2^b-1``. The arithmetic is float32 whatever the input is.
+    """
+
+    bits: int
+    symmetric: bool = True
+    clip_ratio: float = 1.0
+    group_size: int = -1
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Tokens ``(..., C)`` as the nearest values of their grids; ``C`` a multiple of ``group_size``."""
+        groups = self._grouped(rows)
+        scale, zero = self._fit(groups)
+        values = self._codes(groups, scale, zero).sub_(zero).mul_(scale)
+        return values.reshape(rows.shape).to(rows.dtype)
+
+    def encode(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes ``(..., C)`` and scales and zeros ``(..., C / group_size)``, all float32."""
+        groups = self._grouped(rows)
+        scale, zero = self._fit(groups)
+        return self._codes(groups, scale, zero).reshape(rows.shape), scale.squeeze(-1), zero.squeeze(-1)
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        size = rows.shape[-1] if self.group_size == -1 else self.group_size
+        return rows.float().unflatten(-1, (-1, size))
+
+    def _fit(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
+        if self.group_size == -1:
+            # Only here does the official quantizer make the range contain zero.
+            low, high = low.clamp(max=0), high.clamp(min=0)
+        low, high = low * self.clip_ratio, high * self.clip_ratio
+        if self.symmetric:
+            largest = torch.maximum(low.abs(), high)
+            scale = torch.where(largest == 0, 1, largest / ((1 << (self.bits - 1)) - 1))
+            return scale, torch.zeros_like(scale)
+        empty = (low == 0) & (high == 0)
+        low, high = torch.where(empty, -1, low), torch.where(empty, 1, high)
+        scale = (high - low) / ((1 << self.bits) - 1)
+        return scale, torch.round(-low / scale)
+
+    def _codes(self, groups: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        lowest = -(1 << (self.bits - 1)) if self.symmetric else 0
+        codes = torch.round(groups / scale).add_(zero)
+        return codes.clamp_(lowest, lowest + (1 << self.bits) - 1)

@@ -1,0 +1,53 @@
+"""The search for a smaller range of a uniform grid (GPTQ's ``mse`` option, QuaRot's ``w_clip``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+CLIP_STEPS = 80
+CLIP_RANGE = 100
+CLIP_NORM = 2.4
+
+CHUNK_ENTRIES = 2**16
+"""Weights whose range is searched at once: they stay in the cache for all candidates."""
+
+Parameters = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Scale and zero ``(R,)`` of the grid between two ends ``(R,)``."""
+
+
+def search_range(
+    parameters: Parameters, weight: Tensor, low: Tensor, high: Tensor, levels: int
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero with both ends times ``1 - i/100``, ``i < 80``, least in ``sum |Q(w) - w|^2.4`` of each row.
+
+    Args:
+        weight: ``(R, g)``.
+        low, high: ends of the full range, ``(R,)``.
+        levels: largest code.
+    """
+    rows = max(1, CHUNK_ENTRIES // weight.shape[1])
+    parts = zip(weight.split(rows), low.split(rows), high.split(rows), strict=True)
+    found = [_search_rows(parameters, part.contiguous(), *ends, levels) for part, *ends in parts]
+    return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
+
+
+def _search_rows(
+    parameters: Parameters, weight: Tensor, low: Tensor, high: Tensor, levels: int
+) -> tuple[Tensor, Tensor]:
+    scale, zero = parameters(low, high)
+    least = torch.full_like(scale, torch.inf)
+    error = torch.empty_like(weight)
+    for step in range(CLIP_STEPS):
+        factor = 1 - step / CLIP_RANGE
+        trial, point = parameters(factor * low, factor * high)
+        ratio, lowest = weight / trial[:, None], -point[:, None]
+        torch.round(ratio, out=error).clamp_(lowest, lowest + levels).sub_(ratio)
+        # |e|^2.4 through logarithms of squares: several times faster than a power.
+        cost = error.square_().log_().mul_(CLIP_NORM / 2).exp_().sum(dim=1) * trial**CLIP_NORM
+        better = cost < least
+        least = torch.where(better, cost, least)
+        scale, zero = torch.where(better, trial, scale), torch.where(better, point, zero)
+    return scale, zero

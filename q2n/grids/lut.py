@@ -1,0 +1,93 @@
+"""A table of levels a row, placed by weighted k-means (LeanQuant, arXiv 2407.10032)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from q2n.grids.base import SolverView
+from q2n.grids.kmeans import cluster_rows
+
+ENTRY_BITS = 16
+
+
+@dataclass(frozen=True)
+class LutFormat:
+    """``W_rc = table[r, codes_rc]``; ``codes`` ``(R, C)`` uint8, ``table`` ``(R, 2^bits)`` float32
+    ascending."""
+
+    codes: Tensor
+    table: Tensor
+    bits: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dequantize(self) -> Tensor:
+        return self.table.gather(1, self.codes.long())
+
+    def scale_rows(self, alpha: Tensor) -> LutFormat:
+        return replace(self, table=self.table * alpha.to(self.table)[:, None])
+
+    def select_rows(self, start: int, stop: int) -> LutFormat:
+        return replace(self, codes=self.codes[start:stop], table=self.table[start:stop])
+
+    def storage_bits(self) -> float:
+        return self.codes.numel() * self.bits + self.table.numel() * ENTRY_BITS
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {"codes": self.codes, "table": self.table}
+
+
+@dataclass(frozen=True)
+class LutGrid:
+    """Levels of each row from k-means with sample weights ``d_j^-exponent`` (``d`` the Cholesky diagonal of
+    the inverse Hessian): columns whose rounding costs most decide where the levels are.
+
+    ``tables`` ``(R, 2^bits)``, if given, are used instead of clustering.
+    """
+
+    bits: int
+    exponent: float
+    seed: int = 0
+    tables: Tensor | None = None
+
+    def encoder(self, view: SolverView) -> LutEncoder:
+        return LutEncoder(self, view)
+
+    def fit(self, view: SolverView) -> Tensor:
+        """``(R, 2^bits)`` ascending."""
+        if self.tables is not None:
+            return self.tables.sort(dim=1).values
+        weight = view.live_columns().T.contiguous()
+        importance = view.factor_diagonal**-self.exponent
+        return cluster_rows(weight, importance, 2**self.bits, self.seed).to(weight)
+
+
+class LutEncoder:
+    """Rounds columns to the nearest level of each row's table; of two equally near the lower one."""
+
+    def __init__(self, grid: LutGrid, view: SolverView) -> None:
+        rows, columns = view.weight.shape
+        self._order, self._bits = view.order, grid.bits
+        self._table = grid.fit(view).contiguous()
+        self._middles = ((self._table[:, 1:] + self._table[:, :-1]) / 2).T.contiguous()
+        self._above = torch.empty_like(self._middles)
+        self._codes = torch.empty(columns, rows, device=view.weight.device)
+
+    def enter(self, position: int, buffer: Tensor) -> None:
+        """Fitted ahead."""
+
+    def encode(self, position: int, column: Tensor) -> Tensor:
+        # Counting the boundaries below a weight beats a search a row while tables are short.
+        torch.gt(column, self._middles, out=self._above)
+        codes = torch.sum(self._above, dim=0, out=self._codes[position])
+        return self._table.gather(1, codes.long()[:, None])[:, 0]
+
+    def finish(self, compensated: Tensor) -> LutFormat:
+        codes = self._codes.to(torch.uint8)[torch.argsort(self._order)]
+        return LutFormat(codes.T.contiguous(), self._table, self._bits)

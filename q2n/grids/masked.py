@@ -1,0 +1,109 @@
+"""Two formats in one matrix, element by element: a few salient weights in many bits, the others in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from q2n.grids.base import SolverView
+from q2n.grids.uniform import UniformFormat, UniformGrid
+from q2n.grids.xnor import XnorFormat, XnorGrid
+from q2n.linalg import kth_smallest
+
+
+@dataclass(frozen=True)
+class MaskedFormat:
+    """``W = mask ? low : high``; ``mask`` ``(R, C)`` bool. Both parts are whole matrices in memory, with
+    codes of the entries the other one holds set to zero; only the entries a part holds are stored."""
+
+    mask: Tensor
+    low: XnorFormat
+    high: UniformFormat
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.mask.shape[0], self.mask.shape[1]
+
+    def dequantize(self) -> Tensor:
+        return torch.where(self.mask, self.low.dequantize(), self.high.dequantize())
+
+    def scale_rows(self, alpha: Tensor) -> MaskedFormat:
+        return replace(self, low=self.low.scale_rows(alpha), high=self.high.scale_rows(alpha))
+
+    def select_rows(self, start: int, stop: int) -> MaskedFormat:
+        low, high = self.low.select_rows(start, stop), self.high.select_rows(start, stop)
+        return MaskedFormat(self.mask[start:stop], low, high)
+
+    def storage_bits(self) -> float:
+        """One bit a weight for the mask; codes of either part only where it holds the weight."""
+        total, held = self.mask.numel(), int(self.mask.sum())
+        low = self.low.storage_bits() - (total - held)
+        high = self.high.storage_bits() - held * self.high.bits
+        return total + low + high
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        low = {f"low.{name}": tensor for name, tensor in self.low.tensors().items()}
+        high = {f"high.{name}": tensor for name, tensor in self.high.tensors().items()}
+        return {"mask": self.mask, **low, **high}
+
+
+@dataclass(frozen=True)
+class SalientGrid:
+    """The fraction ``low_fraction`` of least salient weights in one bit, the others on ``high``.
+
+    Saliency is ``w^2 / d^2`` (``hessian``; ``d`` the diagonal of the Cholesky factor of the inverse Hessian)
+    or ``|w|`` (``magnitude``); its threshold is common to all rows, one for each group of ``low``.
+    """
+
+    low: XnorGrid
+    high: UniformGrid
+    low_fraction: float
+    saliency: Literal["hessian", "magnitude"]
+
+    def mask(self, view: SolverView) -> Tensor:
+        """True where a weight gets one bit; ``(R, C)``, solver order, contiguous by columns."""
+        weight = view.live_columns().abs()
+        if self.saliency == "hessian":
+            weight = weight.div_(view.factor_diagonal[:, None]).square_()
+        size = len(weight) if self.low.group_size == -1 else self.low.group_size
+        return torch.cat([part <= self._threshold(part) for part in weight.split(size)]).T
+
+    def _threshold(self, saliency: Tensor) -> Tensor:
+        return kth_smallest(saliency, int(saliency.numel() * self.low_fraction))
+
+    def encoder(self, view: SolverView) -> SalientEncoder:
+        return SalientEncoder(self, view)
+
+
+class SalientEncoder:
+    """Rounds each entry of a column with the part that holds it."""
+
+    def __init__(self, grid: SalientGrid, view: SolverView) -> None:
+        self._order = view.order
+        mask = grid.mask(view)
+        self._low, self._high = grid.low.encoder(view, mask), grid.high.encoder(view)
+        self._mask = mask.T
+        # Weighted sums with weights of 0 and 1 are exact, and faster than a selection.
+        held = self._mask.to(view.weight)
+        self._weights = list(zip(held.unbind(), (1 - held).unbind(), strict=True))
+
+    def enter(self, position: int, buffer: Tensor) -> None:
+        self._high.enter(position, buffer)
+
+    def encode(self, position: int, column: Tensor) -> Tensor:
+        low, high = self._low.encode(position, column), self._high.encode(position, column)
+        held_low, held_high = self._weights[position]
+        return high.mul_(held_high).addcmul_(low, held_low)
+
+    def finish(self, compensated: Tensor) -> MaskedFormat:
+        mask = self._mask[torch.argsort(self._order)].T.contiguous()
+        low, high = self._low.finish(compensated), self._high.finish(compensated)
+        return MaskedFormat(
+            mask,
+            replace(low, signs=low.signs * mask),
+            replace(high, codes=high.codes * ~mask),
+        )

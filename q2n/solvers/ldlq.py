@@ -1,0 +1,121 @@
+"""LDLQ rounding (QuIP, arXiv 2307.13304): linear feedback of the rounding errors, last column first.
+
+With ``H = L D L^T``, ``L`` unit lower triangular, column ``i`` is rounded to the grid's nearest level of
+``w_i + sum_{j>i} (w_j - q_j) L_ji``. That is optimal brain surgeon in reversed column order, without the
+inverse of ``H``, and both run through the one loop :func:`~q2n.solvers.obs.sweep_columns`. Greedy passes are
+coordinate descent on the same proxy loss ``tr((Q - W) H (Q - W)^T)``, with that loop as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from q2n.exceptions import NumericalError, UnsupportedError
+from q2n.grids.base import ColumnRounder, Grid, SolverView, UnboundedEncoder
+from q2n.linalg import require_finite, triangular_factors
+from q2n.solvers.obs import sweep_columns
+from q2n.types import LinearProblem, QuantizedLinear
+
+
+@torch.no_grad()
+def solve_ldlq(
+    problem: LinearProblem,
+    grid: Grid,
+    hessian: Tensor,
+    npasses: int = 0,
+    target: Tensor | None = None,
+) -> QuantizedLinear:
+    """Quantize a layer by LDLQ and ``npasses`` greedy passes.
+
+    Args:
+        problem: weight ``(R, C)``, to which the grid is fitted.
+        grid: number format of the columns. Groups are fitted on the weight as it is: unlike OBS' buffer, the
+            one here holds a part of the feedback only, and is no estimate of anything.
+        hessian: ``(C, C)`` symmetric positive definite, as it is used: conditioning is the caller's business.
+        npasses: coordinate-descent passes after the first rounding; a pass that changes nothing is the last.
+        target: ``(R, C)``, the weight whose rounding is sought; default: the problem's.
+
+    Raises:
+        NumericalError: the Hessian is not finite or not positive definite.
+        UnsupportedError: greedy passes on a grid whose levels cannot be continued without end.
+    """
+    columns = problem.weight.shape[1]
+    order = torch.arange(columns - 1, -1, -1, device=problem.weight.device)
+    lower = _cholesky(hessian)
+    unit = (lower / lower.diagonal()).to(problem.weight)
+    untouched = problem.weight.T.contiguous().flip(0)
+    aim = untouched if target is None else target.T.contiguous().flip(0)
+    dead = torch.zeros(columns, dtype=torch.bool, device=order.device)
+    encoder = grid.encoder(SolverView(untouched.T, order, dead, 1 / lower.diagonal().flip(0).to(untouched)))
+    if npasses and not isinstance(encoder, UnboundedEncoder):
+        raise UnsupportedError(
+            f"greedy passes need a grid of evenly spaced levels, which {type(grid).__name__} is not: "
+            "set npasses to 0"
+        )
+    recorder = _Recorder(
+        lambda position, _: encoder.enter(position, aim), encoder.encode, torch.empty_like(aim)
+    )
+    sweep_columns(aim.clone(), unit.flip(0, 1), recorder, columns, target=aim)
+    done = 0
+    if isinstance(encoder, UnboundedEncoder):
+        done = _greedy(aim, hessian.flip(0, 1).to(aim), encoder, recorder.values, npasses)
+    return QuantizedLinear(
+        format=encoder.finish(aim),
+        original=problem.weight,
+        compensated=problem.weight,
+        order=order,
+        diagnostics={"greedy_passes": done},
+    )
+
+
+def _cholesky(hessian: Tensor) -> Tensor:
+    require_finite(hessian, "Hessian")
+    factors = triangular_factors(hessian.double())
+    if factors is None:
+        raise NumericalError(
+            f"Hessian ({len(hessian)} columns) is not positive definite; raise baseline.percdamp"
+        )
+    return factors[0]
+
+
+def _greedy(aim: Tensor, hessian: Tensor, encoder: UnboundedEncoder, values: Tensor, npasses: int) -> int:
+    """Coordinate descent on all columns in turn; ``aim``, ``values`` ``(C, R)`` and ``hessian`` in solver
+    order.
+
+    Column ``i`` becomes the level nearest ``q_i - sum_j (q_j - w_j) H_ji / H_ii``, on the grid continued
+    without end: upstream clips to the grid only after a whole pass. Returns the passes made.
+    """
+    push = hessian / hessian.diagonal()
+    for done in range(npasses):
+        previous = values
+        recorder = _Recorder(_nothing, encoder.snap, torch.empty_like(values))
+        start = previous - push.T @ (previous - aim)
+        sweep_columns(start, push, recorder, len(values), target=previous)
+        clipped = [encoder.encode(position, column) for position, column in enumerate(recorder.values)]
+        values = torch.stack(clipped)
+        if torch.equal(values, previous):
+            return done + 1
+    return npasses
+
+
+def _nothing(position: int, buffer: Tensor) -> None:
+    """No group begins in a greedy pass: parameters stay as the first rounding left them."""
+
+
+@dataclass(frozen=True)
+class _Recorder(ColumnRounder):
+    """Rounds with the given functions and remembers the values ``(C, R)``."""
+
+    entering: Callable[[int, Tensor], None]
+    rounding: Callable[[int, Tensor], Tensor]
+    values: Tensor
+
+    def enter(self, position: int, buffer: Tensor) -> None:
+        self.entering(position, buffer)
+
+    def encode(self, position: int, column: Tensor) -> Tensor:
+        return self.values[position].copy_(self.rounding(position, column))

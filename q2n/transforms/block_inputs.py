@@ -1,0 +1,55 @@
+"""Inputs of a block's linear layers, for methods that look at them before the block is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from q2n.models.block import DecoderBlock, LinearGroup
+
+
+def spread_sequences(batches: Sequence[Tensor], tokens: int | None) -> list[Tensor]:
+    """Evenly spaced sequences of micro-batches ``(B, T, D)``, as many as ``tokens`` allow but at least one;
+    all with None."""
+    if tokens is None:
+        return list(batches)
+    total = sum(len(batch) for batch in batches)
+    count = min(total, max(1, tokens // batches[0].shape[1]))
+    chosen = {index * total // count for index in range(count)}
+    kept, first = [], 0
+    for batch in batches:
+        rows = [index - first for index in sorted(chosen) if first <= index < first + len(batch)]
+        first += len(batch)
+        if rows:
+            kept.append(batch[rows])
+    return kept
+
+
+def group_inputs(block: DecoderBlock, batches: Sequence[Tensor]) -> dict[LinearGroup, list[Tensor]]:
+    """What every group of linears reads when the block, as it is, is given ``batches`` ``(B, T, D)``."""
+    found: dict[LinearGroup, list[Tensor]] = {group: [] for group in block.groups}
+    for batch in batches:
+        for group, inputs in block.staged_forward(batch):
+            found[group].append(inputs)
+    return found
+
+
+def largest_inputs(
+    block: DecoderBlock, batches: Sequence[Tensor], wanted: Sequence[LinearGroup]
+) -> dict[LinearGroup, Tensor]:
+    """Largest magnitude of every channel, ``(C,)`` float32, that the groups ``wanted`` read; no forward goes
+    further than the last of them."""
+    found: dict[LinearGroup, Tensor] = {}
+    for batch in batches:
+        forward = block.staged_forward(batch)
+        for group, inputs in forward:
+            if group in wanted:
+                largest = inputs.float().abs().amax(dim=(0, 1))
+                found[group] = largest.maximum(found[group]) if group in found else largest
+            if group == wanted[-1]:
+                forward.close()
+                break
+    return found
