@@ -1,0 +1,99 @@
+"""The validated configuration of one cell, built from what Hydra composed before anything heavy loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import AfterValidator, Field, StringConstraints
+
+from q2n.baselines.fields import Bits, GroupSize
+from q2n.exceptions import ConfigurationError
+from q2n.options import build, construct, did_you_mean, option
+
+if TYPE_CHECKING:
+    from q2n.data.sources import CalibrationOption
+    from q2n.evaluation.base import Evaluation
+    from q2n.models.spec import ModelSpec
+    from q2n.tracking.base import Tracking
+    from q2n.types import Baseline, Correction
+
+GROUPS = ("model", "baseline", "q2n", "calibration", "evaluation", "tracking")
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+
+
+def _device(value: str) -> str:
+    kind, _, index = value.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdigit())):
+        raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
+    return value
+
+
+@option
+class Scalars:
+    """The top-level keys of ``conf/config.yaml``."""
+
+    name: Name
+    bits: Bits
+    group_size: GroupSize
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    device: Annotated[str, AfterValidator(_device)]
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    results_dir: Annotated[str, Field(min_length=1)]
+    cache_dir: str | None
+    force: bool
+
+
+class RunConfig:
+    """One cell: the scalars, one built object a group, and the plain resolved tree they came from.
+
+    ``choices`` says which option of each group was chosen (``{"q2n": "on", ...}``): the labels of tables.
+    """
+
+    def __init__(self, tree: Mapping[str, Any], choices: Mapping[str, str], overrides: tuple[str, ...]) -> None:
+        known = [*Scalars.__dataclass_fields__, *GROUPS]  # type: ignore[attr-defined]
+        unknown = [key for key in tree if key not in known]
+        if unknown:
+            raise ConfigurationError(
+                "\n".join(f"{key}: no such key{did_you_mean(key, known)} (keys: {', '.join(known)})" for key in unknown)
+            )
+        self.tree = dict(tree)
+        self.choices = dict(choices)
+        self.overrides = overrides
+        self.scalars = construct(Scalars, {key: value for key, value in tree.items() if key not in GROUPS}, "")
+        self.model: ModelSpec = build(tree.get("model"), "model")
+        self.baseline: Baseline = build(tree.get("baseline"), "baseline")
+        self.correction: Correction = build(tree.get("q2n"), "q2n")
+        self.calibration: CalibrationOption = build(tree.get("calibration"), "calibration")
+        self.evaluation: Evaluation = build(tree.get("evaluation"), "evaluation")
+        self.tracking: Tracking = build(tree.get("tracking"), "tracking")
+
+    @classmethod
+    def from_hydra(
+        cls, composed: DictConfig, choices: Mapping[str, str], overrides: tuple[str, ...]
+    ) -> RunConfig:
+        """Validate what Hydra composed.
+
+        Raises:
+            ConfigurationError: a key is missing, unknown or out of range, or an interpolation fails.
+        """
+        try:
+            tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise ConfigurationError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from None
+        assert isinstance(tree, dict)
+        return cls({str(key): value for key, value in tree.items()}, choices, overrides)
+
+    @property
+    def label(self) -> str:
+        """For progress lines: ``smollm2_135m gptq on 3 bit``."""
+        choice = self.choices.get
+        return f"{choice('model')} {choice('baseline')} q2n={choice('q2n')} {self.scalars.bits} bit"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

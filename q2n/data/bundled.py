@@ -1,0 +1,142 @@
+"""Real English text that needs no hub: what the PyPI package gensim carries among its test data.
+
+``wiki``: about a hundred whole Wikipedia articles (the start of a dump of 2015). ``news``: the Lee corpora,
+short reports of 2001-2002 (Lee, Pincombe and Welsh, 2005). Both are split by article between calibration and
+evaluation by a digest of the article, so the split depends on nothing but the text.
+"""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from q2n.data.cache import cache_root
+from q2n.data.clean import before_filter, paragraphs, squeeze
+from q2n.data.packages import PackagedFile, packaged_file
+from q2n.data.text import Split, TextSource
+from q2n.exceptions import DataError
+from q2n.files import sha256_text, write_json_atomic
+
+RULE = "articles-1"
+"""Changes whenever the same files would give other text or another split."""
+EVALUATION_SHARE = 0.3
+MIN_CHARACTERS = 400
+"""Shorter articles are disambiguation pages."""
+SHARED_SENTENCE = 60
+"""Articles with a sentence of this many characters in common go to the same side of the split."""
+
+WIKI_FILE = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+NEWS_FILES = ("lee_background.cor", "lee.cor")
+
+
+@dataclass(frozen=True)
+class BundledText(TextSource):
+    """``name`` is ``wiki`` or ``news``."""
+
+    name: str
+    cache_dir: str | None = None
+
+    def files(self) -> list[PackagedFile]:
+        """The installed files the text comes from.
+
+        Raises:
+            DataError: gensim is not installed, or without its test data.
+        """
+        names = [WIKI_FILE] if self.name == "wiki" else list(NEWS_FILES)
+        found = [packaged_file("gensim", f"test_data/{name}") for name in names]
+        present = [item for item in found if item is not None]
+        if len(present) < len(names):
+            raise DataError(
+                f"text {self.name!r} is read from the package gensim, which lacks it; run: pip install gensim"
+            )
+        return present
+
+    def identity(self) -> dict[str, str]:
+        files = self.files()
+        return {
+            "text": self.name,
+            "package": f"gensim {files[0].version}",
+            "sha256": " ".join(item.sha256 for item in files),
+            "rule": RULE,
+        }
+
+    def documents(self, split: Split) -> list[str]:
+        return [text for text, side in _articles(self) if side == split]
+
+
+@cache
+def _articles(source: BundledText) -> list[tuple[str, Split]]:
+    """Cleaned articles and their side of the split; parsed once, then read from the cache folder."""
+    key = sha256_text(json.dumps(source.identity(), sort_keys=True))[:12]
+    path = cache_root(source.cache_dir) / "text" / f"{source.name}-{key}.json"
+    stored = _read_cache(path)
+    if stored is None:
+        files = [item.path for item in source.files()]
+        stored = assign_sides(_wiki(files[0]) if source.name == "wiki" else _news(files))
+        write_json_atomic(path, {"digest": _digest(stored), "articles": stored})
+    return stored
+
+
+def _read_cache(path: Path) -> list[tuple[str, Split]] | None:
+    """None unless the file is there and is what was written."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        articles: list[tuple[str, Split]] = [(text, side) for text, side in content["articles"]]
+        return articles if content["digest"] == _digest(articles) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(articles: list[tuple[str, Split]]) -> str:
+    return sha256_text(json.dumps(articles))
+
+
+def _wiki(path: Path) -> list[str]:
+    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
+
+    with bz2.open(path) as stream:
+        pages = [raw for _, raw, _ in extract_pages(stream, ("0",))]
+    texts = [paragraphs(filter_wiki(before_filter(raw))) for raw in pages if not _redirects(raw)]
+    return [text for text in texts if len(text) >= MIN_CHARACTERS]
+
+
+def _redirects(raw: str) -> bool:
+    return raw.lstrip().lower().startswith("#redirect")
+
+
+def _news(paths: list[Path]) -> list[str]:
+    lines = [line for path in paths for line in path.read_text(encoding="latin-1").split("\n")]
+    return [text for text in map(squeeze, lines) if text]
+
+
+def assign_sides(texts: list[str]) -> list[tuple[str, Split]]:
+    """Each distinct text with its side, about 30 % to evaluation.
+
+    Articles that share a long sentence (a report and its update) form a cluster that stays together; the
+    cluster's side is decided by the digest of its first article.
+    """
+    texts = list(dict.fromkeys(texts))
+    parent = list(range(len(texts)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            index = parent[index]
+        return index
+
+    first_with: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        for sentence in re.split(r"(?<=[.!?])\s+", text):
+            if len(sentence) >= SHARED_SENTENCE:
+                one, other = root(first_with.setdefault(sentence, index)), root(index)
+                parent[max(one, other)] = min(one, other)
+    return [(text, _side(texts[root(index)])) for index, text in enumerate(texts)]
+
+
+def _side(text: str) -> Split:
+    fraction = int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64
+    return "evaluation" if fraction < EVALUATION_SHARE else "calibration"

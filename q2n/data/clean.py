@@ -1,0 +1,92 @@
+"""Wikipedia markup to running paragraphs: only sentences, one paragraph a line.
+
+Gensim's ``filter_wiki`` does the bulk. What it leaves would make up a tenth of the tokens: headings, quotes,
+bullets, cells of tables, captions, lists of links. And it deletes templates that carry words ("falls
+``{{convert|16|in}}`` a year"), which would leave holes in sentences; those are written out before.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+
+APPENDICES = frozenset(
+    "references|external links|see also|further reading|notes|footnotes|bibliography|sources|citations|"
+    "works cited|notes and references|references and notes|selected bibliography|publications|filmography|"
+    "gallery|discography".split("|")
+)
+UNITS = {"sqmi": "square miles", "mi": "miles", "ft": "feet", "in": "inches", "km2": "km²", "lb": "pounds"}
+MIN_WORDS = 6
+"""A line with fewer words is a caption, a cell or an entry of a list."""
+
+_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_CONVERT = re.compile(r"\{\{\s*(?:convert|cvt)\s*\|([^{}]*)\}\}", re.IGNORECASE)
+_LANGUAGE = re.compile(r"\{\{\s*lang(?:\|[\w-]+|-[\w-]+)\|([^{}|]*)[^{}]*\}\}", re.IGNORECASE)
+_HEADING = re.compile(r"^\s*(={2,})\s*(.*?)\s*=+\s*$")
+_BULLET = re.compile(r"^[\s*#:;+|!]+")
+_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|\{\{|\}\}|__[A-Z]+__|'{2,}|''")
+_HOLLOW = re.compile(r"\(\s*[,;:]?\s*\)|\(\s*[,;]\s*(?=\w)")  # brackets whose content was a template
+_END = re.compile(r"[.!?:;][\"”’')]*$")
+
+
+def before_filter(raw: str) -> str:
+    """Wiki source with tables dropped and the templates that carry words written out."""
+    text = _BREAK.sub(" ", _without_tables(raw))
+    text = _CONVERT.sub(_written_out, text)
+    return _LANGUAGE.sub(r"\1", text)
+
+
+def paragraphs(filtered: str) -> str:
+    """Running text, paragraphs separated by one newline, of what ``filter_wiki`` returns."""
+    kept = []
+    for line in _without_appendices(filtered.splitlines()):
+        sentence = _line(line)
+        if len(sentence.split()) >= MIN_WORDS and _END.search(sentence):
+            kept.append(sentence)
+    return "\n".join(kept)
+
+
+def squeeze(text: str) -> str:
+    """``text`` with every run of white space as one space, none before a comma or full stop."""
+    return re.sub(r" +([,.;:!?)])(?=\s|$)", r"\1", " ".join(text.split()))
+
+
+def _line(line: str) -> str:
+    bare = _TAG.sub("", _BULLET.sub("", html.unescape(line)))
+    return squeeze(re.sub(r"\(\s+", "(", _HOLLOW.sub(lambda hit: "(" if hit[0][-1] != ")" else "", bare)))
+
+
+def _without_tables(raw: str) -> str:
+    """Tables open with ``{|`` and close with ``|}``, each at the start of a line; they nest."""
+    depth, kept = 0, []
+    for line in raw.splitlines():
+        start = line.lstrip(" :*")
+        if start.startswith("{|"):
+            depth += 1
+        elif depth and start.startswith("|}") and not start.startswith("|}}"):
+            depth -= 1
+            kept.append(start[2:])
+        elif not depth:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def _written_out(hit: re.Match[str]) -> str:
+    """``16|in|cm`` is "16 inches", ``3|to|5|km`` is "3 to 5 km"."""
+    parts = [part.strip() for part in hit[1].split("|") if "=" not in part]
+    span = 4 if len(parts) > 3 and parts[1] in ("-", "–", "to", "and", "or", "by", "x") else 2
+    return " ".join([*parts[: span - 1], *(UNITS.get(unit, unit) for unit in parts[span - 1 : span])])
+
+
+def _without_appendices(lines: list[str]) -> list[str]:
+    """Lines outside headings and outside appendix sections (which end at a heading of their level)."""
+    kept, dropped_level = [], 0
+    for line in lines:
+        heading = _HEADING.match(line)
+        if heading:
+            level = len(heading[1])
+            if not dropped_level or level <= dropped_level:
+                dropped_level = level if heading[2].strip(" '").lower() in APPENDICES else 0
+        elif not dropped_level:
+            kept.append(line)
+    return kept

@@ -1,0 +1,126 @@
+"""Where text comes from, and how it becomes token sequences for calibration and evaluation."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from q2n.exceptions import DataError
+from q2n.files import sha256_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Split = Literal["calibration", "evaluation"]
+Bos = Literal["tokenizer", "each_window", "none"]
+"""``tokenizer``: whatever the tokenizer puts before a text, once, as the release does; ``each_window``: every
+window starts with BOS and holds ``seqlen - 1`` tokens of text; ``none``: no special tokens."""
+
+RULE = "crops-1"
+"""Changes whenever the same text and seed would give other tokens."""
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Sequences of token ids and what identifies them.
+
+    ``tokens``: ``(n, seqlen)`` int64. ``text_sha256``: digest of the text they were taken from.
+    ``tokens_available``: how many tokens that text has.
+    """
+
+    tokens: Tensor
+    text_sha256: str
+    source: str
+    tokens_available: int
+
+
+class TextSource(ABC):
+    """A corpus with a calibration side and an evaluation side that share no document."""
+
+    name: str
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """What identifies the text, for fingerprints; cheap.
+
+        Raises:
+            DataError: the text is not there.
+        """
+
+    @abstractmethod
+    def documents(self, split: Split) -> list[str]:
+        """The texts of one side.
+
+        Raises:
+            DataError: the text is not there; says what to use instead.
+        """
+
+    def separator(self, split: Split) -> str:  # noqa: ARG002 - sources differ in it
+        """What stands between two documents."""
+        return "\n\n"
+
+    def calibration_tokens(self, tokenizer: Any, nsamples: int, seqlen: int, seed: int) -> TokenSet:
+        """``nsamples`` random crops of the joined text (the rule of GPTQ's release for WikiText-2).
+
+        Raises:
+            DataError: the text has fewer than ``nsamples * seqlen`` tokens.
+        """
+        text = self.separator("calibration").join(self.documents("calibration"))
+        ids = encode(tokenizer, text)
+        needed = max(nsamples * seqlen, seqlen + 1)
+        if len(ids) < needed:
+            raise DataError(
+                f"calibration text {self.name!r} has {len(ids)} tokens; nsamples={nsamples} of seqlen={seqlen} "
+                f"need {needed}: lower calibration.nsamples or calibration.seqlen, or choose a larger text"
+            )
+        generator = random.Random(seed)
+        starts = [generator.randint(0, len(ids) - seqlen - 1) for _ in range(nsamples)]
+        return token_set([ids[start : start + seqlen] for start in starts], text, self.name, len(ids))
+
+    def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[list[int], str]:
+        """The token stream that evaluation cuts into windows of ``length``, and its text."""
+        del length  # sources that draw documents by their length need it
+        text = self.separator("evaluation").join(self.documents("evaluation"))
+        return encode(tokenizer, text, special), text
+
+
+def evaluation_windows(
+    source: TextSource, tokenizer: Any, seqlen: int, max_windows: int | None = None, bos: Bos = "tokenizer"
+) -> TokenSet:
+    """Non-overlapping windows ``(n, seqlen)`` of the evaluation side; the incomplete last one is dropped.
+
+    Args:
+        max_windows: at most so many; None or 0: all there are.
+
+    Raises:
+        DataError: there is not one whole window, or ``bos`` asks for a token the tokenizer lacks.
+    """
+    prefix: list[int] = []
+    if bos == "each_window":
+        if tokenizer.bos_token_id is None:
+            raise DataError("bos=each_window: this tokenizer has no BOS token; use bos=tokenizer or bos=none")
+        prefix = [tokenizer.bos_token_id]
+    length = seqlen - len(prefix)
+    ids, text = source.evaluation_ids(tokenizer, length, bos == "tokenizer")
+    count = len(ids) // length
+    if count == 0:
+        raise DataError(f"evaluation text {source.name!r} has {len(ids)} tokens; one window needs {length}")
+    count = min(count, max_windows or count)
+    rows = [prefix + ids[index * length : (index + 1) * length] for index in range(count)]
+    return token_set(rows, text, source.name, len(ids))
+
+
+def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
+    """Token ids of ``text``; ``special``: with what the tokenizer puts around a text."""
+    # verbose=False: a text longer than the model's context is what is wanted here.
+    ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    return ids
+
+
+def token_set(rows: list[list[int]], text: str, source: str, available: int) -> TokenSet:
+    """A :class:`TokenSet` of equally long rows."""
+    import torch
+
+    return TokenSet(torch.tensor(rows, dtype=torch.int64), sha256_text(text), source, available)

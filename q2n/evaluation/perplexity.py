@@ -1,0 +1,126 @@
+"""Perplexity on non-overlapping windows, block by block, losses in float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from q2n.evaluation.base import Evaluation, EvaluationContext
+from q2n.exceptions import NumericalError
+from q2n.options import option
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from q2n.models.adapter import ModelAdapter
+    from q2n.schema import Metric
+
+HEAD_ROWS = 1024
+"""Tokens whose logits exist at the same time."""
+
+
+@option
+class Perplexity(Evaluation):
+    """``exp`` of the mean over windows of each window's mean next-token negative log-likelihood.
+
+    Every window of ``seqlen`` tokens is run on its own and gives ``seqlen - 1`` predictions, as in GPTQ's
+    evaluation; the logits are turned to float32 before the loss (the released code rounds the loss of
+    bfloat16 logits to steps of 2^-6 and more).
+    """
+
+    datasets: Annotated[list[str], Field(min_length=1)]
+    seqlen: Annotated[int, Field(ge=8)]
+    windows: Annotated[int, Field(ge=0)]
+    bos: Literal["none", "text", "window"] = "none"
+    batch_size: Annotated[int, Field(ge=1)] = 8
+
+    def identity(self) -> dict[str, Any]:
+        from q2n.data.evaluation import source_identity
+
+        return {name: source_identity(name) for name in self.datasets}
+
+    def evaluate(self, context: EvaluationContext) -> list[Metric]:
+        return [self._measure(context, name, index) for index, name in enumerate(self.datasets)]
+
+    def _measure(self, context: EvaluationContext, dataset: str, index: int) -> Metric:
+        from q2n.data.evaluation import evaluation_windows
+        from q2n.schema import EvaluationProtocol, Metric
+
+        tokenizer = context.loaded.tokenizer
+        text = evaluation_windows(dataset, tokenizer, self.seqlen, self.windows, self.bos, context.cache_dir)
+
+        def progress(done: float) -> None:
+            context.progress((index + done) / len(self.datasets), f"perplexity on {dataset}")
+
+        losses = window_losses(context.loaded.adapter, text.tokens, self.batch_size, context.device, progress)
+        if not all(map(math.isfinite, losses)):
+            raise NumericalError(f"perplexity on {dataset}: the loss of a window is not finite")
+        return Metric(
+            name="perplexity",
+            dataset=dataset,
+            value=math.exp(sum(losses) / len(losses)),
+            unit="perplexity",
+            count=len(losses),
+            lower_is_better=True,
+            protocol=EvaluationProtocol(
+                dataset=dataset,
+                text_sha256=text.text_sha256,
+                tokenizer=context.loaded.tokenizer_sha256,
+                seqlen=self.seqlen,
+                windows=len(losses),
+                bos=self.bos,
+                loss_dtype="float32",
+                forward_dtype=str(context.dtype).removeprefix("torch."),
+                stride=self.seqlen,
+            ),
+            per_window=tuple(losses),
+        )
+
+
+def window_losses(
+    adapter: ModelAdapter,
+    windows: Tensor,
+    batch_size: int,
+    device: torch.device,
+    progress: Callable[[float], None] = lambda done: None,
+) -> list[float]:
+    """Mean negative log-likelihood (nats) of each window's ``T - 1`` predictions.
+
+    One block at a time is on ``device``, so the model need not fit there.
+
+    Args:
+        windows: token ids ``(n, T)``.
+    """
+    import torch
+
+    adapter.prepare(windows.shape[1])
+    hidden = [adapter.embed(part).to(device) for part in windows.split(batch_size)]
+    for block in adapter.blocks:
+        progress(block.index / len(adapter.blocks))
+        block.module.to(device)
+        hidden = [block.forward(batch) for batch in hidden]
+        if device.type != "cpu":
+            block.module.to("cpu")
+    adapter.final_norm.to(device)
+    adapter.lm_head.to(device)
+    losses = [
+        window_loss(adapter, states, ids.to(device))
+        for states, ids in zip(torch.cat(hidden), windows, strict=True)
+    ]
+    return [float(loss) for loss in losses]
+
+
+def window_loss(adapter: ModelAdapter, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Mean loss of one window: ``hidden`` ``(T, D)`` of the last block, ``ids`` ``(T,)``; a float64 scalar."""
+    import torch
+
+    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    targets = ids[1:]
+    for states, labels in zip(hidden[:-1].split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+        logits = adapter.head(states[None])[0].float()
+        total += torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().sum()
+    return total / len(targets)

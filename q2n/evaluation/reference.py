@@ -1,0 +1,50 @@
+"""The unquantized model's metrics, measured once a protocol and kept in the cache folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from q2n.data.cache import cache_root
+from q2n.evaluation.base import Evaluation, EvaluationContext
+from q2n.files import write_json_atomic
+from q2n.fingerprint import fingerprint, plain
+from q2n.schema import Metric
+
+_METRICS = TypeAdapter(list[Metric])
+
+_RELEVANT_SOURCES = ("q2n/models/", "q2n/data/", "q2n/evaluation/")
+
+
+def reference_metrics(
+    evaluation: Evaluation, context: EvaluationContext, identity: Mapping[str, Any]
+) -> list[Metric]:
+    """From the cache if this model was measured with this evaluation, code and libraries, else measured now."""
+    key = fingerprint(reference_identity(identity))
+    path = cache_root(context.cache_dir) / "reference" / f"{key}.json"
+    try:
+        return _METRICS.validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError):
+        pass  # not there, or unreadable: measured again and replaced
+    metrics = evaluation.evaluate(context)
+    write_json_atomic(path, [plain(metric.model_dump()) for metric in metrics])
+    return metrics
+
+
+def reference_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a cell's identity that the unquantized model's metrics depend on."""
+    config = identity["config"]
+    return {
+        "model": config["model"],
+        "evaluation": config["evaluation"],
+        "weights": identity["weights"],
+        "data": identity["data"]["evaluation"],
+        "hardware": identity["hardware"],
+        "versions": identity["versions"],
+        "sources": {
+            path: digest for path, digest in identity["sources"].items() if path.startswith(_RELEVANT_SOURCES)
+        },
+    }

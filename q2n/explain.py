@@ -1,0 +1,208 @@
+"""Why was a cell computed, or not? ``python -m q2n.explain <fingerprint|prefix|last>``.
+
+A finished cell is reused when its identity (configuration, sources, versions, data) is unchanged. When
+it is not reused although one expected it, the answer is a list of dotted keys that differ from the
+nearest finished cells. The runner leaves its decisions in ``<results_dir>/last.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from q2n.exceptions import ConfigurationError, Q2NError
+from q2n.files import write_json_atomic
+from q2n.fingerprint import difference, library_versions, source_digest
+from q2n.fingerprint import fingerprint as digest
+from q2n.options import did_you_mean
+from q2n.record import RunRecord, read_all
+
+Decision = Literal["reused", "computed", "forced", "failed", "unsupported"]
+
+LAST = "last.json"
+_NEAREST = 3
+_LINES = 12
+
+_SENTENCES = {
+    "reused": "reused: a finished record with the same identity was there",
+    "computed": "computed: no finished record had this identity",
+    "forced": "computed again because force=true, although a finished record may have been there",
+    "failed": "failed: it left no record, so the next sweep runs it again",
+    "unsupported": "not run: the method does not fit the model or the correction",
+}
+
+
+class Note(NamedTuple):
+    """What the runner decided about one cell."""
+
+    sweep: str | None
+    fingerprint: str
+    name: str
+    decision: Decision
+    identity: dict[str, Any]
+
+
+def note_decision(
+    results_dir: str | Path,
+    *,
+    sweep: str | None,
+    name: str,
+    decision: Decision,
+    identity: Mapping[str, Any],
+    fingerprint: str | None = None,
+) -> None:
+    """Remember a decision; those of another sweep are forgotten, an earlier one on this cell replaced.
+
+    ``sweep`` is ``None`` for a cell run by itself; ``fingerprint`` defaults to that of ``identity``.
+    """
+    root = Path(results_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    new = Note(sweep, fingerprint or digest(identity), name, decision, dict(identity))
+    with _locked(root):
+        kept = [note for note in last_decisions(root) if sweep is not None and note.sweep == sweep]
+        kept = [note for note in kept if (note.name, note.fingerprint) != (name, new.fingerprint)]
+        write_json_atomic(root / LAST, [note._asdict() for note in (*kept, new)])
+
+
+def last_decisions(results_dir: str | Path) -> list[Note]:
+    """The notes of the last sweep, in the order they were made; empty if there is no readable file."""
+    try:
+        entries = json.loads((Path(results_dir) / LAST).read_text(encoding="utf-8"))
+        return [Note(**entry) for entry in entries]
+    except (OSError, ValueError, TypeError):
+        return []  # a convenience, never a reason to stop a sweep
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time: the cells of a sweep may be run by several processes."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where cells run one after the other
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def explain_last(results_dir: str | Path) -> str:
+    """What happened to each cell of the last sweep, and for the computed ones, why."""
+    notes = last_decisions(results_dir)
+    if not notes:
+        return f"No sweep has been run with results_dir={results_dir} yet (there is no {LAST})."
+    records, faults = read_all(results_dir)
+    cells = f"{len(notes)} cell{'' if len(notes) == 1 else 's'}"
+    title = f"Last sweep ({notes[0].sweep}), {cells}:" if notes[0].sweep else "Last run, one cell:"
+    return "\n\n".join([title, *(_explain_note(note, records) for note in notes), *_complaints(faults)])
+
+
+def explain_cell(results_dir: str | Path, prefix: str) -> str:
+    """What is known of the cell whose fingerprint starts with ``prefix``.
+
+    Raises:
+        ConfigurationError: no cell or several cells start so; names the alternatives.
+    """
+    records, faults = read_all(results_dir)
+    notes = {note.fingerprint: note for note in last_decisions(results_dir)}
+    by_fingerprint = {record.fingerprint: record for record in records}
+    found = _match(prefix, {**notes, **by_fingerprint}, results_dir)
+    parts = []
+    if found in by_fingerprint:
+        parts.append(_explain_record(by_fingerprint[found]))
+    if found in notes:
+        parts.append("In the last sweep:\n" + _explain_note(notes[found], records))
+    return "\n\n".join([*parts, *_complaints(faults)])
+
+
+def _match(prefix: str, known: Mapping[str, Any], results_dir: str | Path) -> str:
+    matches = sorted(key for key in known if key.startswith(prefix))
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        listed = "\n".join(f"  {key}  {_title(known[key])}" for key in matches)
+        raise ConfigurationError(f"fingerprint {prefix!r} is ambiguous, {len(matches)} cells:\n{listed}")
+    if not known:
+        raise ConfigurationError(f"fingerprint {prefix!r}: there is no record under {results_dir}")
+    listed = "\n".join(f"  {key}  {_title(known[key])}" for key in sorted(known)[:_LINES])
+    more = f"\n  and {len(known) - _LINES} more" if len(known) > _LINES else ""
+    hint = did_you_mean(prefix, known)
+    raise ConfigurationError(f"fingerprint {prefix!r}: no such cell{hint}. Known:\n{listed}{more}\n  last")
+
+
+def _title(cell: RunRecord | Note) -> str:
+    if isinstance(cell, Note):
+        return f"{cell.name}: {cell.decision}, without a record"
+    labels = cell.cell
+    return (
+        f"{cell.name}: {labels.model} {labels.baseline} q2n={labels.correction} bits={labels.bits} "
+        f"group_size={labels.group_size} seed={labels.seed} ({cell.created})"
+    )
+
+
+def _explain_record(record: RunRecord) -> str:
+    commit = record.provenance.git_commit or "unknown"
+    dirty = " with uncommitted changes" if record.provenance.git_dirty else ""
+    lines = [f"{record.fingerprint}  {_title(record)}", f"  code: commit {commit}{dirty}"]
+    stored = {key: record.identity.get(key, {}) for key in ("sources", "versions")}
+    changes = difference(stored, {"sources": source_digest(), "versions": library_versions()})
+    if not changes:
+        lines.append("  its sources and versions are today's: the same configuration and data reuse it")
+    else:
+        lines += ["  not reused by today's code and libraries:", *_indent(changes)]
+    return "\n".join(lines)
+
+
+def _explain_note(note: Note, records: Sequence[RunRecord]) -> str:
+    lines = [f"{note.fingerprint}  {note.name}: {_SENTENCES.get(note.decision, note.decision)}"]
+    if note.decision not in ("computed", "failed"):
+        return lines[0]
+    others = [record for record in records if record.fingerprint != note.fingerprint]
+    ranked = sorted(
+        ((difference(record.identity, note.identity), record) for record in others),
+        key=lambda pair: (len(pair[0]), pair[1].fingerprint),
+    )
+    if not ranked:
+        lines.append("  there is no other record to compare it with")
+    for changes, record in ranked[:_NEAREST]:
+        lines += [f"  from {record.fingerprint}  {_title(record)} it differs in:", *_indent(changes)]
+    return "\n".join(lines)
+
+
+def _indent(changes: Sequence[str]) -> list[str]:
+    more = [f"    and {len(changes) - _LINES} more"] if len(changes) > _LINES else []
+    return [f"    {change}" for change in changes[:_LINES]] + more
+
+
+def _complaints(faults: Sequence[str]) -> list[str]:
+    return ["Left out:\n" + "\n".join(f"  {fault}" for fault in faults)] if faults else []
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m q2n.explain", description="why a cell was or was not reused")
+    parser.add_argument("cell", help="a fingerprint, the beginning of one, or 'last' for the last sweep")
+    parser.add_argument("--results", default="results", help="folder of the records (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        last = options.cell == "last"
+        text = explain_last(options.results) if last else explain_cell(options.results, options.cell)
+    except Q2NError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Files that are either whole or absent, and the folder where what can be rebuilt is kept.
+
+A process killed at any moment must leave the old file or the new one, never half of either: text is
+written beside its destination, flushed to the disk, and moved into place in one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def _read_umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()  # read once: the mask can only be read by setting it, which is not safe among threads
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Write UTF-8 ``text`` to ``path`` (folders are made) so that no reader ever sees a part of it.
+
+    Raises:
+        OSError: the folder cannot be written; the former file, if any, is untouched.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes private files; results are shared
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON; NaN and infinities are refused because JSON has none.
+
+    Raises:
+        ValueError: a number is not finite.
+        TypeError: a value has no JSON form.
+    """
+    write_text_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Hexadecimal SHA-256 of the UTF-8 bytes of ``text``."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def make_folder_atomic(target: Path, fill: Callable[[Path], None], valid: Callable[[Path], bool]) -> Path:
+    """A folder that ``fill`` writes once, whoever gets there first.
+
+    ``fill`` writes into a private folder that is then moved into place. If another process finished
+    meanwhile and its folder is ``valid``, that one is kept; a folder that is not valid is replaced.
+
+    Raises:
+        OSError: the parent folder cannot be written.
+    """
+    if valid(target):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    private = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        fill(private)
+        private.chmod(0o777 & ~_UMASK)
+        if not valid(target):
+            _move_into_place(private, target, valid)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+    _sync_folder(target.parent)
+    return target
+
+
+def _move_into_place(private: Path, target: Path, valid: Callable[[Path], bool]) -> None:
+    if target.exists():
+        # os.replace cannot overwrite a folder that holds files: the broken one is moved out of the way.
+        broken = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+        try:
+            os.replace(target, broken)
+        finally:
+            shutil.rmtree(broken, ignore_errors=True)
+    try:
+        os.replace(private, target)
+    except OSError:
+        if not valid(target):  # not a race that another process won
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable where the platform can (Windows cannot open folders)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""Which device and dtype a cell runs in: what ``auto`` means on this machine."""
+
+from __future__ import annotations
+
+from q2n.exceptions import ConfigurationError
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` is the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        ConfigurationError: the device asked for is not there.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if int(device.partition(":")[2] or 0) >= count:
+            raise ConfigurationError(f"device={device}: torch sees {count} CUDA devices; use device=cpu or auto")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigurationError("device=mps: torch sees no such device; use device=cpu or auto")
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """``auto`` is bfloat16 where the device multiplies bfloat16 natively, else float32.
+
+    A CPU without such instructions emulates them and is several times slower in bfloat16 than in float32.
+    """
+    import torch
+
+    if dtype != "auto":
+        return dtype
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    native = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    if device == "cpu" and any(getattr(torch.cpu, probe, lambda: False)() for probe in native):
+        return "bfloat16"
+    return "float32"

@@ -1,0 +1,124 @@
+"""The only place (with :mod:`q2n.models.block`) that knows an architecture: where a model keeps its
+embeddings, blocks, norms, linears and head.
+
+Families served: Llama, Mistral, Qwen2/2.5 and dense Qwen3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from q2n.exceptions import ModelError
+from q2n.models.block import DOWN, GATE_UP, O_PROJ, QKV, DecoderBlock, LinearGroup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""``config.model_type`` of every family an adapter exists for."""
+
+
+class ModelAdapter:
+    """A causal language model as embedding, blocks and head.
+
+    ``tied`` says that the head's weight is the embedding's very tensor.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        config = cast(Any, model).config
+        self.model = model
+        self.family: str = config.model_type
+        self.base = model.get_submodule("model")
+        self.embeddings = cast(nn.Embedding, self.base.get_submodule("embed_tokens"))
+        self.final_norm = self.base.get_submodule("norm")
+        self.lm_head = cast(nn.Linear, model.get_submodule("lm_head"))
+        layers = cast(nn.ModuleList, self.base.get_submodule("layers"))
+        self.blocks = [DecoderBlock(index, layer) for index, layer in enumerate(layers)]
+        self.hidden_size: int = config.hidden_size
+        self.intermediate_size: int = config.intermediate_size
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = config.num_key_value_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or self.hidden_size // self.num_heads
+
+    @property
+    def tied(self) -> bool:
+        return self.lm_head.weight is self.embeddings.weight
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Hidden states ``(B, T, D)`` that enter the first block, for token ids ``(B, T)``."""
+        return cast("Tensor", self.embeddings(ids.to(self.embeddings.weight.device)))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits ``(B, T, V)``, in the model's dtype, from the last block's output ``(B, T, D)``."""
+        return cast("Tensor", self.lm_head(self.final_norm(hidden)))
+
+    @torch.no_grad()
+    def prepare(self, seqlen: int) -> None:
+        """Make every block ready for sequences of ``seqlen`` tokens, in batches of any size.
+
+        Rotary tables and masks are whatever the model itself hands to its blocks: the model runs once on a
+        dummy sequence while its blocks only write down what they are called with.
+        """
+        ids = torch.zeros(1, seqlen, dtype=torch.long, device=self.embeddings.weight.device)
+        captured: list[dict[str, Any]] = []
+        with _recording([block.module for block in self.blocks], captured):
+            self.base(input_ids=ids, use_cache=False)
+        if len(captured) != len(self.blocks):
+            raise ModelError(f"the model called {len(captured)} blocks; the adapter knows {len(self.blocks)}")
+        for block, kwargs in zip(self.blocks, captured, strict=True):
+            block.set_kwargs(seqlen, kwargs)
+
+
+def adapt(model: nn.Module) -> ModelAdapter:
+    """The adapter of ``model``.
+
+    Raises:
+        ModelError: no adapter exists for its architecture.
+    """
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    if family not in FAMILIES:
+        raise ModelError(
+            f"no adapter for the architecture {family!r}; known: {', '.join(FAMILIES)} "
+            "(see 'Adding a model' in the README)"
+        )
+    return ModelAdapter(model)
+
+
+@contextmanager
+def _recording(layers: list[nn.Module], captured: list[dict[str, Any]]) -> Iterator[None]:
+    """Inside the block, calling a layer appends its keyword arguments and returns its input."""
+
+    def record(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        captured.append(kwargs)
+        return hidden_states
+
+    # Only `forward` is replaced, so that whatever else the model asks of its layers stays true; a layer that
+    # already has a `forward` of its own (device placement hooks) gets that one back.
+    saved = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            vars(layer)["forward"] = record
+        yield
+    finally:
+        for layer, own in zip(layers, saved, strict=True):
+            vars(layer).pop("forward", None)
+            if own is not None:
+                vars(layer)["forward"] = own
+
+
+__all__ = [
+    "DOWN",
+    "FAMILIES",
+    "GATE_UP",
+    "O_PROJ",
+    "QKV",
+    "DecoderBlock",
+    "LinearGroup",
+    "ModelAdapter",
+    "adapt",
+]

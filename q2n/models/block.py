@@ -1,0 +1,161 @@
+"""One decoder block of the served families, and the stages its forward pass can be cut into.
+
+The families differ in biases, head norms and masks, all of which stay inside Hugging Face's own attention
+code: nothing here re-implements attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """Linear layers of a block that read one and the same input.
+
+    ``name`` labels the group (``self_attn.qkv``); ``linears`` are names inside the block.
+    """
+
+    name: str
+    linears: tuple[str, ...]
+
+
+QKV = LinearGroup("self_attn.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
+O_PROJ = LinearGroup("self_attn.o", ("self_attn.o_proj",))
+GATE_UP = LinearGroup("mlp.gate_up", ("mlp.gate_proj", "mlp.up_proj"))
+DOWN = LinearGroup("mlp.down", ("mlp.down_proj",))
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class DecoderBlock:
+    """One decoder block ``h + attention(norm(h))`` then ``h + mlp(norm(h))``.
+
+    A linear may be replaced by a wrapper that holds the true layer in ``.linear`` and what it does to its
+    input before that in ``.prepare_input(x)`` (an online Hadamard transform, say): :meth:`linear` and
+    :meth:`staged_forward` then speak of the inner layer and of the prepared input.
+    """
+
+    groups: tuple[LinearGroup, ...] = (QKV, O_PROJ, GATE_UP, DOWN)
+
+    def __init__(self, index: int, module: nn.Module) -> None:
+        self.index = index
+        self.module = module
+        self._seqlen = 0
+        self._kwargs: dict[str, Any] = {}
+
+    @property
+    def attention(self) -> nn.Module:
+        return self.module.get_submodule("self_attn")
+
+    @property
+    def mlp(self) -> nn.Module:
+        return self.module.get_submodule("mlp")
+
+    def linear(self, name: str) -> nn.Linear:
+        """The linear layer ``name`` (``self_attn.q_proj``), taken out of a wrapper if it is in one."""
+        child = self.module.get_submodule(name)
+        return cast(nn.Linear, getattr(child, "linear", child))
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put ``module`` where ``name`` is (a wrapper around the linear, say)."""
+        parent, _, leaf = name.rpartition(".")
+        setattr(self.module.get_submodule(parent), leaf, module)
+
+    def norm_before(self, group: LinearGroup) -> nn.Module | None:
+        """The norm whose output is the group's input, or None where no norm comes just before."""
+        names = {QKV.name: "input_layernorm", GATE_UP.name: "post_attention_layernorm"}
+        return self.module.get_submodule(names[group.name]) if group.name in names else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Output ``(B, T, D)`` of the block for ``hidden`` ``(B, T, D)``.
+
+        Raises:
+            ValueError: the adapter was prepared for another sequence length.
+        """
+        output = self.module(hidden, **self._call_kwargs(hidden))
+        return cast("Tensor", output[0] if isinstance(output, tuple) else output)
+
+    def attend(self, normed: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Output ``(B, T, D)`` of the attention for its input ``(B, T, D)`` if ``parameters`` (names inside
+        the attention module, ``q_proj.weight``) were in the place of its own."""
+        arguments = {"hidden_states": normed, **self._call_kwargs(normed)}
+        return cast("Tensor", functional_call(self.attention, dict(parameters), (), arguments)[0])
+
+    def staged_forward(
+        self, hidden: Tensor, store: Callable[[Tensor], Tensor] = _identity
+    ) -> Generator[tuple[LinearGroup, Tensor], None, Tensor]:
+        """:meth:`forward` in stages: yields each group with its input just before the group is applied.
+
+        Whoever drives the generator may change the group's weights before resuming it; the forward goes on
+        with the weights it then finds. The value returned is the block's output, bit for bit that of
+        :meth:`forward` with the weights each group had when it was applied.
+
+        Args:
+            hidden: ``(B, T, D)``; the caller keeps it alive.
+            store: applied to every tensor that must outlive a yield; returns an equal tensor that may
+                live elsewhere (in a memory-mapped file, say).
+        """
+        kwargs = self._call_kwargs(hidden)
+        x = store(self.module.get_submodule("input_layernorm")(hidden))
+        yield QKV, self._prepared(QKV, x)
+        with _replaced(self.attention, "o_proj"):
+            a = store(self.attention(hidden_states=x, **kwargs)[0])
+        del x
+        yield O_PROJ, self._prepared(O_PROJ, a)
+        hidden = store(hidden + self.module.get_submodule("self_attn.o_proj")(a))
+        del a
+        x = store(self.module.get_submodule("post_attention_layernorm")(hidden))
+        yield GATE_UP, self._prepared(GATE_UP, x)
+        with _replaced(self.mlp, "down_proj"):
+            m = store(self.mlp(x))
+        del x
+        yield DOWN, self._prepared(DOWN, m)
+        return cast("Tensor", hidden + self.module.get_submodule("mlp.down_proj")(m))
+
+    def set_kwargs(self, seqlen: int, kwargs: dict[str, Any]) -> None:
+        """What the model passes to this block beside the hidden states, for sequences of ``seqlen``."""
+        self._seqlen, self._kwargs = seqlen, kwargs
+
+    def _prepared(self, group: LinearGroup, x: Tensor) -> Tensor:
+        prepare = getattr(self.module.get_submodule(group.linears[0]), "prepare_input", _identity)
+        return cast("Tensor", prepare(x))
+
+    def _call_kwargs(self, hidden: Tensor) -> dict[str, Any]:
+        if hidden.shape[1] != self._seqlen:
+            raise ValueError(
+                f"block {self.index} got sequences of {hidden.shape[1]} tokens but ModelAdapter.prepare() was "
+                f"called for {self._seqlen}"
+            )
+        return {key: _moved(value, hidden.device) for key, value in self._kwargs.items()}
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str) -> Iterator[None]:
+    """``module.name`` does nothing to its input inside the block."""
+    original = getattr(module, name)
+    setattr(module, name, nn.Identity())
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
+    return value

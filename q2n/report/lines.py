@@ -1,0 +1,119 @@
+"""The lines of a table, and which record's value stands where."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from q2n.exceptions import RecordError
+from q2n.record import RunRecord
+from q2n.report.columns import Column, column_of, storage_column
+from q2n.report.settings import Settings, distinguishing
+
+NO_CORRECTION = "off"
+REFERENCE = "unquantized"
+
+Seeds = dict[int, float]
+"""Values by seed: the only thing a table averages over."""
+
+Values = Mapping[tuple["Row", Column], Seeds]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line: a value, the difference of a corrected line to the one without, or the model's reference."""
+
+    model: str
+    baseline: str
+    settings: tuple[str, ...]
+    correction: str
+    correction_settings: tuple[str, ...] = ()
+    kind: Literal["reference", "value", "difference"] = "value"
+
+    @property
+    def line(self) -> str:
+        """What the line is called: ``on (q2n.t=0.1)``, ``on - off``."""
+        minus = f" - {NO_CORRECTION}" if self.kind == "difference" else ""
+        extra = f" ({', '.join(self.correction_settings)})" if self.correction_settings else ""
+        return f"{self.correction}{minus}{extra}"
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Labels of the row in a pandas MultiIndex."""
+        return (self.model, self.baseline, ", ".join(self.settings), self.line)
+
+
+def observations(records: Sequence[RunRecord]) -> tuple[list[Settings], Values]:
+    """The labels of each record, and every measured value by line, column and seed.
+
+    Raises:
+        RecordError: two records claim one line, column and seed.
+    """
+    clash: str | None = None
+    # What is evaluated is told apart by the columns; its settings become labels only where that fails.
+    for ignore in (("evaluation",), ()):
+        labels = distinguishing(records, ignore)
+        values, clash = _collect(records, labels)
+        if clash is None:
+            return labels, values
+    raise RecordError(f"records {clash} differ in nothing a table could show; delete one of them")
+
+
+def row_of(record: RunRecord, settings: Settings) -> Row:
+    """The line a record's values stand in."""
+    cell = record.cell
+    return Row(cell.model, cell.baseline, settings.cell, cell.correction, settings.correction)
+
+
+def _collect(records: Sequence[RunRecord], labels: Sequence[Settings]) -> tuple[Values, str | None]:
+    values: dict[tuple[Row, Column], Seeds] = defaultdict(dict)
+    owner: dict[tuple[Row, Column, int], str] = {}
+    for record, settings in zip(records, labels, strict=True):
+        row, seed = row_of(record, settings), record.cell.seed
+        for metric in record.metrics:
+            place = (row, column_of(metric, record.cell.bits))
+            if seed in values[place]:
+                return values, f"{owner[(*place, seed)]} and {record.fingerprint}"
+            values[place][seed] = metric.value
+            owner[(*place, seed)] = record.fingerprint
+        values[row, storage_column(record.cell.bits)][seed] = record.bits_per_weight
+    return values, None
+
+
+def arrange(values: Values, referenced: bool) -> list[Row]:
+    """Order of printing: models, baselines as first met; ``off`` before the corrections; settings sorted."""
+    met = list(dict.fromkeys(row for row, _ in values))
+    models, baselines = [row.model for row in met], [row.baseline for row in met]
+    corrections = [NO_CORRECTION, *(row.correction for row in met)]
+
+    def order(row: Row) -> tuple[object, ...]:
+        place = (models.index(row.model), baselines.index(row.baseline), _natural(row.settings))
+        return (*place, corrections.index(row.correction), _natural(row.correction_settings))
+
+    lines: list[Row] = []
+    for row in sorted(met, key=order):
+        if referenced and (not lines or lines[-1].model != row.model):
+            lines.append(Row(row.model, "", (), REFERENCE, kind="reference"))
+        lines.append(row)
+        if row.correction != NO_CORRECTION and without_correction(row) in met:
+            lines.append(dataclasses.replace(row, kind="difference"))
+    return lines
+
+
+def without_correction(row: Row) -> Row:
+    """The line a corrected line is compared with."""
+    return Row(row.model, row.baseline, row.settings, NO_CORRECTION)
+
+
+def _natural(labels: tuple[str, ...]) -> list[tuple[str, float, str]]:
+    """Sort key that puts ``t=0.05`` before ``t=0.1`` and ``group_size=64`` before ``group_size=128``."""
+    keys: list[tuple[str, float, str]] = []
+    for label in labels:
+        name, _, value = label.partition("=")
+        try:
+            keys.append((name, float(value), ""))
+        except ValueError:
+            keys.append((name, float("inf"), value))
+    return keys

@@ -1,0 +1,62 @@
+"""Which records a table is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from q2n.fingerprint import NEUTRAL_KEYS, canonical_json
+from q2n.record import RunRecord
+
+
+def latest(records: Iterable[RunRecord]) -> tuple[list[RunRecord], int]:
+    """The newest record of each configuration, and how many older ones were left out.
+
+    After a change of the sources both results of a cell are on disk; a table shows the current one.
+    """
+    newest: dict[str, RunRecord] = {}
+    total = 0
+    for record in records:
+        total += 1
+        config = {key: value for key, value in record.config.items() if key not in NEUTRAL_KEYS}
+        key = canonical_json([record.cell.model_dump(), config])
+        if key not in newest or record.created >= newest[key].created:
+            newest[key] = record
+    return list(newest.values()), total - len(newest)
+
+
+def by_protocol(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """Records in groups whose models share evaluation protocols: one table a group.
+
+    Models with different tokenizers share none; in one table each would leave the others' columns empty.
+    """
+    groups: list[tuple[set[str], list[RunRecord]]] = []
+    for record in records:
+        marks = {f"model {record.cell.model}", *(protocol.key() for protocol in record.protocols)}
+        joined = [group for group in groups if group[0] & marks]
+        groups = [group for group in groups if not group[0] & marks]
+        marks = marks.union(*(group[0] for group in joined))
+        groups.append((marks, [*(item for group in joined for item in group[1]), record]))
+    order = {id(record): position for position, record in enumerate(records)}
+    members = [sorted(group[1], key=lambda record: order[id(record)]) for group in groups]
+    return sorted(members, key=lambda group: order[id(group[0])])
+
+
+def code_notes(records: Sequence[RunRecord], superseded: int) -> list[str]:
+    """What a reader must know of the code behind the numbers: mixtures and what was left out."""
+    notes = []
+    if superseded:
+        are = "record is" if superseded == 1 else "records are"
+        notes.append(f"{superseded} older {are} left out: the same cells were computed again since")
+    for part, name in (("sources", "versions of the sources"), ("versions", "sets of library versions")):
+        kinds = len({canonical_json(record.identity.get(part)) for record in records})
+        if kinds > 1:
+            notes.append(f"these records come from {kinds} different {name} (see python -m q2n.explain)")
+    if any(record.provenance.git_dirty for record in records):
+        notes.append("some records come from code with uncommitted changes")
+    return notes
+
+
+def weights_notes(records: Iterable[RunRecord]) -> list[str]:
+    """Per model, where its weights come from."""
+    pairs = dict.fromkeys((record.cell.model, record.provenance.weights) for record in records)
+    return [f"{model}: {weights or 'origin of the weights not recorded'}" for model, weights in pairs]

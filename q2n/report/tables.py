@@ -1,0 +1,169 @@
+"""Records to tables: pure functions, nothing printed, nothing written.
+
+Rows are model x baseline, a line without correction, a line for each correction and below it their
+difference; columns are bits x metric. Only seeds are averaged: cells that differ in anything else have
+lines of their own (:mod:`q2n.report.settings`), evaluations by different protocols columns of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from q2n.record import RunRecord
+from q2n.report.columns import Column, column_of
+from q2n.report.emphasis import best
+from q2n.report.lines import Row, Seeds, Values, arrange, observations, without_correction
+from q2n.report.select import by_protocol, code_notes, latest, weights_notes
+
+Emphasis = Callable[[Sequence[float], bool], list[bool]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers of one table; all frames have the same index (:attr:`Row.key`, :attr:`Column.key`).
+
+    ``mean`` over seeds, ``spread`` their standard deviation (NaN for one seed), ``seeds`` how many (0
+    where nothing was measured), ``bold`` which are emphasised.
+    """
+
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    mean: pd.DataFrame
+    spread: pd.DataFrame
+    seeds: pd.DataFrame
+    bold: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def build_tables(records: Iterable[RunRecord], emphasis: Emphasis = best) -> list[Table]:
+    """All tables of a report; older records of a cell are left out and counted in a note.
+
+    Raises:
+        RecordError: two different cells cannot be told apart by their configuration.
+    """
+    current, superseded = latest(records)
+    return [build_table(group, superseded, emphasis) for group in by_protocol(current)]
+
+
+def build_table(records: Sequence[RunRecord], superseded: int = 0, emphasis: Emphasis = best) -> Table:
+    """One table of records that may stand in one table.
+
+    Raises:
+        RecordError: two different cells cannot be told apart by their configuration.
+    """
+    _, values = observations(records)
+    references, notes = _references(records)
+    columns = tuple(_columns(values))
+    rows = tuple(arrange(values, bool(references)))
+    cells = [[_seeds(row, column, values, references) for column in columns] for row in rows]
+    mean = _frame(rows, columns, [[_mean(seeds) for seeds in line] for line in cells], "float64")
+    spread = _frame(rows, columns, [[_spread(seeds) for seeds in line] for line in cells], "float64")
+    count = _frame(rows, columns, [[len(seeds) for seeds in line] for line in cells], "int64")
+    bold = _frame(rows, columns, _bold(rows, columns, mean, count, emphasis), "bool")
+    return Table(
+        rows,
+        columns,
+        mean,
+        spread,
+        count,
+        bold,
+        (*notes, *code_notes(records, superseded), *weights_notes(records)),
+    )
+
+
+def _references(records: Sequence[RunRecord]) -> tuple[dict[tuple[str, Column], float], list[str]]:
+    """The unquantized model's value by model and column (bits aside: it has the same in each)."""
+    found: dict[tuple[str, Column], float] = {}
+    notes: dict[str, None] = {}
+    for record in sorted(records, key=lambda record: record.created):
+        for metric in record.metrics:
+            if metric.reference is None:
+                continue
+            place = (record.cell.model, column_of(metric, 0))
+            before = found.get(place, metric.reference)
+            if not np.isclose(before, metric.reference, rtol=1e-6, equal_nan=True):
+                notes[
+                    f"{place[0]}: records disagree on the unquantized {metric.name}; the newest is shown"
+                ] = None
+            found[place] = metric.reference
+    return found, list(notes)
+
+
+def _columns(values: Values) -> list[Column]:
+    """By bits; metrics in the order they were first met, bits per weight last."""
+    met = list(dict.fromkeys(column for _, column in values))
+    return sorted(met, key=lambda column: (column.bits, column.protocol is None))
+
+
+def _seeds(
+    row: Row,
+    column: Column,
+    values: Values,
+    references: Mapping[tuple[str, Column], float],
+) -> Seeds:
+    """What stands in one place of the table, by seed; a difference only for seeds that have both."""
+    if row.kind == "reference":
+        anywhere = replace(column, bits=0)
+        return {0: references[row.model, anywhere]} if (row.model, anywhere) in references else {}
+    if row.kind == "value":
+        return values.get((row, column), {})
+    if column.protocol is None:
+        return {}
+    on = values.get((replace(row, kind="value"), column), {})
+    off = values.get((without_correction(row), column), {})
+    return {seed: on[seed] - off[seed] for seed in on if seed in off}
+
+
+def _mean(seeds: Seeds) -> float:
+    with np.errstate(all="ignore"):  # inf - inf is a NaN on purpose
+        return float(np.mean(list(seeds.values()))) if seeds else float("nan")
+
+
+def _spread(seeds: Seeds) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.std(list(seeds.values()), ddof=1)) if len(seeds) > 1 else float("nan")
+
+
+def _frame(
+    rows: tuple[Row, ...],
+    columns: tuple[Column, ...],
+    data: Sequence[Sequence[float]],
+    dtype: Literal["float64", "int64", "bool"],
+) -> pd.DataFrame:
+    index = pd.MultiIndex.from_tuples(
+        [row.key for row in rows], names=["model", "baseline", "settings", "line"]
+    )
+    heads = pd.MultiIndex.from_tuples(
+        [column.key for column in columns], names=["bits", "metric", "unit", "protocol"]
+    )
+    return pd.DataFrame([list(line) for line in data], index=index, columns=heads).astype(dtype)
+
+
+def _bold(
+    rows: tuple[Row, ...],
+    columns: tuple[Column, ...],
+    mean: pd.DataFrame,
+    count: pd.DataFrame,
+    emphasis: Emphasis,
+) -> list[list[bool]]:
+    """Within a model and baseline, the lines with a measured value compete in each metric's column."""
+    marks = [[False] * len(columns) for _ in rows]
+    numbers, measured = mean.to_numpy(), count.to_numpy()
+    groups: dict[tuple[str, str], list[int]] = {}
+    for position, row in enumerate(rows):
+        if row.kind == "value":
+            groups.setdefault((row.model, row.baseline), []).append(position)
+    for j, column in enumerate(columns):
+        if column.protocol is None:
+            continue  # fewer stored bits is a choice, not a result
+        for group in groups.values():
+            members = [i for i in group if measured[i, j]]
+            chosen = emphasis([float(numbers[i, j]) for i in members], column.lower_is_better)
+            for i, mark in zip(members, chosen, strict=True):
+                marks[i][j] = mark
+    return marks

@@ -1,0 +1,1 @@
+"""Experiment trackers: optional copies of what the records already hold."""

@@ -1,0 +1,88 @@
+"""What a tracker is told of a record: plain values, no tracker imported, no secrets."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from q2n.record import RunRecord, to_frame
+from q2n.types import LayerReport
+
+_SECRET = re.compile(r"(^|_)(token|api_?key|secret|password|passwd|credentials?|auth)$", re.IGNORECASE)
+_SERIES = ("error_before", "error_after", "alpha_min", "alpha_max", "null_rank", "damping", "bits_per_weight")
+
+
+def run_name(record: RunRecord) -> str:
+    """A name for lists of runs."""
+    cell = record.cell
+    return f"{cell.model}-{cell.baseline}-{cell.correction}-{cell.bits}bit-seed{cell.seed}"
+
+
+def config_of(record: RunRecord) -> dict[str, Any]:
+    """The resolved configuration with the cell's labels, fingerprint and provenance."""
+    whole = {
+        **record.config,
+        "cell": record.cell.model_dump(),
+        "fingerprint": record.fingerprint,
+        "overrides": list(record.overrides),
+        "provenance": record.provenance.model_dump(),
+        "protocols": {protocol.key(): protocol.model_dump() for protocol in record.protocols},
+    }
+    cleaned: dict[str, Any] = without_secrets(whole)
+    return cleaned
+
+
+def without_secrets(tree: Any) -> Any:
+    """``tree`` with the text under every key that names a secret replaced."""
+    if isinstance(tree, Mapping):
+        return {
+            key: "***" if _SECRET.search(str(key)) and isinstance(value, str) else without_secrets(value)
+            for key, value in tree.items()
+        }
+    if isinstance(tree, (list, tuple)):
+        return [without_secrets(item) for item in tree]
+    return tree
+
+
+def history_of(record: RunRecord) -> list[tuple[int, dict[str, Any]]]:
+    """Per-layer series: ``(block, {"block": ..., "layers/<layer>/<quantity>": ...})`` by block."""
+    blocks: dict[int, list[LayerReport]] = defaultdict(list)
+    for layer in record.layers:
+        blocks[layer.block].append(layer)
+    steps = []
+    for block in sorted(blocks):
+        values: dict[str, Any] = {"block": block}
+        for layer in blocks[block]:
+            for quantity in _SERIES:
+                if (value := getattr(layer, quantity)) is not None:
+                    values[f"layers/{layer.name}/{quantity}"] = value
+        steps.append((block, values))
+    return steps
+
+
+def summary_of(record: RunRecord) -> dict[str, Any]:
+    """Final numbers; a metric measured by several protocols carries the protocol's digest in its key."""
+    times = Counter((metric.dataset, metric.name) for metric in record.metrics)
+    summary: dict[str, Any] = {
+        "bits_per_weight": record.bits_per_weight,
+        "peak_memory_bytes": record.peak_memory_bytes,
+        **{f"seconds/{stage}": value for stage, value in record.seconds.items()},
+    }
+    for metric in record.metrics:
+        key = f"{metric.dataset}/{metric.name}"
+        if times[metric.dataset, metric.name] > 1:
+            key = f"{key}/{metric.protocol.key()}"
+        summary[key] = metric.value
+        if metric.reference is not None:
+            summary[f"{key}/unquantized"] = metric.reference
+    return summary
+
+
+def table_of(record: RunRecord) -> tuple[list[str | int], list[Iterable[Any]]]:
+    """The record's rows of the results table: ``(columns, rows)`` of plain values."""
+    frame = to_frame([record]).astype(object)
+    frame = frame.where(frame.notna(), None)
+    rows: list[Iterable[Any]] = list(frame.to_numpy().tolist())
+    return [str(column) for column in frame.columns], rows

@@ -1,0 +1,20 @@
+"""No experiment tracker: the records under results/ are all there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from q2n.options import option
+
+if TYPE_CHECKING:
+    from q2n.record import RunRecord
+
+
+@option
+class NoTracking:
+    """Tracks nothing."""
+
+    def log_run(self, record: RunRecord, sweep_group: str | None = None) -> str | None:
+        """Nothing happens."""
+        del record, sweep_group
+        return None

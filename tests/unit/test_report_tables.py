@@ -1,0 +1,325 @@
+"""Tables: nothing is averaged but seeds, no column mixes protocols, differences have the right sign."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from helpers.records import make_metric, make_protocol, make_record
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from q2n import record as record_files
+from q2n.exceptions import RecordError
+from q2n.provenance import Provenance
+from q2n.record import RunRecord
+from q2n.report import print_report, write_report
+from q2n.report.__main__ import main
+from q2n.report.emphasis import best
+from q2n.report.select import latest
+from q2n.report.tables import Table, build_table, build_tables
+from q2n.report.text import EMPTY, amount, difference, to_grid
+
+
+def cell(value: float, reference: float | None = 5.0, **changes: Any) -> RunRecord:
+    return make_record(metrics=(make_metric(value, reference=reference),), **changes)
+
+
+def value(table: Table, line: str, bits: int = 3, **where: str) -> float:
+    """The one number of a line in the first metric's column of ``bits``."""
+    rows = [
+        i
+        for i, row in enumerate(table.rows)
+        if row.line == line and all(where[name] in row.key for name in where)
+    ]
+    columns = [j for j, column in enumerate(table.columns) if column.bits == bits and column.protocol]
+    assert len(rows) == 1, [row.key for row in table.rows]
+    return float(table.mean.iloc[rows[0], columns[0]])
+
+
+def lines(table: Table) -> list[tuple[str, str, str, str]]:
+    return [row.key for row in table.rows]
+
+
+def test_the_main_table_has_the_reference_on_top_and_signed_differences() -> None:
+    grid = itertools.product((2, 3), (("on", 10.0), ("off", 12.0)))
+    table = build_table([cell(v + bits, bits=bits, correction=c) for bits, (c, v) in grid])
+    assert [key[3] for key in lines(table)] == ["unquantized", "off", "on", "on - off"]
+    assert [column.bits for column in table.columns] == [2, 2, 3, 3]
+    assert value(table, "unquantized", 2) == value(table, "unquantized", 3) == 5.0
+    assert value(table, "off", 2) == 14.0
+    assert value(table, "on - off", 3) == -2.0
+    assert table.bold.to_numpy().tolist() == [
+        [False] * 4,
+        [False] * 4,
+        [True, False, True, False],
+        [False] * 4,
+    ]
+    texts = [row.texts for row in to_grid(table).rows]
+    assert texts[3] == ("-2.00 better", EMPTY, "-2.00 better", EMPTY)
+    assert texts[2][1] == "2.25", "bits per weight"
+
+
+def test_a_worse_correction_is_called_worse_and_higher_may_be_better() -> None:
+    table = build_table([cell(12.0), cell(10.0, correction="off")])
+    assert to_grid(table).rows[3].texts[0] == "+2.00 worse"
+    assert table.bold.iloc[1, 0]
+    accuracy = {"name": "accuracy", "lower_is_better": False, "unit": "share"}
+    table = build_table(
+        [
+            make_record(correction=c, metrics=(make_metric(v, **accuracy),))
+            for c, v in (("on", 0.6), ("off", 0.5))
+        ]
+    )
+    assert to_grid(table).rows[2].texts[0] == "+0.10 better"
+    assert "↑" in "".join(to_grid(table).heads[0][1])
+
+
+@pytest.mark.parametrize(
+    "change", [{"windows": 16}, {"bos": "text"}, {"text_sha256": "b" * 64}, {"stride": 64}]
+)
+def test_two_protocols_never_share_a_column(change: dict[str, Any]) -> None:
+    protocols = [make_protocol(), make_protocol(**change)]
+    records = [
+        make_record(correction=c, metrics=(make_metric(v, protocol=protocol),))
+        for (c, v), protocol in zip((("on", 10.0), ("off", 12.0)), protocols, strict=True)
+    ]
+    records[0] = records[0].model_copy(update={"config": {**records[0].config, "evaluation": {"changed": 1}}})
+    # one model links both protocols: one table, two columns, and no difference across them
+    (table,) = build_tables(records)
+    assert sum(column.protocol is not None for column in table.columns) == 2
+    assert table.seeds.iloc[-1].sum() == 0
+    assert not table.bold.to_numpy().any()
+    heads = [head for head in to_grid(table).heads if "bits per" not in head[1]]
+    assert len(set(heads)) == 2, "the printed headers tell them apart"
+
+
+def test_the_header_carries_unit_protocol_and_windows() -> None:
+    head = " ".join(to_grid(build_table([cell(1.0)])).heads[0][1])
+    assert head == "wiki perplexity ↓ per token 32 windows x 512 tokens BOS none float32"
+
+
+def test_models_that_share_no_protocol_get_tables_of_their_own() -> None:
+    def of(model: str, tokenizer: str) -> RunRecord:
+        metric = make_metric(1.0, protocol=make_protocol(tokenizer=tokenizer))
+        return make_record(model=model, metrics=(metric,))
+
+    tables = build_tables([of("a", "x"), of("b", "y"), of("c", "x")])
+    assert [[row.model for row in table.rows] for table in tables] == [["a", "c"], ["b"]]
+
+
+def test_seeds_are_averaged_and_differences_paired_by_seed() -> None:
+    values = {("on", 0): 10.0, ("on", 1): 12.0, ("off", 0): 11.0, ("off", 1): 14.0, ("off", 2): 90.0}
+    table = build_table([cell(v, correction=c, seed=s) for (c, s), v in values.items()])
+    assert value(table, "on") == 11.0
+    assert value(table, "on - off") == -1.5, "seed 2 has no partner"
+    assert table.spread.iloc[3, 0] == pytest.approx(math.sqrt(0.5))
+    texts = [row.texts[0] for row in to_grid(table).rows]
+    assert texts[2] == "11.00 ± 1.41 (n=2)"
+    assert texts[1] == "38.33 ± 44.77"
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"group_size": 128}, "group_size=128"),
+        ({"config_fields": {"calibration": {"_target_": "q2n.data.news.News"}}}, "calibration=News"),
+        (
+            {"config_fields": {"calibration": {"_target_": "q2n.data.wiki", "nsamples": 8}}},
+            "calibration.nsamples=8",
+        ),
+        ({"baseline_fields": {"act_order": True}}, "baseline.act_order=true"),
+        ({"config_fields": {"dtype": "float32"}}, "dtype=float32"),
+        ({"config_fields": {"a_new_key": 1}}, "a_new_key=1"),
+    ],
+)
+def test_cells_that_differ_in_anything_have_lines_of_their_own(changes: dict[str, Any], label: str) -> None:
+    def pair(value: float, **fields: Any) -> list[RunRecord]:
+        return [cell(value, **fields), cell(value + 1, correction="off", **fields)]
+
+    table = build_table([*pair(10.0), *pair(20.0, **changes)])
+    marked = [key for key in lines(table) if label in key[2]]
+    assert [key[3] for key in marked] == ["off", "on", "on - off"]
+    assert value(table, "on", settings=marked[0][2]) == 20.0
+    assert table.seeds.to_numpy().max() == 1, "nothing was averaged"
+
+
+def test_settings_of_the_correction_share_one_line_without_it() -> None:
+    swept = [cell(10.0 - t, q2n_fields={"t": t, "lam": 0.2}) for t in (0.1, 0.05, 0.01)]
+    table = build_table([*swept, cell(12.0, correction="off"), cell(11.0, correction="released")])
+    named = [f"{line} (q2n.t={t})" for t in (0.01, 0.05, 0.1) for line in ("on", "on - off")]
+    assert [key[3] for key in lines(table)] == ["unquantized", "off", *named, "released", "released - off"]
+    assert value(table, "on - off (q2n.t=0.05)") == pytest.approx(-2.05)
+
+
+def test_echoes_of_bits_seed_and_group_size_are_not_repeated() -> None:
+    records = [
+        cell(1.0, bits=b, seed=s, group_size=g, baseline_fields={"group_size": g, "levels": {"bits": b}})
+        for b, s, g in itertools.product((2, 3), (0, 1), (64, 128))
+    ]
+    assert {key[2] for key in lines(build_table(records))} == {"", "group_size=64", "group_size=128"}
+
+
+def test_a_setting_that_follows_bits_only_by_chance_is_still_shown() -> None:
+    table = build_table([cell(1.0, bits=2, group_size=64), cell(2.0, bits=3, group_size=128)])
+    assert {key[2] for key in lines(table)} == {"", "group_size=64", "group_size=128"}
+
+
+def without_t_if_off(choice: tuple[Any, ...]) -> tuple[Any, ...]:
+    return choice if choice[1] == "on" else (*choice[:5], None)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["gptq", "rtn"]),
+            st.sampled_from(["on", "off"]),
+            st.sampled_from([2, 3]),
+            st.sampled_from([64, 128]),
+            st.integers(0, 1),
+            st.sampled_from([0.1, 0.2]),
+        ),
+        min_size=1,
+        max_size=10,
+        unique_by=without_t_if_off,
+    )
+)
+def test_every_value_stands_in_the_table_exactly_once(cells: list[tuple[Any, ...]]) -> None:
+    records = [
+        cell(float(i + 1), baseline=b, correction=c, bits=n, group_size=g, seed=s)
+        if c == "off"
+        else cell(float(i + 1), baseline=b, correction=c, bits=n, group_size=g, seed=s, q2n_fields={"t": t})
+        for i, (b, c, n, g, s, t) in enumerate(cells)
+    ]
+    table = build_table(records)
+    kinds = [row.kind == "value" for row in table.rows]
+    measured = [column.protocol is not None for column in table.columns]
+    counts = table.seeds.loc[kinds, measured].to_numpy()
+    sums = (table.mean.loc[kinds, measured].fillna(0).to_numpy() * counts).sum()
+    assert counts.sum() == len(records)
+    assert sums == pytest.approx(len(records) * (len(records) + 1) / 2)
+
+
+def test_an_older_record_of_a_cell_is_left_out_and_the_reader_told() -> None:
+    old = cell(99.0, identity={"sources": "old"})
+    new = cell(1.0, identity={"sources": "new"}, created="2026-02-01T00:00:00+00:00")
+    other = cell(2.0, correction="off", identity={"sources": "old"})
+    assert latest([new, old, other]) == ([new, other], 1)
+    (table,) = build_tables([new, old, other])
+    assert value(table, "on") == 1.0
+    assert any("1 older record is left out" in note for note in table.notes)
+    assert any("2 different versions of the sources" in note for note in table.notes)
+
+
+def test_indistinguishable_records_are_an_error_not_an_average() -> None:
+    one = cell(1.0)
+    with pytest.raises(RecordError, match=one.fingerprint):
+        build_table([one, one.model_copy(update={"fingerprint": "f" * 16})])
+
+
+def test_non_finite_losses_are_shown_and_never_win() -> None:
+    table = build_table([cell(math.nan), cell(math.inf, correction="off"), cell(7.0, correction="released")])
+    texts = {row.labels[-1]: row.texts[0] for row in to_grid(table).rows}
+    assert texts == {
+        "unquantized": "5.00",
+        "off": "inf",
+        "on": "nan",
+        "on - off": "nan",
+        "released": "7.00",
+        "released - off": "-inf better",
+    }
+    assert table.bold.sum().sum() == 1
+
+
+def test_a_missing_partner_or_reference_leaves_a_dash() -> None:
+    table = build_table([cell(1.0, None, bits=2), cell(2.0, None), cell(3.0, None, correction="off")])
+    assert [row.labels[-1] for row in to_grid(table).rows] == ["off", "on", "on - off"]
+    assert [row.texts[0] for row in to_grid(table).rows] == [EMPTY, "1.00", EMPTY]
+
+
+def test_emphasis() -> None:
+    assert best([2.0, 1.0, 1.0], True) == [False, True, True]
+    assert best([2.0, 1.0], False) == [True, False]
+    assert best([1.0], True) == [False]
+    assert best([1.0, 1.0], True) == [False, False]
+    assert best([math.nan, math.inf], True) == [False, True]
+    assert best([math.nan, math.nan], True) == [False, False]
+
+
+def test_numbers_for_people() -> None:
+    shown = [amount(v) for v in (0.0, 12.345, 12345.6, 3.2e7, 0.0123, -0.00001, -1.5)]
+    assert shown == ["0.00", "12.35", "12,346", "3.20e+07", "0.0123", "-1.00e-05", "-1.50"]
+    assert difference(0.0, True) == "0 same"
+    assert difference(-0.004, True) == "-0.0040 better"
+
+
+def records_with_specials() -> list[RunRecord]:
+    weights = Provenance(weights="100% synthetic & made_up #1 | none")
+    return [
+        cell(v, model="tiny_llama", correction=c, bits=b, provenance=weights)
+        for b, c, v in itertools.product((2, 3), ("off", "on"), (10.0,))
+    ]
+
+
+def test_the_terminal_shows_all_columns_whatever_its_width() -> None:
+    for width in (60, 80, 200):
+        console = Console(file=io.StringIO(), width=width)
+        print_report(records_with_specials(), console)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert max(map(len, text.splitlines())) <= width
+        assert text.count("0 same") == 2
+        assert {"2.25", "3.25", "tiny_llama", "2 bit", "3 bit"} <= set(re.findall(r"\d bit|[\w.]+", text))
+        assert "synthetic & made_up" in " ".join(text.split())
+
+
+def test_files_are_written_escaped_and_complete(tmp_path: Path) -> None:
+    paths = write_report(records_with_specials(), tmp_path, "main")
+    assert [path.name for path in paths] == ["main.md", "main.csv", "main.tex"]
+    md, csv, tex = (path.read_text() for path in paths)
+    rows = [line for line in md.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1, "every row has as many cells"
+    assert r"made\_up #1 \| none" in md
+    assert r"100\% synthetic \& made\_up \#1" in tex
+    body = tex[tex.index(r"\midrule") : tex.index(r"\bottomrule")]
+    assert {line.count(" & ") for line in body.splitlines() if line.endswith(r"\\")} == {6}
+    assert tex.isascii()
+    frame = pd.read_csv(io.StringIO(csv))
+    assert len(frame) == 4
+    assert list(frame["difference"].dropna()) == [0.0, 0.0]
+    assert list(frame["seconds"]) == [2.0] * 4
+    assert list(frame["peak_memory_bytes"]) == [2**30] * 4
+    assert frame["protocol"].str.contains("32 x 512 tokens").all()
+    assert write_report([], tmp_path, "empty") == []
+
+
+def test_a_report_is_a_function_of_the_records(tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in write_report(records_with_specials(), tmp_path / "a", "main")]
+    again = [path.read_bytes() for path in write_report(records_with_specials(), tmp_path / "b", "main")]
+    assert first == again
+
+
+def test_the_command_reports_every_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--results", str(tmp_path)]) == 1
+    assert "no finished cell" in capsys.readouterr().err
+    for name in ("main", "study"):
+        for item in (cell(1.0, name=name), cell(2.0, name=name, correction="off")):
+            record_files.save(item, tmp_path)
+    broken = tmp_path / "main" / "broken" / "record.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    assert main(["--results", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "left out" in captured.err
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
+        f"{name}.{kind}" for name in ("main", "study") for kind in ("csv", "md", "tex")
+    ]
+    assert main(["--results", str(tmp_path), "--name", "study"]) == 0
+    assert "main.md" not in capsys.readouterr().out
