@@ -66,7 +66,7 @@ class PositionMeanAccumulator:
         total = batch.sum(dim=0)
         if self._sum is not None and total.shape != self._sum.shape:
             raise DataError(
-                f"the position mean needs sequences of one length, got {len(total)} after {len(self._sum)} tokens"
+                f"the position mean needs sequences of one length: {len(total)} after {len(self._sum)} tokens"
             )
         self._sum = total if self._sum is None else self._sum + total
 

@@ -122,7 +122,7 @@ def _record(
         config=config.tree,
         overrides=config.overrides,
         cell=Cell(
-            model=choices["model"],
+            model=config.model.name,
             baseline=choices["baseline"],
             correction=choices["q2n"],
             bits=scalars.bits,

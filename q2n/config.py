@@ -53,17 +53,24 @@ class RunConfig:
     ``choices`` says which option of each group was chosen (``{"q2n": "on", ...}``): the labels of tables.
     """
 
-    def __init__(self, tree: Mapping[str, Any], choices: Mapping[str, str], overrides: tuple[str, ...]) -> None:
-        known = [*Scalars.__dataclass_fields__, *GROUPS]  # type: ignore[attr-defined]
+    def __init__(
+        self, tree: Mapping[str, Any], choices: Mapping[str, str], overrides: tuple[str, ...]
+    ) -> None:
+        known = [*Scalars.__dataclass_fields__, *GROUPS]
         unknown = [key for key in tree if key not in known]
         if unknown:
             raise ConfigurationError(
-                "\n".join(f"{key}: no such key{did_you_mean(key, known)} (keys: {', '.join(known)})" for key in unknown)
+                "\n".join(
+                    f"{key}: no such key{did_you_mean(key, known)} (keys: {', '.join(known)})"
+                    for key in unknown
+                )
             )
         self.tree = dict(tree)
         self.choices = dict(choices)
         self.overrides = overrides
-        self.scalars = construct(Scalars, {key: value for key, value in tree.items() if key not in GROUPS}, "")
+        self.scalars = construct(
+            Scalars, {key: value for key, value in tree.items() if key not in GROUPS}, ""
+        )
         self.model: ModelSpec = build(tree.get("model"), "model")
         self.baseline: Baseline = build(tree.get("baseline"), "baseline")
         self.correction: Correction = build(tree.get("q2n"), "q2n")

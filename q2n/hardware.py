@@ -18,7 +18,9 @@ def resolve_device(device: str) -> str:
     if device.startswith("cuda"):
         count = torch.cuda.device_count()
         if int(device.partition(":")[2] or 0) >= count:
-            raise ConfigurationError(f"device={device}: torch sees {count} CUDA devices; use device=cpu or auto")
+            raise ConfigurationError(
+                f"device={device}: torch sees {count} CUDA devices; use device=cpu or auto"
+            )
     if device == "mps" and not torch.backends.mps.is_available():
         raise ConfigurationError("device=mps: torch sees no such device; use device=cpu or auto")
     return device

@@ -3,36 +3,60 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 
 from q2n.options import did_you_mean
 
 
-def explain(error: Exception, config_dir: Path) -> str:
-    """One readable message for an exception of Hydra or OmegaConf."""
+def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> str:
+    """One readable message for an exception of Hydra or OmegaConf.
+
+    Args:
+        overrides: the command line's, which say what option of a group is meant.
+    """
     text = str(error).strip()
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be parsed as key=value ({text.splitlines()[0]})"
     unknown_key = re.search(r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text)
     if unknown_key:
-        return _unknown_key(unknown_key.group(1), config_dir)
-    option = re.search(r"Could not find '([^'/]+)/([^']+)'", text) or re.search(r"In '[^']*': Could not find '([^'/]+)/([^']+)'", text)
+        return _unknown_key(unknown_key.group(1), config_dir, overrides)
+    option = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
     if option:
         return _unknown_option(option.group(1), option.group(2), config_dir)
+    if text.startswith("Ambiguous value for argument"):
+        return f"{text.splitlines()[0].split()[-1]}: several values make a sweep; add -m (run.py -m ...)"
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
-def _unknown_key(key: str, config_dir: Path) -> str:
-    root = OmegaConf.load(config_dir / "config.yaml")
-    keys = [str(name) for name in root if name not in ("defaults",)]
+def _unknown_key(key: str, config_dir: Path, overrides: Sequence[str]) -> str:
+    root = _tree(config_dir / "config.yaml")
+    keys = [str(name) for name in root if name != "defaults"]
     groups = sorted(path.name for path in config_dir.iterdir() if path.is_dir() and path.name != "hydra")
     top, _, rest = key.partition(".")
     if rest and top in groups:
-        fields = _fields(config_dir / top)
-        return f"{key}: no such key in any option of {top}{did_you_mean(rest, fields)} (keys: {', '.join(fields)})"
+        chosen = _chosen(top, root, overrides)
+        fields = [str(name) for option in chosen for name in _tree(config_dir / top / f"{option}.yaml")]
+        fields = [name for name in dict.fromkeys(fields) if name not in ("_target_", "defaults")]
+        where = f"{top}={','.join(chosen)}"
+        return f"{key}: no such key in {where}{did_you_mean(rest, fields)} (keys: {', '.join(fields)})"
     known = keys + groups
-    return f"{key}: no such key{did_you_mean(key, known)} (keys: {', '.join(keys)}; groups: {', '.join(groups)})"
+    return (
+        f"{key}: no such key{did_you_mean(key, known)} (keys: {', '.join(keys)}; groups: {', '.join(groups)})"
+    )
+
+
+def _chosen(group: str, root: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """The options of ``group`` the command line names, else the default."""
+    named = [item.partition("=")[2] for item in overrides if item.partition("=")[0].lstrip("+") == group]
+    if named:
+        return named[-1].split(",")
+    entries = [entry for entry in root["defaults"] if isinstance(entry, DictConfig)]
+    return [str(entry[group]) for entry in entries if group in entry]
 
 
 def _unknown_option(group: str, option: str, config_dir: Path) -> str:
@@ -40,9 +64,7 @@ def _unknown_option(group: str, option: str, config_dir: Path) -> str:
     return f"{group}={option}: no such option{did_you_mean(option, options)} (options: {', '.join(options)})"
 
 
-def _fields(folder: Path) -> list[str]:
-    names: dict[str, None] = {}
-    for path in sorted(folder.glob("*.yaml")):
-        tree = OmegaConf.load(path)
-        names.update({str(key): None for key in tree if key not in ("_target_", "defaults")})
-    return list(names)
+def _tree(path: Path) -> DictConfig:
+    tree = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    assert isinstance(tree, DictConfig)
+    return tree

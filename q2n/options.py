@@ -25,7 +25,7 @@ STRICT = ConfigDict(strict=True, extra="forbid")
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def option(cls: type[T]) -> type[T]:
     """Class decorator: a frozen pydantic dataclass that rejects wrong types and unknown fields."""
-    return pydantic_dataclass(cls, frozen=True, kw_only=True, config=STRICT)  # type: ignore[call-overload,no-any-return]
+    return pydantic_dataclass(cls, frozen=True, kw_only=True, config=STRICT)  # type: ignore[return-value]
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -34,7 +34,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(item) for item in near)}?" if near else ""
 
 
-def build(section: Mapping[str, Any], path: str) -> Any:
+def build(section: Any, path: str) -> Any:
     """The object a config section describes.
 
     Args:
@@ -87,5 +87,7 @@ def _explain(item: Any, path: str, known: list[str]) -> str:
     value = item.get("input")
     hint = ""
     if item["type"] == "literal_error" and isinstance(value, str):
-        hint = did_you_mean(value, str(item["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", "))
+        hint = did_you_mean(
+            value, str(item["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        )
     return f"{key}={value!r}: {message}{hint}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def quantize_model(
         moved = [batch.to(device) for batch in batches]
         method.baseline.prepare_block(block, moved)
         advance = _true_sequential if true_sequential else _whole_block
-        outputs = advance(block, moved, method, store, lambda name, b=block: progress(b.index, name), reports)
+        outputs = advance(block, moved, method, store, partial(progress, block.index), reports)
         batches = [store.keep(output) for output in outputs]
         require_finite(batches[0], f"output of block {block.index}")
         if device.type != "cpu":

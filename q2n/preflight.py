@@ -25,7 +25,7 @@ def preflight(config_dir: Path, arguments: Sequence[str]) -> int:
         HydraException: a key or an option does not exist, or an override cannot be parsed.
     """
     parsed = get_args_parser().parse_args(list(arguments))
-    if parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.version or parsed.shell_completion:
+    if any(getattr(parsed, flag, None) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion")):
         return 0
     overrides = list(parsed.overrides)
     with initialize_config_dir(config_dir=str(parsed.config_dir or config_dir), version_base="1.3"):
@@ -58,4 +58,3 @@ def _is_sweep(override: str) -> bool:
 
 def _compose(overrides: list[str]) -> DictConfig:
     return compose("config", overrides=overrides, return_hydra_config=True)
-

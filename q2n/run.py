@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from q2n import fingerprint as fingerprints
 from q2n import record as records
 from q2n.config import RunConfig
-from q2n.exceptions import Q2NError, UnsupportedError
-from q2n.explain import note_decision
+from q2n.exceptions import UnsupportedError
+from q2n.explain import Decision, note_decision
 from q2n.hardware import resolve_device, resolve_dtype
-from q2n.outcomes import Decision, Outcome
+from q2n.outcomes import Outcome
 
 
 def run_cell(config: RunConfig, sweep: str | None = None, title: str = "") -> Outcome:
@@ -21,11 +22,14 @@ def run_cell(config: RunConfig, sweep: str | None = None, title: str = "") -> Ou
         title: what the progress bar calls the cell.
     """
     scalars = config.scalars
+    identity: dict[str, Any] = {"config": config.tree}  # until the whole one is known
+    record, failure = None, None
+    decision: Decision
     try:
         identity = identify(config)
         key = fingerprints.fingerprint(identity)
         record = None if scalars.force else records.find(scalars.results_dir, scalars.name, key)
-        decision: Decision = "reused" if record else "forced" if scalars.force else "computed"
+        decision = "reused" if record else "forced" if scalars.force else "computed"
         if record is None:
             from q2n.cell import compute
 
@@ -33,12 +37,13 @@ def run_cell(config: RunConfig, sweep: str | None = None, title: str = "") -> Ou
             records.save(record, scalars.results_dir)
             config.tracking.log_run(record, sweep)
     except Exception as error:
-        failed: Decision = "unsupported" if isinstance(error, UnsupportedError) else "failed"
-        if not isinstance(error, Q2NError) and sweep is None:
-            raise
-        return Outcome(config.label, failed, None, scalars.results_dir, error)
-    note_decision(scalars.results_dir, sweep=sweep, name=scalars.name, decision=decision, identity=identity)
-    return Outcome(config.label, decision, record, scalars.results_dir)
+        failure = error
+        decision = "unsupported" if isinstance(error, UnsupportedError) else "failed"
+    with contextlib.suppress(OSError):  # a note for q2n.explain is not worth a finished cell
+        note_decision(
+            scalars.results_dir, sweep=sweep, name=scalars.name, decision=decision, identity=identity
+        )
+    return Outcome(config.label, decision, None if failure else record, scalars.results_dir, failure)
 
 
 def identify(config: RunConfig) -> dict[str, Any]:

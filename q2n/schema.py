@@ -37,8 +37,8 @@ class _Frozen(BaseModel):
 class EvaluationProtocol(_Frozen):
     """Everything that must agree before two perplexities may stand in one column.
 
-    ``stride`` equal to ``seqlen`` means windows that do not overlap; ``bos`` says where the tokenizer's
-    BOS token was put (``none``, ``text``, ``window``).
+    ``stride`` equal to ``seqlen`` means windows that do not overlap; ``bos`` says who put a BOS
+    token where (``tokenizer``, ``each_window``, ``none``: see :mod:`q2n.data.text`).
     """
 
     dataset: str

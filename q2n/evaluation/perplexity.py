@@ -32,26 +32,35 @@ class Perplexity(Evaluation):
     bfloat16 logits to steps of 2^-6 and more).
     """
 
-    datasets: Annotated[list[str], Field(min_length=1)]
+    datasets: Annotated[list[Literal["wiki", "news", "wikitext2", "c4", "ptb", "text"]], Field(min_length=1)]
+    paths: list[str] = Field(default_factory=list)
+    """The files of the data set ``text``."""
     seqlen: Annotated[int, Field(ge=8)]
     windows: Annotated[int, Field(ge=0)]
-    bos: Literal["none", "text", "window"] = "none"
+    bos: Literal["tokenizer", "each_window", "none"] = "tokenizer"
     batch_size: Annotated[int, Field(ge=1)] = 8
 
-    def identity(self) -> dict[str, Any]:
-        from q2n.data.evaluation import source_identity
+    def __post_init__(self) -> None:
+        if ("text" in self.datasets) != bool(self.paths):
+            raise ValueError("the data set 'text' and evaluation.paths (its files) need each other")
 
-        return {name: source_identity(name) for name in self.datasets}
+    def identity(self) -> dict[str, Any]:
+        from q2n.data.sources import text_source
+        from q2n.data.text import RULE
+
+        sources = {name: text_source(name, paths=self.paths) for name in self.datasets}
+        return {name: {**source.identity(), "rule": RULE} for name, source in sources.items()}
 
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
         return [self._measure(context, name, index) for index, name in enumerate(self.datasets)]
 
     def _measure(self, context: EvaluationContext, dataset: str, index: int) -> Metric:
-        from q2n.data.evaluation import evaluation_windows
+        from q2n.data.sources import text_source
+        from q2n.data.text import evaluation_windows
         from q2n.schema import EvaluationProtocol, Metric
 
-        tokenizer = context.loaded.tokenizer
-        text = evaluation_windows(dataset, tokenizer, self.seqlen, self.windows, self.bos, context.cache_dir)
+        source = text_source(dataset, cache_dir=context.cache_dir, paths=self.paths)
+        text = evaluation_windows(source, context.loaded.tokenizer, self.seqlen, self.windows, self.bos)
 
         def progress(done: float) -> None:
             context.progress((index + done) / len(self.datasets), f"perplexity on {dataset}")
@@ -86,7 +95,7 @@ def window_losses(
     windows: Tensor,
     batch_size: int,
     device: torch.device,
-    progress: Callable[[float], None] = lambda done: None,
+    progress: Callable[[float], None] | None = None,
 ) -> list[float]:
     """Mean negative log-likelihood (nats) of each window's ``T - 1`` predictions.
 
@@ -100,7 +109,8 @@ def window_losses(
     adapter.prepare(windows.shape[1])
     hidden = [adapter.embed(part).to(device) for part in windows.split(batch_size)]
     for block in adapter.blocks:
-        progress(block.index / len(adapter.blocks))
+        if progress is not None:
+            progress(block.index / len(adapter.blocks))
         block.module.to(device)
         hidden = [block.forward(batch) for batch in hidden]
         if device.type != "cpu":
@@ -115,7 +125,7 @@ def window_losses(
 
 
 def window_loss(adapter: ModelAdapter, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Mean loss of one window: ``hidden`` ``(T, D)`` of the last block, ``ids`` ``(T,)``; a float64 scalar."""
+    """Mean loss of a window: ``hidden`` ``(T, D)`` of the last block, ``ids`` ``(T,)``; a float64 scalar."""
     import torch
 
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)

@@ -22,7 +22,7 @@ _RELEVANT_SOURCES = ("q2n/models/", "q2n/data/", "q2n/evaluation/")
 def reference_metrics(
     evaluation: Evaluation, context: EvaluationContext, identity: Mapping[str, Any]
 ) -> list[Metric]:
-    """From the cache if this model was measured with this evaluation, code and libraries, else measured now."""
+    """From the cache if this model was measured so, by this code and these libraries; else measured now."""
     key = fingerprint(reference_identity(identity))
     path = cache_root(context.cache_dir) / "reference" / f"{key}.json"
     try:

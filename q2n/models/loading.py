@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from q2n.exceptions import ModelError
+from q2n.files import sha256_text
 from q2n.models.adapter import ModelAdapter, adapt
 
 if TYPE_CHECKING:
@@ -28,6 +30,19 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     adapter: ModelAdapter
     provenance: Mapping[str, Any]
+
+    @property
+    def weights_sentence(self) -> str:
+        """Where the weights come from, for the notes under tables."""
+        facts = {key: value for key, value in self.provenance.items() if key not in ("name", "dtype", "rule")}
+        return f"{self.provenance['name']}: " + ", ".join(f"{key} {value}" for key, value in facts.items())
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Digest of everything that decides which ids a text becomes."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return sha256_text(rules)
 
 
 def load_pretrained(
