@@ -6,12 +6,14 @@ written beside its destination, flushed to the disk, and moved into place in one
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,28 +85,58 @@ def make_folder_atomic(target: Path, fill: Callable[[Path], None], valid: Callab
     private = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         fill(private)
-        private.chmod(0o777 & ~_UMASK)
-        if not valid(target):
-            _move_into_place(private, target, valid)
+        _settle(private)
+        _move_into_place(private, target, valid)
     finally:
         shutil.rmtree(private, ignore_errors=True)
     _sync_folder(target.parent)
     return target
 
 
+def _settle(folder: Path) -> None:
+    """Everything in ``folder`` on the disk, and readable by whom the user's mask lets read."""
+    for path in sorted(folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)
+        if path.is_file():
+            with path.open("rb+") as stream:
+                os.fsync(stream.fileno())
+    folder.chmod(0o777 & ~_UMASK)
+    _sync_folder(folder)
+
+
 def _move_into_place(private: Path, target: Path, valid: Callable[[Path], bool]) -> None:
-    if target.exists():
-        # os.replace cannot overwrite a folder that holds files: the broken one is moved out of the way.
-        broken = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-        try:
-            os.replace(target, broken)
-        finally:
-            shutil.rmtree(broken, ignore_errors=True)
+    """``private`` becomes ``target`` unless a valid folder is there by now."""
+    with _alone(target.parent):  # or else one could take away what another has just put there
+        if not valid(target):
+            _take_away(target)
+            os.replace(private, target)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One thread of one process at a time is inside, where folders can be locked (not on Windows)."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.replace(private, target)
-    except OSError:
-        if not valid(target):  # not a race that another process won
-            raise
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which also unlocks
+
+
+def _take_away(target: Path) -> None:
+    """Delete ``target`` so that no reader sees a half of it; it may be gone by now."""
+    grave = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target, grave / "old")
+    finally:
+        shutil.rmtree(grave, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

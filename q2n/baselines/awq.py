@@ -1,4 +1,4 @@
-"""AWQ (Lin et al., MLSys 2024, arXiv 2306.00978): channel scales and clipped ranges, then round-to-nearest."""
+"""AWQ (Lin et al., MLSys 2024, arXiv 2306.00978): channel scales, clipped ranges, round-to-nearest."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from q2n.types import LinearProblem, QuantizedLinear, Statistic
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from q2n.grids.awq import AwqGrid
     from q2n.models.adapter import DecoderBlock
 
 UNCLIPPED = ("q_proj", "k_proj")
@@ -29,7 +30,7 @@ class AWQ(LayerwiseBaseline):
     bits: Bits
     group_size: GroupSize
     scale_steps: Annotated[int, Field(ge=1, le=1000)] = 20
-    search_tokens: Annotated[int, Field(ge=1)] | None = 4096
+    search_tokens: Annotated[int, Field(ge=1)] | None = 2048
     clip: bool = True
     clip_tokens: Annotated[int, Field(ge=1)] = 512
 
@@ -62,9 +63,9 @@ class AWQ(LayerwiseBaseline):
 
         tokens = problem.stats[Statistic.TOKEN_SAMPLE]
         tokens = tokens[:: max(1, len(tokens) // self.clip_tokens)]
-        parts = []
-        for name, weight in zip(problem.names, problem.weight.split(list(problem.rows)), strict=True):
-            if not name.endswith(UNCLIPPED):
-                weight = clamp_groups(weight, clip_limits(weight, tokens, grid), self.group_size)
-            parts.append(weight)
-        return torch.cat(parts)
+
+        def clamped(weight: Tensor) -> Tensor:
+            return clamp_groups(weight, clip_limits(weight, tokens, grid), self.group_size)
+
+        parts = zip(problem.names, problem.weight.split(list(problem.rows)), strict=True)
+        return torch.cat([part if name.endswith(UNCLIPPED) else clamped(part) for name, part in parts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 @option
 class QuaRot(LayerwiseBaseline):
-    """The residual stream is rotated, outlier-free activations are rounded token by token in the finished model.
+    """The residual stream is rotated; in the finished model activations, now without outliers, are rounded
+    token by token.
 
     ``rotation`` of the residual stream is a Hadamard matrix with random signs or any ``orthogonal`` one.
     ``head_rotation='full'`` rotates heads among each other online, ``per_head`` only each within itself,
@@ -69,19 +71,28 @@ class QuaRot(LayerwiseBaseline):
 
         super().check(adapter)
         if self.rotation == "hadamard":
-            require_hadamard(adapter.hidden_size, "baseline.rotation=hadamard: the model's hidden size")
+            require_hadamard(
+                adapter.hidden_size,
+                "baseline.rotation=hadamard: the model's hidden size",
+                "; baseline.rotation=orthogonal fits any",
+            )
         require_hadamard(adapter.head_dim, "baseline=quarot: the model's head size")
         require_hadamard(adapter.intermediate_size, "baseline=quarot: the model's MLP width")
         if self.head_rotation == "full":
-            require_hadamard(adapter.num_heads, "baseline.head_rotation=full: the model's number of heads")
+            require_hadamard(
+                adapter.num_heads,
+                "baseline.head_rotation=full: the model's number of heads",
+                "; baseline.head_rotation=per_head fits any",
+            )
         self._check_activation_groups(adapter)
 
     def _check_activation_groups(self, adapter: ModelAdapter) -> None:
         for name, width in layer_widths(adapter).items():
             if self.a_bits < 16 and self.a_group_size != -1 and width % self.a_group_size:
+                divided = math.gcd(*layer_widths(adapter).values())
                 raise UnsupportedError(
-                    f"baseline.a_group_size={self.a_group_size}: does not divide the {width} inputs of {name}; "
-                    "use a divisor, or -1 for whole tokens"
+                    f"baseline.a_group_size={self.a_group_size}: does not divide the {width} inputs of "
+                    f"{name}; use a divisor of {divided}, or -1 for whole tokens"
                 )
 
     def rotates_across_heads(self, num_heads: int) -> bool:
@@ -120,7 +131,9 @@ class QuaRot(LayerwiseBaseline):
         if inputs is not None:
             quantize_inputs(adapter, inputs)
         keys = _quantizer(self.k_bits, self.kv_sym, self.kv_clip_ratio)
-        values = _quantizer(self.v_bits, self.kv_sym, self.kv_clip_ratio)
+        # As in the official code values are groups of a token's channels, keys are tokens of a head: only the
+        # range of a key is made to contain zero.
+        values = _quantizer(self.v_bits, self.kv_sym, self.kv_clip_ratio, adapter.head_dim)
         if keys is not None or values is not None:
             quantize_cache(adapter, QuantizedCache(keys, values))
 

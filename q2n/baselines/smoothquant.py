@@ -22,8 +22,8 @@ MIN_SCALE = 1e-5
 
 @option
 class SmoothQuant(LayerwiseBaseline):
-    """Channels are divided by ``max|x|^alpha / max|w|^(1 - alpha)`` behind each norm; then weights are rounded,
-    and in the finished model every token of every linear's input (``a_bits=16``: not)."""
+    """Channels are divided by ``max|x|^alpha / max|w|^(1 - alpha)`` behind each norm; then weights are
+    rounded, and in the finished model every token of every linear's input (``a_bits=16``: not)."""
 
     bits: Bits
     group_size: GroupSize = -1

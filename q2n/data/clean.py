@@ -7,13 +7,16 @@ bullets, cells of tables, captions, lists of links. And it deletes templates tha
 
 from __future__ import annotations
 
+import calendar
 import html
 import re
 
 APPENDICES = frozenset(
-    "references|external links|see also|further reading|notes|footnotes|bibliography|sources|citations|"
-    "works cited|notes and references|references and notes|selected bibliography|publications|filmography|"
-    "gallery|discography".split("|")
+    [
+        *("references", "external links", "see also", "further reading", "notes", "footnotes"),
+        *("bibliography", "sources", "citations", "works cited", "notes and references", "gallery"),
+        *("references and notes", "selected bibliography", "publications", "filmography", "discography"),
+    ]
 )
 UNITS = {"sqmi": "square miles", "mi": "miles", "ft": "feet", "in": "inches", "km2": "km²", "lb": "pounds"}
 MIN_WORDS = 6
@@ -22,17 +25,30 @@ MIN_WORDS = 6
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _CONVERT = re.compile(r"\{\{\s*(?:convert|cvt)\s*\|([^{}]*)\}\}", re.IGNORECASE)
 _LANGUAGE = re.compile(r"\{\{\s*lang(?:\|[\w-]+|-[\w-]+)\|([^{}|]*)[^{}]*\}\}", re.IGNORECASE)
+_ARGUMENT = r"((?:\[\[[^\[\]]*\]\]|[^{}|\[\]])*)"  # a piped link is one argument
+_WRAPPER = re.compile(
+    r"\{\{\s*(?:nowrap|smaller|small|angbr|ipa|nihongo|respell|vr)\s*\|" + _ARGUMENT + r"[^{}]*\}\}",
+    re.IGNORECASE,
+)
+_CHEMICAL = re.compile(r"\{\{\s*chem\s*\|([^{}]*)\}\}", re.IGNORECASE)
+_AS_OF = re.compile(r"\{\{\s*as of\s*\|([^{}]*)\}\}", re.IGNORECASE)
+_GALLERY = re.compile(r"<gallery\b.*?</gallery\s*>", re.IGNORECASE | re.DOTALL)
+_FIGURE = re.compile(r"^(?:File|Image):|\balt=|\d+px")
 _HEADING = re.compile(r"^\s*(={2,})\s*(.*?)\s*=+\s*$")
 _BULLET = re.compile(r"^[\s*#:;+|!]+")
-_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|\{\{|\}\}|__[A-Z]+__|'{2,}|''")
-_HOLLOW = re.compile(r"\(\s*[,;:]?\s*\)|\(\s*[,;]\s*(?=\w)")  # brackets whose content was a template
-_END = re.compile(r"[.!?:;][\"”’')]*$")
+_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|\{\{|\}\}|__[A-Z]+__|'{2,}|\blink=\w+(?:,\s*)?")
+# What a deleted template leaves behind: empty brackets, brackets that open with a comma, commas in a row.
+_EMPTY_BRACKETS = re.compile(r"\([\s,;:]*\)")
+_OPENING_COMMA = re.compile(r"\([\s,;]+(?=\S)")
+_COMMAS = re.compile(r",(?:\s*,)+")
+_END = re.compile(r"[.!?:;][\"\u201d\u2019')]*$")
 
 
 def before_filter(raw: str) -> str:
     """Wiki source with tables dropped and the templates that carry words written out."""
-    text = _BREAK.sub(" ", _without_tables(raw))
-    text = _CONVERT.sub(_written_out, text)
+    text = _BREAK.sub(" ", _GALLERY.sub("", _without_tables(raw)))
+    text = _CHEMICAL.sub(lambda hit: hit[1].replace("|", ""), _CONVERT.sub(_written_out, text))
+    text = _WRAPPER.sub(r"\1", _AS_OF.sub(_date, text))
     return _LANGUAGE.sub(r"\1", text)
 
 
@@ -41,9 +57,14 @@ def paragraphs(filtered: str) -> str:
     kept = []
     for line in _without_appendices(filtered.splitlines()):
         sentence = _line(line)
-        if len(sentence.split()) >= MIN_WORDS and _END.search(sentence):
+        if len(sentence.split()) >= MIN_WORDS and _END.search(sentence) and not _FIGURE.search(sentence):
             kept.append(sentence)
     return "\n".join(kept)
+
+
+def without_tags(text: str) -> str:
+    """``text`` without HTML tags, on one line."""
+    return squeeze(_TAG.sub("", html.unescape(text)))
 
 
 def squeeze(text: str) -> str:
@@ -53,7 +74,8 @@ def squeeze(text: str) -> str:
 
 def _line(line: str) -> str:
     bare = _TAG.sub("", _BULLET.sub("", html.unescape(line)))
-    return squeeze(re.sub(r"\(\s+", "(", _HOLLOW.sub(lambda hit: "(" if hit[0][-1] != ")" else "", bare)))
+    bare = _OPENING_COMMA.sub("(", _EMPTY_BRACKETS.sub("", bare))
+    return squeeze(_COMMAS.sub(",", re.sub(r"\(\s+", "(", bare)).lstrip(" ,;"))
 
 
 def _without_tables(raw: str) -> str:
@@ -74,8 +96,17 @@ def _without_tables(raw: str) -> str:
 def _written_out(hit: re.Match[str]) -> str:
     """``16|in|cm`` is "16 inches", ``3|to|5|km`` is "3 to 5 km"."""
     parts = [part.strip() for part in hit[1].split("|") if "=" not in part]
-    span = 4 if len(parts) > 3 and parts[1] in ("-", "–", "to", "and", "or", "by", "x") else 2
+    span = 4 if len(parts) > 3 and parts[1] in ("-", "\u2013", "to", "and", "or", "by", "x") else 2
     return " ".join([*parts[: span - 1], *(UNITS.get(unit, unit) for unit in parts[span - 1 : span])])
+
+
+def _date(hit: re.Match[str]) -> str:
+    """``2014|5|lc=y`` is "as of May 2014"."""
+    parts = [part.strip() for part in hit[1].split("|") if "=" not in part]
+    if len(parts) > 1 and parts[1].isdecimal() and 1 <= int(parts[1]) <= 12:
+        parts[1] = calendar.month_name[int(parts[1])]
+    words = "as of" if re.search(r"lc\s*=", hit[1]) else "As of"
+    return f"{words} {' '.join(reversed(parts))}"
 
 
 def _without_appendices(lines: list[str]) -> list[str]:

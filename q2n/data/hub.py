@@ -1,19 +1,24 @@
 """WikiText-2, C4 and Penn Treebank with the sampling rules of the Q2N release.
 
 The release's forks disagree (docs/reproduction.md). ``variant`` names a rule: ``gptq``: the default flags of
-the GPTQ, LeanQuant, QuIP and QuaRot forks; ``new_eval``: their ``--new-eval``; ``pbllm``: the PB-LLM (and, for
-evaluation, OWQ) fork. The release tokenizes with slow tokenizers; here the fast ones are used.
+the GPTQ, LeanQuant, QuIP and QuaRot forks; ``new_eval``: their ``--new-eval``; ``pbllm``: the PB-LLM (and,
+for evaluation, OWQ) fork. The release tokenizes with slow tokenizers; here the fast ones are used.
+
+Files are named one by one, relative to the repository: that way one rule serves the hub, a folder with a
+copy of it, and repositories whose own description of their data no longer works.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from q2n.data.text import Split, TextSource, TokenSet, encode, token_set
 from q2n.exceptions import DataError
+from q2n.files import sha256_text
 
 Variant = Literal["gptq", "new_eval", "pbllm"]
 Boundary = Literal["exclusive", "inclusive"]
@@ -21,10 +26,6 @@ Boundary = Literal["exclusive", "inclusive"]
 release's ``>=`` forks crash on equality (``randint(0, -1)``); here the only crop there is is taken, without
 a draw."""
 
-C4_FILES = {
-    "calibration": {"train": "en/c4-train.00000-of-01024.json.gz"},
-    "evaluation": {"validation": "en/c4-validation.00000-of-00008.json.gz"},
-}
 C4_WINDOWS = 256
 C4_NEW_EVAL_DOCUMENTS = 1100
 MAX_DRAWS = 20_000
@@ -37,33 +38,68 @@ class HubText(TextSource):
     path: str
     revision: str | None = None
     variant: Variant = "gptq"
+    column: ClassVar[str] = "text"
+    part_files: ClassVar[Mapping[str, str]]
+    """The file, or a pattern for the files, of each part (train, validation, test) that is read."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder ``path`` names, or None."""
+        local = Path(self.path).expanduser()
+        return local if local.is_dir() else None
 
     def identity(self) -> dict[str, str]:
-        return {
-            "text": self.name,
-            "hub": self.path,
-            "revision": self.revision or "main",
-            "variant": self.variant,
-        }
+        rule = {"text": self.name, "variant": self.variant}
+        if self.folder is None:
+            return {**rule, "hub": self.path, "revision": self.revision or "main"}
+        return {**rule, "folder": _listing(self.folder, self.part_files.values())}
 
-    def _column(self, column: str, split: str, **keywords: Any) -> list[str]:
-        return list(self._load(split, **keywords)[column])
+    def part(self, split: Split) -> str:
+        """The part of the data set that serves a side."""
+        raise NotImplementedError
 
-    def _load(self, split: str, **keywords: Any) -> Any:
+    def documents(self, split: Split) -> list[str]:
+        return list(self._load(split)[self.column])
+
+    def _load(self, split: Split) -> Any:
         """A ``datasets.Dataset``; every way in which that fails ends in one message."""
         import datasets
 
+        part = self.part(split)
+        bars = datasets.is_progress_bar_enabled()
         datasets.disable_progress_bars()
         try:
-            return datasets.load_dataset(self.path, split=split, revision=self.revision, **keywords)
+            return datasets.load_dataset(
+                str(self.folder or self.path),
+                data_files={part: self.part_files[part]},
+                split=part,
+                revision=self.revision,
+                verification_mode="no_checks",  # they expect the files that are not asked for, too
+            )
         except Exception as error:  # the library raises whatever its transports raise
-            what = f"{self.path!r} (split {split}{''.join(f', {key}={value!r}' for key, value in keywords.items())})"
+            reason = next(iter(str(error).strip().splitlines()), "")
             raise DataError(
-                f"text {self.name!r}: cannot load {what} from the hub or its local cache: "
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}\n"
+                f"text {self.name!r}: cannot load {self.part_files[part]} of {self.path!r} from the hub or "
+                f"its local cache: {type(error).__name__}: {reason}\n"
                 "Without the hub: the bundled texts `wiki` and `news`, your own files with `text`, or `path` "
                 "set to a folder that holds a copy of the data set."
             ) from error
+        finally:
+            if bars:
+                datasets.enable_progress_bars()
+
+
+def _listing(folder: Path, patterns: Iterable[str]) -> str:
+    """Digest of names, sizes and modification times: shards are too large to be read for a fingerprint.
+
+    Raises:
+        DataError: the folder holds none of the files.
+    """
+    files = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    if not files:
+        raise DataError(f"{folder}: holds none of {', '.join(patterns)}")
+    status = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
+    return sha256_text("\n".join(f"{name} {item.st_size} {item.st_mtime_ns}" for name, item in status))
 
 
 @dataclass(frozen=True)
@@ -71,10 +107,10 @@ class WikiText2(HubText):
     """WikiText-2 raw: train for calibration, test for evaluation."""
 
     name = "wikitext2"
+    part_files = {part: f"wikitext-2-raw-v1/{part}-*.parquet" for part in ("train", "test")}  # noqa: RUF012
 
-    def documents(self, split: Split) -> list[str]:
-        part = "train" if split == "calibration" else "test"
-        return self._column("text", part, name="wikitext-2-raw-v1")
+    def part(self, split: Split) -> str:
+        return "train" if split == "calibration" else "test"
 
     def separator(self, split: Split) -> str:
         return " " if split == "calibration" and self.variant == "pbllm" else "\n\n"
@@ -85,14 +121,15 @@ class Ptb(HubText):
     """Penn Treebank: train for calibration; validation (``gptq``) or test for evaluation."""
 
     name = "ptb"
+    column = "sentence"
+    part_files = {part: f"penn_treebank/{part}/*.parquet" for part in ("train", "validation", "test")}  # noqa: RUF012
 
-    def documents(self, split: Split) -> list[str]:
-        evaluation = "validation" if self.variant == "gptq" else "test"
-        return self._column(
-            "sentence", "train" if split == "calibration" else evaluation, name="penn_treebank"
-        )
+    def part(self, split: Split) -> str:
+        if split == "calibration":
+            return "train"
+        return "validation" if self.variant == "gptq" else "test"
 
-    def separator(self, split: Split) -> str:  # noqa: ARG002 - the same on both sides
+    def separator(self, split: Split) -> str:
         return "\n\n" if self.variant == "gptq" else " "
 
 
@@ -102,12 +139,16 @@ class C4(HubText):
 
     boundary: Boundary = "exclusive"
     name = "c4"
+    part_files = {  # noqa: RUF012
+        "train": "en/c4-train.00000-of-01024.json.gz",
+        "validation": "en/c4-validation.00000-of-00008.json.gz",
+    }
 
     def identity(self) -> dict[str, str]:
         return {**super().identity(), "boundary": self.boundary}
 
-    def documents(self, split: Split) -> list[str]:
-        return self._column("text", *self._part(split), data_files=C4_FILES[split])
+    def part(self, split: Split) -> str:
+        return "train" if split == "calibration" else "validation"
 
     def calibration_tokens(self, tokenizer: Any, nsamples: int, seqlen: int, seed: int) -> TokenSet:
         """One random crop of each of ``nsamples`` documents drawn with replacement among the long ones."""
@@ -118,18 +159,14 @@ class C4(HubText):
         if self.variant == "gptq":
             rows, texts, _ = self._draw(tokenizer, "evaluation", C4_WINDOWS, length, 0, special)
             return [token for row in rows for token in row], "\n\n".join(texts)
-        text = " ".join(self.documents("evaluation")[:C4_NEW_EVAL_DOCUMENTS])
+        text = " ".join(self._load("evaluation")[:C4_NEW_EVAL_DOCUMENTS][self.column])
         return encode(tokenizer, text, special)[: C4_WINDOWS * length], text
-
-    @staticmethod
-    def _part(split: Split) -> tuple[str]:
-        return ("train",) if split == "calibration" else ("validation",)
 
     def _draw(
         self, tokenizer: Any, split: Split, count: int, length: int, seed: int, special: bool
     ) -> tuple[list[list[int]], list[str], int]:
         """Crops, the documents they are from, and how many tokens those have."""
-        data = self._load(*self._part(split), data_files=C4_FILES[split])
+        data = self._load(split)
         generator = random.Random(seed)
         rows: list[list[int]] = []
         texts: list[str] = []
@@ -154,6 +191,6 @@ class C4(HubText):
                 return row["text"], ids
             longest = max(longest, len(ids))
         raise DataError(
-            f"text 'c4': none of {MAX_DRAWS} documents drawn has the {shortest} tokens needed (the longest has "
-            f"{longest}); choose a smaller seqlen"
+            f"text 'c4': none of {MAX_DRAWS} documents drawn has the {shortest} tokens needed (the longest "
+            f"has {longest}); choose a smaller seqlen"
         )

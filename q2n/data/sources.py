@@ -72,7 +72,7 @@ class CalibrationOption:
     batch_size: int = Field(default=8, ge=0)
     """Sequences a forward pass takes at once; 0: all."""
     stages: Literal["true_sequential", "whole_block"] = "true_sequential"
-    """Statistics of a group of linears from a block whose earlier groups are quantized already, or are not."""
+    """Statistics of a group of linears come from a block whose earlier groups are quantized, or are not."""
     activations: Literal["memory", "disk"] = "memory"
 
     def source(self, cache_dir: str | None = None) -> TextSource:
@@ -122,7 +122,7 @@ class HubCalibration(CalibrationOption):
     """Repository or folder in place of the usual one."""
     revision: str | None = None
 
-    def source(self, cache_dir: str | None = None) -> TextSource:  # noqa: ARG002 - the hub has its own cache
+    def source(self, cache_dir: str | None = None) -> TextSource:
         return text_source(self.text, variant=self.variant, path=self.path, revision=self.revision)
 
 
@@ -133,7 +133,7 @@ class C4Calibration(HubCalibration):
     text: Literal["c4"] = "c4"
     boundary: Boundary = "exclusive"
 
-    def source(self, cache_dir: str | None = None) -> TextSource:  # noqa: ARG002
+    def source(self, cache_dir: str | None = None) -> TextSource:
         return text_source(
             self.text,
             variant=self.variant,
@@ -149,5 +149,5 @@ class TextCalibration(CalibrationOption):
 
     paths: list[str] = Field(min_length=1)
 
-    def source(self, cache_dir: str | None = None) -> TextSource:  # noqa: ARG002
+    def source(self, cache_dir: str | None = None) -> TextSource:
         return text_source("text", paths=self.paths)

@@ -57,7 +57,7 @@ class TextSource(ABC):
             DataError: the text is not there; says what to use instead.
         """
 
-    def separator(self, split: Split) -> str:  # noqa: ARG002 - sources differ in it
+    def separator(self, split: Split) -> str:
         """What stands between two documents."""
         return "\n\n"
 
@@ -72,8 +72,9 @@ class TextSource(ABC):
         needed = max(nsamples * seqlen, seqlen + 1)
         if len(ids) < needed:
             raise DataError(
-                f"calibration text {self.name!r} has {len(ids)} tokens; nsamples={nsamples} of seqlen={seqlen} "
-                f"need {needed}: lower calibration.nsamples or calibration.seqlen, or choose a larger text"
+                f"calibration text {self.name!r} has {len(ids)} tokens; nsamples={nsamples} of "
+                f"seqlen={seqlen} need {needed}: lower calibration.nsamples or calibration.seqlen, or "
+                "choose a larger text"
             )
         generator = random.Random(seed)
         starts = [generator.randint(0, len(ids) - seqlen - 1) for _ in range(nsamples)]

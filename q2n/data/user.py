@@ -22,7 +22,7 @@ class UserText(TextSource):
     def identity(self) -> dict[str, str]:
         return {"text": self.name, "sha256": " ".join(sha256_file(path) for path in self._files())}
 
-    def documents(self, split: Split) -> list[str]:  # noqa: ARG002 - see the class
+    def documents(self, split: Split) -> list[str]:
         texts = [text for path in self._files() for text in _read(path)]
         return [text for text in texts if text.strip()]
 
@@ -36,10 +36,10 @@ class UserText(TextSource):
 
 def _read(path: Path) -> list[str]:
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark at the start
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error})") from error
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         return [content]
     # Not splitlines(): JSON strings may hold characters that it takes for line ends.
     return [
@@ -54,4 +54,6 @@ def _document(path: Path, number: int, line: str) -> str:
         raise DataError(f"{path}:{number}: not a JSON object with a field 'text' ({error!r})") from error
     if not isinstance(text, str):
         raise DataError(f"{path}:{number}: the field 'text' is not a string")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{path}:{number}: the field 'text' holds half of a surrogate pair (\\ud800-\\udfff)")
     return text

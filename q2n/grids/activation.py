@@ -25,7 +25,8 @@ class ActivationQuantizer:
         """Tokens ``(..., C)`` as the nearest values of their grids; ``C`` a multiple of ``group_size``."""
         groups = self._grouped(rows)
         scale, zero = self._fit(groups)
-        values = self._codes(groups, scale, zero).sub_(zero).mul_(scale)
+        codes = self._codes(groups, scale, zero)
+        values = (codes if self.symmetric else codes.sub_(zero)).mul_(scale)
         return values.reshape(rows.shape).to(rows.dtype)
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +37,7 @@ class ActivationQuantizer:
 
     def _grouped(self, rows: Tensor) -> Tensor:
         size = rows.shape[-1] if self.group_size == -1 else self.group_size
-        return rows.float().unflatten(-1, (-1, size))
+        return rows.float().reshape(*rows.shape[:-1], -1, size)
 
     def _fit(self, groups: Tensor) -> tuple[Tensor, Tensor]:
         low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
@@ -55,5 +56,7 @@ class ActivationQuantizer:
 
     def _codes(self, groups: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         lowest = -(1 << (self.bits - 1)) if self.symmetric else 0
-        codes = torch.round(groups / scale).add_(zero)
+        codes = torch.div(groups, scale).round_()
+        if not self.symmetric:
+            codes.add_(zero)
         return codes.clamp_(lowest, lowest + (1 << self.bits) - 1)

@@ -17,12 +17,20 @@ CLIP_STEPS = 20
 
 @dataclass(frozen=True)
 class AwqGrid(UniformGrid):
-    """Range from the smallest to the largest weight of a group, zero not necessarily inside; the zero point is
-    a code all the same."""
+    """Range from the smallest to the largest weight of a group, zero not necessarily inside; the zero point
+    is a code all the same."""
 
     def fit(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         scale = (weight.amax(dim=1) - weight.amin(dim=1)).clamp(min=MIN_RANGE) / self.levels
         return scale, (-torch.round(weight.amin(dim=1) / scale)).clamp(0, self.levels)
+
+    def rounded(self, weight: Tensor) -> Tensor:
+        """``quantize(weight).dequantize()``, bit for bit, without the codes: a search tries many weights."""
+        parts = []
+        for part in weight.split(self.group_size if self.group_size != -1 else weight.shape[1], dim=1):
+            scale, zero = self.fit(part)
+            parts.append(round_to_grid(part, scale[:, None], zero[:, None], self.levels)[1])
+        return torch.cat(parts, dim=1)
 
 
 def clip_limits(weight: Tensor, tokens: Tensor, grid: AwqGrid) -> Tensor:

@@ -14,9 +14,9 @@ MIN_RANGE = 1e-5
 
 @dataclass(frozen=True)
 class CentredGrid(UniformGrid):
-    """Symmetric: values ``s k`` with ``k`` in ``-2^(b-1) .. 2^(b-1) - 1`` and ``s = max|w| / (2^(b-1) - 1)``, so
-    that ``+max`` is a level and ``-max`` the last but one. Stored as codes ``k + 2^(b-1)`` with that number as
-    the zero point. Asymmetric: the grid of :class:`~q2n.grids.uniform.UniformGrid`.
+    """Symmetric: values ``s k`` with ``k`` in ``-2^(b-1) .. 2^(b-1) - 1`` and ``s = max|w| / (2^(b-1) - 1)``,
+    so that ``+max`` is a level and ``-max`` the last but one. Stored as codes ``k + 2^(b-1)`` with the zero
+    point ``2^(b-1)``. Asymmetric: the grid of :class:`~q2n.grids.uniform.UniformGrid`.
     """
 
     def fit(self, weight: Tensor) -> tuple[Tensor, Tensor]:

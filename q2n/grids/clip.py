@@ -21,7 +21,7 @@ Parameters = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def search_range(
     parameters: Parameters, weight: Tensor, low: Tensor, high: Tensor, levels: int
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero with both ends times ``1 - i/100``, ``i < 80``, least in ``sum |Q(w) - w|^2.4`` of each row.
+    """Scale and zero with both ends times ``1 - i/100``, ``i < 80``, least in a row's ``sum |Q(w) - w|^2.4``.
 
     Args:
         weight: ``(R, g)``.
@@ -30,7 +30,7 @@ def search_range(
     """
     rows = max(1, CHUNK_ENTRIES // weight.shape[1])
     parts = zip(weight.split(rows), low.split(rows), high.split(rows), strict=True)
-    found = [_search_rows(parameters, part.contiguous(), *ends, levels) for part, *ends in parts]
+    found = [_search_rows(parameters, part.contiguous(), first, last, levels) for part, first, last in parts]
     return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
 
 

@@ -69,8 +69,9 @@ class UniformGrid:
     """Min-max range per (row, group), optionally shrunk by a search (``clip='mse'``).
 
     Groups are runs of ``group_size`` consecutive *solver* columns refitted on the compensated weight, or,
-    with ``static_groups``, runs of the layer's own columns fitted once on the untouched weight. A last group
-    may be shorter. ``group_size=-1`` is one group, fitted on the untouched weight.
+    with ``static_groups``, runs of the layer's own columns fitted once on the weight with dead columns at
+    zero. A last group may be shorter. ``group_size=-1`` is one group, fitted on the untouched weight, dead
+    columns included (upstream GPTQ does all three).
     """
 
     bits: int
@@ -146,7 +147,8 @@ class UniformEncoder:
         self._scale = torch.zeros(count, rows, device=view.weight.device)
         self._zero = torch.zeros(count, rows, device=view.weight.device)
         if self._fitted_ahead:
-            own = view.weight.T[torch.argsort(source)] if grid.static_groups else view.weight.T
+            columns_to_fit = view.weight.T if grid.group_size == -1 else view.live_columns()
+            own = columns_to_fit[torch.argsort(source)] if grid.static_groups else columns_to_fit
             for index, part in enumerate(own.split(size)):
                 self._scale[index], self._zero[index] = grid.fit(part.T)
         parameters = list(zip(self._scale.unbind(), self._zero.unbind(), strict=True))

@@ -6,8 +6,8 @@ Families served: Llama, Mistral, Qwen2/2.5 and dense Qwen3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -66,7 +66,7 @@ class ModelAdapter:
         """
         ids = torch.zeros(1, seqlen, dtype=torch.long, device=self.embeddings.weight.device)
         captured: list[dict[str, Any]] = []
-        with _recording([block.module for block in self.blocks], captured):
+        with _recording([block.module for block in self.blocks], captured), _idle(self.final_norm):
             self.base(input_ids=ids, use_cache=False)
         if len(captured) != len(self.blocks):
             raise ModelError(f"the model called {len(captured)} blocks; the adapter knows {len(self.blocks)}")
@@ -80,13 +80,22 @@ def adapt(model: nn.Module) -> ModelAdapter:
     Raises:
         ModelError: no adapter exists for its architecture.
     """
-    family = getattr(getattr(model, "config", None), "model_type", None)
+    require_family(getattr(model, "config", None))
+    return ModelAdapter(model)
+
+
+def require_family(config: Any) -> None:
+    """Whether a model of this configuration can be adapted.
+
+    Raises:
+        ModelError: no adapter exists for its architecture.
+    """
+    family = getattr(config, "model_type", None)
     if family not in FAMILIES:
         raise ModelError(
             f"no adapter for the architecture {family!r}; known: {', '.join(FAMILIES)} "
             "(see 'Adding a model' in the README)"
         )
-    return ModelAdapter(model)
 
 
 @contextmanager
@@ -97,18 +106,29 @@ def _recording(layers: list[nn.Module], captured: list[dict[str, Any]]) -> Itera
         captured.append(kwargs)
         return hidden_states
 
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(_forwarding(layer, record))
+        yield
+
+
+def _idle(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside the block, ``module`` returns its input (it may be on another device than the embeddings)."""
+    return _forwarding(module, lambda hidden_states: hidden_states)
+
+
+@contextmanager
+def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
     # Only `forward` is replaced, so that whatever else the model asks of its layers stays true; a layer that
     # already has a `forward` of its own (device placement hooks) gets that one back.
-    saved = [vars(layer).get("forward") for layer in layers]
+    own = vars(module).get("forward")
+    vars(module)["forward"] = forward
     try:
-        for layer in layers:
-            vars(layer)["forward"] = record
         yield
     finally:
-        for layer, own in zip(layers, saved, strict=True):
-            vars(layer).pop("forward", None)
-            if own is not None:
-                vars(layer)["forward"] = own
+        del vars(module)["forward"]
+        if own is not None:
+            vars(module)["forward"] = own
 
 
 __all__ = [
@@ -121,4 +141,5 @@ __all__ = [
     "LinearGroup",
     "ModelAdapter",
     "adapt",
+    "require_family",
 ]

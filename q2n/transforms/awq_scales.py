@@ -7,7 +7,7 @@ rounded weights change the output of a piece of the block least is folded into t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,8 +41,8 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ChannelScale:
-    """What was found for a group: ``scale`` ``(C,)``, its exponent ``ratio``, and the mean squared output error
-    of every exponent tried."""
+    """What was found for a group: ``scale`` ``(C,)``, its exponent ``ratio``, and the mean squared output
+    error of every exponent tried."""
 
     group: LinearGroup
     scale: Tensor
@@ -75,12 +75,16 @@ def _heads_are_own(block: DecoderBlock) -> bool:
     return value.weight.shape == output.weight.shape
 
 
+def mean_magnitude(inputs: Sequence[Tensor]) -> Tensor:
+    """Mean ``|x|`` of every channel over all tokens of the batches ``(B, T, C)``; ``(C,)`` float32."""
+    totals = torch.stack([batch.float().abs().sum(dim=(0, 1)) for batch in inputs])
+    return totals.sum(dim=0) / sum(batch.shape[0] * batch.shape[1] for batch in inputs)
+
+
 def _search(
     block: DecoderBlock, group: LinearGroup, inputs: Sequence[Tensor], grid: AwqGrid, steps: int
 ) -> ChannelScale:
-    rows = sum(batch.shape[0] * batch.shape[1] for batch in inputs)
-    magnitude = sum(batch.float().abs().sum(dim=(0, 1)) for batch in inputs) / rows
-    assert isinstance(magnitude, Tensor)
+    magnitude = mean_magnitude(inputs)
     weights = {name: block.linear(name).weight.float() for name in group.linears}
     error = _output_error(block, group, inputs)
     losses = []
@@ -92,14 +96,14 @@ def _search(
 
 
 def _rounded(weight: Tensor, scale: Tensor, grid: AwqGrid) -> Tensor:
-    return grid.quantize(weight * scale).dequantize() / scale
+    return grid.rounded(weight * scale).div_(scale)
 
 
 def _output_error(
     block: DecoderBlock, group: LinearGroup, inputs: Sequence[Tensor]
 ) -> Callable[[Weights], float]:
-    """Mean squared change of an output when the group's weights are replaced: of the attention for q, k and v,
-    of the MLP for gate and up, of the layer itself for the others."""
+    """Mean squared change of an output when the group's weights are replaced: of the attention for q, k and
+    v, of the MLP for gate and up, of the layer itself for the others."""
     if len(group.linears) == 1:
         return _linear_error(block.linear(group.linears[0]), inputs)
     forward = _attention(block) if group is QKV else _mlp(block)
@@ -107,10 +111,10 @@ def _output_error(
     count = sum(output.numel() for output in original)
 
     def error(weights: Weights) -> float:
-        pairs: Iterator[tuple[Tensor, Tensor]] = zip(inputs, original, strict=True)
-        return sum(
-            float((forward(batch, weights).float() - output).square_().sum()) for batch, output in pairs
-        ) / count
+        total = 0.0
+        for batch, output in zip(inputs, original, strict=True):
+            total += float((forward(batch, weights).float() - output).square_().sum())
+        return total / count
 
     return error
 

@@ -1,8 +1,8 @@
 """Hadamard transforms of any width ``n = K 2^m``: ``x -> x H^T / sqrt(n)``, ``H = H_K (x) Sylvester(2^m)``.
 
 ``H_K`` is the matrix of :mod:`q2n.transforms.hadamard_matrices`; orthogonal but not symmetric, so the
-transform and its inverse differ. The power of two goes by products with one or two small Sylvester matrices: more
-multiplications than butterflies, but three passes over memory instead of ``m``.
+transform and its inverse differ. The power of two goes by products with one or two small Sylvester matrices:
+more multiplications than butterflies, but three passes over memory instead of ``m``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from q2n.exceptions import UnsupportedError
 from q2n.transforms.hadamard_matrices import TABULATED, hadamard_matrix, is_known
 
 DIRECT = 128
-"""Largest Sylvester matrix that is multiplied at once; a larger one is the product of two of half its bits."""
+"""Largest Sylvester matrix that is multiplied at once; a larger one is a product of two of half its bits."""
 
 
 def hadamard_order(width: int) -> int | None:
@@ -34,19 +34,19 @@ def hadamard_order(width: int) -> int | None:
     return next((order for order in (*tabulated, *candidates) if is_known(order)), None)
 
 
-def require_hadamard(width: int, what: str) -> int:
+def require_hadamard(width: int, what: str, advice: str = "") -> int:
     """:func:`hadamard_order`.
 
     Raises:
-        UnsupportedError: there is none; names the nearest widths that would fit.
+        UnsupportedError: there is none; names the nearest widths that would fit, and gives ``advice``.
     """
     order = hadamard_order(width)
     if order is None:
         below = next(size for size in range(width, 0, -1) if hadamard_order(size) is not None)
         above = next(size for size in range(width, 2 * width + 1) if hadamard_order(size) is not None)
         raise UnsupportedError(
-            f"{what} is {width}: no Hadamard matrix of that size is known here (nearest that would fit: {below} "
-            f"and {above}; in general a power of two, times 12, 20, 28, 36, ...)"
+            f"{what} is {width}: no Hadamard matrix of that size is known here (nearest that would fit: "
+            f"{below} and {above}; in general a power of two, times 12, 20, 28, 36, ...){advice}"
         )
     return order
 
@@ -74,7 +74,7 @@ def hadamard_transform(rows: Tensor, *, inverse: bool = False) -> Tensor:
 @lru_cache(maxsize=64)
 def _scaled(order: int, size: int, dtype: torch.dtype, device: torch.device, transpose: bool) -> Tensor:
     """``H_order (x) Sylvester(size / order)``, orthonormal."""
-    matrix = (hadamard_matrix(order) if order > 1 else torch.ones(1, 1)).to(torch.float64)
+    matrix: Tensor = (hadamard_matrix(order) if order > 1 else torch.ones(1, 1)).to(torch.float64)
     while len(matrix) < size:
         matrix = torch.kron(matrix, torch.tensor([[1, 1], [1, -1]], dtype=torch.float64))
     matrix = matrix / size**0.5

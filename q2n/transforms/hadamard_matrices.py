@@ -75,7 +75,7 @@ def _is_prime(number: int) -> bool:
 
 
 def _residues(prime: int) -> Tensor:
-    """The quadratic character of ``0 .. prime-1``: 0, +1 for squares, -1 for the others; ``(prime,)`` int8."""
+    """The quadratic character of ``0 .. prime-1``: 0, +1 for squares, -1 for others; ``(prime,)`` int8."""
     character = torch.full((prime,), -1, dtype=torch.int8)
     character[torch.arange(1, prime).square() % prime] = 1
     character[0] = 0

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OnlineHadamard:
-    """Hadamard transform over ``count`` equal runs of channels: all channels if ``count`` is their number, the
-    attention heads if it is theirs. Float32 inside, as the transform adds up many terms."""
+    """Hadamard transform over ``count`` equal runs of channels: all channels if ``count`` is their number,
+    the attention heads if it is theirs. Float32 inside, as the transform adds up many terms."""
 
     count: int
 

@@ -128,7 +128,7 @@ def _reading(residual: RowMap, norm: nn.Module) -> RowMap:
     """Map of the rows of a layer that reads the stream through ``norm``, whose gain it takes over: the norm's
     own becomes one."""
     weight = cast(nn.Parameter, norm.weight)
-    gain = weight.detach().double()
+    gain = weight.detach().clone().double()
     weight.data.fill_(1)
     return lambda rows: residual(rows * gain)
 

@@ -15,7 +15,7 @@ from q2n.calibration import Accumulators
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.grids.awq import AwqGrid, clamp_groups
 from q2n.models.block import DOWN, GATE_UP, O_PROJ, QKV, DecoderBlock
-from q2n.transforms.awq_scales import fold_scales, search_scales
+from q2n.transforms.awq_scales import fold_scales, mean_magnitude, search_scales
 from q2n.types import LinearProblem, Statistic
 
 FEATURES = {QKV: "feat__qkv", O_PROJ: "feat__o", GATE_UP: "feat__mlp_in", DOWN: "feat__down"}
@@ -61,6 +61,12 @@ def found_scales(block):
     return search_scales(block, inputs, grid(), DATA.settings["n_grid"])
 
 
+@pytest.mark.parametrize("group", FEATURES)
+def test_mean_magnitudes(group):
+    found = mean_magnitude([DATA[FEATURES[group]]])
+    assert relative(found, DATA[f"act_absmean__{key(group)}"]) < 1e-5
+
+
 def test_searched_scales(block):
     expected = {item["key"]: item["best_ratio"] for item in DATA.settings["groups"]}
     found = found_scales(block)
@@ -92,7 +98,9 @@ def problem(group, name, *statistics):
 @pytest.mark.parametrize(("group", "name"), LINEARS)
 def test_clipped_ranges(group, name):
     method = AWQ(
-        bits=DATA.settings["bits"], group_size=DATA.settings["group"], clip_tokens=DATA.settings["n_sample_token"]
+        bits=DATA.settings["bits"],
+        group_size=DATA.settings["group"],
+        clip_tokens=DATA.settings["n_sample_token"],
     )
     layer = problem(group, name, Statistic.TOKEN_SAMPLE)
     clipped = method.clipped(layer, grid())
@@ -127,9 +135,7 @@ def test_row_scales_compare_with_the_scaled_unclipped_weight(group, name, statis
     base = method.quantize(layer)
     assert base.original is layer.weight
     settings = DATA.settings
-    correction = NullSpaceScale(
-        t=settings["threshold"], lam=settings["lambda"], statistic=statistic, skip=[]
-    )
+    correction = NullSpaceScale(t=settings["threshold"], lam=settings["lambda"], statistic=statistic, skip=[])
     result = correction.correct(layer, base).diagnostics
     expected = f"__{leaf(name)}"
     rank = int(DATA[f"aligned_k_{statistic}{expected}"])

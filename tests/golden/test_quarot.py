@@ -15,7 +15,9 @@ from q2n.transforms.online import OnlineHadamard
 from q2n.transforms.rotation import DenseOrthogonal, RandomHadamard
 
 CASES = ["quarot_gptq_w4_asym_clip_g64_rotated", "quarot_gptq_w4_sym_clip_rotated"]
-WIDTHS = [int(key[1:-3]) for key in Golden("quarot_hadamard").keys() if re.fullmatch(r"n\d+__x", key)]
+WIDTHS = [
+    int(name[1:-3]) for name in filter(re.compile(r"n\d+__x").fullmatch, Golden("quarot_hadamard").keys())
+]
 QUANTIZERS = Golden("quarot_act_quantizer").settings["configs"]
 
 
