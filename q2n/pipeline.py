@@ -13,6 +13,7 @@ from torch import Tensor
 from q2n.activations import ActivationStore
 from q2n.calibration import StagedForward, collect, start
 from q2n.diagnostics.layers import layer_reports
+from q2n.exceptions import NumericalError
 from q2n.linalg import require_finite
 from q2n.models.adapter import DecoderBlock, LinearGroup, ModelAdapter
 from q2n.types import (
@@ -79,7 +80,8 @@ def quantize_model(
         advance = _true_sequential if true_sequential else _whole_block
         outputs = advance(block, moved, method, store, partial(progress, block.index), reports)
         batches = [store.keep(output) for output in outputs]
-        require_finite(batches[0], f"output of block {block.index}")
+        for batch in batches:
+            require_finite(batch, f"output of block {block.index}")
         if device.type != "cpu":
             block.module.to("cpu")
     method.baseline.finish(adapter)
@@ -132,12 +134,17 @@ def solve_group(
     layers = [block.linear(name) for name in group.linears]
     weight = torch.cat([layer.weight.float() for layer in layers])
     problem = LinearProblem(group.linears, tuple(layer.out_features for layer in layers), weight, stats)
-    require_finite(weight, f"weight of block {block.index} {group.name}")
+    require_finite(stats.gram, f"inputs of block {block.index} {group.name}")
+    for name, layer in zip(group.linears, layers, strict=True):
+        require_finite(layer.weight, f"weight of block {block.index} {name}")
     reports = []
     for part in (problem,) if method.baseline.stacks_rows else problem.split():
         timed = TimedCorrection(method.correction)
         began = time.perf_counter()
-        solution = method.baseline.solve(part, timed)
+        try:
+            solution = method.baseline.solve(part, timed)
+        except NumericalError as error:
+            raise NumericalError(f"block {block.index} {', '.join(part.names)}: {error}") from error
         seconds = time.perf_counter() - began - timed.seconds
         _write_back(block, part, solution)
         reports += layer_reports(block.index, part, solution, seconds, timed.seconds)

@@ -49,7 +49,7 @@ class Perplexity(Evaluation):
         from q2n.data.text import RULE
 
         sources = {name: text_source(name, paths=self.paths) for name in self.datasets}
-        return {name: {**source.identity(), "rule": RULE} for name, source in sources.items()}
+        return {name: {**source.identity(), "windowing": RULE} for name, source in sources.items()}
 
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
         return [self._measure(context, name, index) for index, name in enumerate(self.datasets)]
