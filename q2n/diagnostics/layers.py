@@ -13,8 +13,8 @@ def layer_reports(
 ) -> list[LayerReport]:
     """One report a layer of the problem; seconds are shared out by rows.
 
-    The relative output error ``tr((W - Q) H (W - Q)^T) / tr(W H W^T)`` is measured with the Gram matrix of the
-    calibration inputs, undamped.
+    The relative output error ``tr((W - Q) H (W - Q)^T) / tr(W H W^T)`` is measured with the Gram matrix of
+    the calibration inputs, undamped.
     """
     gram, original = problem.stats.gram, problem.weight
     energy = quadratic_rows(original, gram)
