@@ -1,0 +1,137 @@
+"""Sweeps through the real run.py on models of random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "group_size=32",
+    "calibration=news",
+    "calibration.nsamples=4",
+    "calibration.seqlen=64",
+    "evaluation.datasets=[news]",
+    "evaluation.windows=4",
+    "evaluation.seqlen=64",
+]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def start(cwd: Path, cache: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "Q2N_CACHE": str(cache), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *SMALL, *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(cwd: Path, cache: Path, *arguments: str, code: int = 0) -> str:
+    process = start(cwd, cache, *arguments)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, err
+    return out + err
+
+
+def records(folder: Path) -> dict[str, dict]:
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("main/*/record.json")}
+
+
+def numbers(record: dict) -> str:
+    """The parts of a record that must not depend on when it was made."""
+    layers = [{k: v for k, v in layer.items() if not k.endswith("seconds")} for layer in record["layers"]]
+    return json.dumps([record["metrics"], layers, record["bits_per_weight"], record["fingerprint"]])
+
+
+def test_a_sweep_over_models_records_reports_and_is_reused(tmp_path, cache):
+    sweep = ["-m", "model=tiny_llama,tiny_qwen2,tiny_qwen3", "bits=2,3", "q2n=on,off"]
+    first = run(tmp_path, cache, *sweep)
+    found = records(tmp_path / "results")
+    cells = {(r["cell"]["model"], r["cell"]["bits"], r["cell"]["correction"]) for r in found.values()}
+    models = ("tiny_llama", "tiny_qwen2", "tiny_qwen3")
+    assert cells == {(model, bits, q2n) for model in models for bits in (2, 3) for q2n in ("on", "off")}
+    assert "12 computed" in first
+    for kind in ("md", "csv", "tex"):
+        assert (tmp_path / "results" / "tables" / f"main.{kind}").stat().st_size > 0
+    for record in found.values():
+        (metric,) = record["metrics"]
+        assert metric["count"] == 4 == len(metric["per_window"])
+        assert metric["reference"] > 0
+        assert len(record["layers"]) == 14
+        corrected = [layer["alpha_min"] is not None for layer in record["layers"]]
+        assert any(corrected) == (record["cell"]["correction"] == "on")
+    modified = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/main/*/record.json")}
+    assert "12 reused" in run(tmp_path, cache, *sweep)
+    assert modified == {path: path.stat().st_mtime_ns for path in modified}
+
+
+def test_two_runs_of_a_cell_are_bitwise_equal_and_force_runs_again(tmp_path, cache):
+    cell = ["model=tiny_llama", "results_dir=one"]
+    run(tmp_path, cache, *cell)
+    ((key, before),) = records(tmp_path / "one").items()
+    assert "1 forced" in run(tmp_path, cache, *cell, "force=true")
+    ((again, after),) = records(tmp_path / "one").items()
+    assert key == again
+    assert numbers(before) == numbers(after)
+
+
+def test_kill_in_the_middle_of_a_sweep_loses_no_finished_cell(tmp_path, cache):
+    sweep = ["-m", "model=tiny_llama", "bits=2,3,4,5,6,7,8", "q2n=on,off"]
+    process = start(tmp_path, cache, *sweep)
+    deadline = time.monotonic() + 120
+    while len(records(tmp_path / "results")) < 2:
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = records(tmp_path / "results")
+    assert 2 <= len(kept) < 14
+    out = run(tmp_path, cache, *sweep)
+    assert f"{len(kept)} reused" in out
+    assert f"{14 - len(kept)} computed" in out
+    after = records(tmp_path / "results")
+    assert len(after) == 14
+    assert {key: after[key] for key in kept} == kept
+
+
+def test_cells_whose_parts_do_not_fit_are_listed_and_the_others_run(tmp_path, cache):
+    out = run(tmp_path, cache, "-m", "model=tiny_llama", "baseline=rtn", "q2n=off,released")
+    assert "not run: tiny_llama rtn q2n=released" in out
+    assert len(records(tmp_path / "results")) == 1
+
+
+def test_a_cell_that_fails_leaves_the_others_and_an_exit_code(tmp_path, cache):
+    out = run(tmp_path, cache, "-m", "model=tiny_llama", "calibration.nsamples=4,10000000", code=1)
+    assert "need 640000000" in out
+    assert len(records(tmp_path / "results")) == 1
+
+
+def test_explain_says_why(tmp_path, cache):
+    run(tmp_path, cache, "model=tiny_llama")
+    run(tmp_path, cache, "model=tiny_llama", "q2n.t=0.2")
+    done = subprocess.run(
+        [sys.executable, "-m", "q2n.explain", "last"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "config.q2n.t: 0.1 -> 0.2" in done.stdout
