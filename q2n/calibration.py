@@ -26,6 +26,10 @@ TOKEN_SAMPLE_PER_SEQUENCE = 64
 """Rows of one sequence kept by ``TOKEN_SAMPLE`` (evenly spaced)."""
 
 
+GRAM_BLOCK = 192
+"""Columns of the Gram matrix computed at a time: only blocks that reach below the diagonal are."""
+
+
 class Accumulator(Protocol):
     def update(self, batch: Tensor, seen: int) -> None:
         """``batch`` ``(B, T, C)`` float32; ``seen`` sequences came before it."""
@@ -35,21 +39,24 @@ class Accumulator(Protocol):
 
 
 class GramAccumulator:
-    """``(2/n) sum_s X_s^T X_s``."""
+    """``(2/n) sum_s X_s^T X_s``, from its lower triangle."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
 
     def update(self, batch: Tensor, seen: int) -> None:
         rows = batch.reshape(-1, batch.shape[-1])
+        width = rows.shape[1]
         if self._sum is None:
-            self._sum = rows.T @ rows
-        else:
-            self._sum.addmm_(rows.T, rows)
+            self._sum = rows.new_zeros(width, width)
+        for first in range(0, width, GRAM_BLOCK):
+            last = min(first + GRAM_BLOCK, width)
+            self._sum[first:last, :last].addmm_(rows[:, first:last].T, rows[:, :last])
 
     def result(self, sequences: int) -> Tensor:
         assert self._sum is not None
-        return self._sum * (2 / sequences)
+        lower = self._sum.tril()
+        return (lower + lower.tril(-1).T) * (2 / sequences)
 
 
 class PositionMeanAccumulator:
