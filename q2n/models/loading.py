@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready for calibration: evaluation mode, no gradients. ``provenance`` goes into the record."""
@@ -34,9 +38,11 @@ class LoadedModel:
 
     @property
     def weights_sentence(self) -> str:
-        """Where the weights come from, for the notes under tables."""
-        facts = {key: value for key, value in self.provenance.items() if key not in ("name", "dtype", "rule")}
-        return f"{self.provenance['name']}: " + ", ".join(f"{key} {value}" for key, value in facts.items())
+        """Where the weights come from, for the notes under tables; digests are cut to 12 characters."""
+        facts = dict(self.provenance)
+        note = [str(facts.pop("note"))] if "note" in facts else []
+        shown = (f"{key} {value}" for key, value in facts.items() if key not in ("name", "dtype", "rule"))
+        return "; ".join([*note, ", ".join(DIGEST.sub(r"\1", text) for text in shown)])
 
     @property
     def tokenizer_sha256(self) -> str:

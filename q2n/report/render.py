@@ -45,7 +45,7 @@ def _fitted(grid: Grid, console: Console) -> list[Grid]:
     unbounded = console.options.update_width(10_000)  # a measurement never exceeds the width it is given
     for position in range(len(grid.heads)):
         wider = [*pieces[-1], position]
-        needed = Measurement.get(console, unbounded, rich_table(select_columns(grid, wider))).minimum
+        needed = Measurement.get(console, unbounded, rich_table(select_columns(grid, wider))).maximum
         if pieces[-1] and needed > console.width:
             pieces.append([position])
         else:
@@ -61,11 +61,9 @@ def rich_table(grid: Grid) -> RichTable:
         texts = [stub, *(label[position] for label in labels)]
         longest = max(len(word) for text in texts for word in (text.split() if position else [text]))
         table.add_column(escape(stub), vertical="bottom", min_width=longest)
-    for position, (bits, lines) in enumerate(grid.heads):
-        words = [word for line in lines for word in line.split()]
-        width = max(len(text) for text in (*words, *(row.texts[position] for row in grid.rows)))
+    for bits, lines in grid.heads:
         head = "\n".join(escape(line) for line in (bits, *lines))
-        table.add_column(head, justify="right", min_width=width)
+        table.add_column(head, justify="right", no_wrap=True)
     for label, row in zip(labels, grid.rows, strict=True):
         if row.rule:
             table.add_section()
