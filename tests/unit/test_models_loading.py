@@ -63,7 +63,7 @@ def test_a_loaded_model_is_frozen_and_says_what_it_is():
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert loaded.provenance["parameters"] == sum(value.numel() for value in loaded.model.parameters())
-    assert loaded.weights_sentence.startswith("llama: random ")
+    assert loaded.weights_sentence.startswith("random ")
 
 
 def test_the_byte_tokenizer_is_without_loss():
