@@ -52,17 +52,17 @@ def compute(config: RunConfig, identity: Mapping[str, Any], title: str) -> RunRe
     torch.manual_seed(config.scalars.seed)
     provenance.reset_peak_memory()
     with CellProgress(title) as bar, torch.no_grad():
-        bar.begin("loading the model")
+        bar.begin("load")
         with watch.stage("load"):
             loaded = config.model.load(dtype, cache_dir)
             config.baseline.check(loaded.adapter)
         context = EvaluationContext(loaded, device, dtype, cache_dir, bar.advance)
-        bar.begin("evaluating the unquantized model")
+        bar.begin("reference")
         with watch.stage("evaluate_unquantized"):
             reference = reference_metrics(config.evaluation, context, identity)
-        bar.begin("quantizing")
+        bar.begin("quantize")
         layers = _quantize(config, loaded, device, watch, bar)
-        bar.begin("evaluating the quantized model")
+        bar.begin("evaluate")
         with watch.stage("evaluate"):
             metrics = config.evaluation.evaluate(context)
     metrics = [_with_reference(metric, reference) for metric in metrics]
@@ -80,7 +80,7 @@ def _quantize(
 
     def progress(block: int, group: str) -> None:
         done = steps.index(f"{block}/{group}") / len(steps)
-        bar.advance(done, f"quantizing block {block + 1}/{count} {group}")
+        bar.advance(done, f"block {block + 1}/{count} {group}")
 
     with watch.stage("quantize"), activation_store(calibration.activations) as store:
         return quantize_model(

@@ -5,27 +5,28 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class CellProgress:
-    """A context manager around one bar that is reused for each phase of a cell."""
+    """A context manager: the cell's title on a line that stays, below it one bar for the phase at work."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._bar = Progress(
-            TextColumn("{task.description}", style="bold", markup=False),
+            TextColumn("{task.description:9}", style="bold", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[stage]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("{task.fields[stage]:25}", markup=False),
+            TextColumn("ETA"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
+            transient=True,
         )
-        self._task = self._bar.add_task(title, total=1.0, stage="")
+        self._task = self._bar.add_task("", total=1.0, stage="")
 
     def __enter__(self) -> CellProgress:
+        self._bar.console.print(self._title, markup=False, highlight=False)
         self._bar.start()
         return self
 
@@ -35,9 +36,9 @@ class CellProgress:
         self._bar.stop()
 
     def begin(self, phase: str) -> None:
-        """A new phase (``quantizing``): the bar starts again."""
-        self._bar.reset(self._task, description=self._title, total=1.0, stage=phase)
+        """A new phase (``quantize``): the bar starts again."""
+        self._bar.reset(self._task, description=phase, total=1.0, stage="")
 
     def advance(self, fraction: float, stage: str) -> None:
-        """``fraction`` of the phase is done; ``stage`` is what comes now."""
+        """``fraction`` of the phase is done; ``stage`` (``block 3/30 mlp.down``) is what comes now."""
         self._bar.update(self._task, completed=fraction, stage=stage)

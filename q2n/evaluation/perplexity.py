@@ -63,7 +63,7 @@ class Perplexity(Evaluation):
         text = evaluation_windows(source, context.loaded.tokenizer, self.seqlen, self.windows, self.bos)
 
         def progress(done: float) -> None:
-            context.progress((index + done) / len(self.datasets), f"perplexity on {dataset}")
+            context.progress((index + done) / len(self.datasets), dataset)
 
         losses = window_losses(context.loaded.adapter, text.tokens, self.batch_size, context.device, progress)
         if not all(map(math.isfinite, losses)):
