@@ -58,7 +58,9 @@ def test_a_sweep_counts_its_cells():
     assert preflight(CONFIG_DIR, ["-m", "bits=2,3", "q2n=on,off", "baseline=rtn,gptq,quip"]) == 12
 
 
-@pytest.mark.parametrize("path", sorted((CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_an_experiment_is_a_sweep_of_valid_cells_under_its_own_name(path):
     assert preflight(CONFIG_DIR, ["-m", f"+experiment={path.stem}"]) > 1
     assert OmegaConf.load(path)["name"] == path.stem
