@@ -21,7 +21,7 @@ from q2n.config import RunConfig
 from q2n.exceptions import Q2NError
 from q2n.hydra_errors import explain
 from q2n.outcomes import OutcomeLog
-from q2n.preflight import preflight
+from q2n.preflight import config_folders, preflight
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -39,7 +39,7 @@ def main() -> None:
     except Q2NError as error:
         _leave(f"{type(error).__name__}: {error}", error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        _leave(f"ConfigurationError: {explain(error, CONFIG_DIR, arguments)}", 2)
+        _leave(f"ConfigurationError: {explain(error, config_folders(CONFIG_DIR, arguments), arguments)}", 2)
     except KeyboardInterrupt:
         _leave("interrupted; finished cells are kept and will be reused", 130)
     sys.exit(_log.close())

@@ -12,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from q2n.options import did_you_mean
 
 
-def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> str:
+def explain(error: Exception, folders: Sequence[Path], overrides: Sequence[str]) -> str:
     """One readable message for an exception of Hydra or OmegaConf.
 
     Args:
+        folders: where options are looked for; the first one holds ``config.yaml``.
         overrides: the command line's, which say what option of a group is meant.
     """
     text = str(error).strip()
@@ -23,24 +24,25 @@ def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> str
         return f"{error.override}: cannot be parsed as key=value ({text.splitlines()[0]})"
     unknown_key = re.search(r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text)
     if unknown_key:
-        return _unknown_key(unknown_key.group(1), config_dir, overrides)
+        return _unknown_key(unknown_key.group(1), folders, overrides)
     option = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
     if option:
-        return _unknown_option(option.group(1), option.group(2), config_dir)
+        return _unknown_option(option.group(1), option.group(2), folders)
     if text.startswith("Ambiguous value for argument"):
         return f"{text.splitlines()[0].split()[-1]}: several values make a sweep; add -m (run.py -m ...)"
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
-def _unknown_key(key: str, config_dir: Path, overrides: Sequence[str]) -> str:
-    root = _tree(config_dir / "config.yaml")
+def _unknown_key(key: str, folders: Sequence[Path], overrides: Sequence[str]) -> str:
+    root = _tree(folders[0] / "config.yaml")
     keys = [str(name) for name in root if name != "defaults"]
-    groups = sorted(path.name for path in config_dir.iterdir() if path.is_dir() and path.name != "hydra")
+    groups = sorted(path.name for path in folders[0].iterdir() if path.is_dir() and path.name != "hydra")
     top, _, rest = key.partition(".")
     if rest and top in groups:
         chosen = _chosen(top, root, overrides)
-        fields = [str(name) for option in chosen for name in _tree(config_dir / top / f"{option}.yaml")]
+        trees = [_tree(folder / top / f"{option}.yaml") for option in chosen for folder in folders]
+        fields = [str(name) for tree in trees for name in tree]
         fields = [name for name in dict.fromkeys(fields) if name not in ("_target_", "defaults")]
         where = f"{top}={','.join(chosen)}"
         return f"{key}: no such key in {where}{did_you_mean(rest, fields)} (keys: {', '.join(fields)})"
@@ -59,8 +61,8 @@ def _chosen(group: str, root: DictConfig, overrides: Sequence[str]) -> list[str]
     return [str(entry[group]) for entry in entries if group in entry]
 
 
-def _unknown_option(group: str, option: str, config_dir: Path) -> str:
-    options = sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
+def _unknown_option(group: str, option: str, folders: Sequence[Path]) -> str:
+    options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
     return f"{group}={option}: no such option{did_you_mean(option, options)} (options: {', '.join(options)})"
 
 

@@ -5,13 +5,18 @@ A mistake in the fortieth cell of a sweep then costs a second, not a day. Nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import SearchPathException
 from omegaconf import DictConfig, open_dict
 
 from q2n.config import RunConfig
@@ -22,13 +27,14 @@ def preflight(config_dir: Path, arguments: Sequence[str]) -> int:
 
     Raises:
         ConfigurationError: a cell cannot be run.
-        HydraException: a key or an option does not exist, or an override cannot be parsed.
+        HydraException: a key, an option or the folder of ``--config-dir`` does not exist, or an override
+            cannot be parsed.
     """
     parsed = get_args_parser().parse_args(list(arguments))
     if any(getattr(parsed, flag, None) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion")):
         return 0
     overrides = list(parsed.overrides)
-    with initialize_config_dir(config_dir=str(parsed.config_dir or config_dir), version_base="1.3"):
+    with _composing(config_folders(config_dir, arguments)):
         cells = _cells(overrides) if parsed.multirun else [overrides]
         for cell in cells:
             composed = _compose(cell)
@@ -37,6 +43,27 @@ def preflight(config_dir: Path, arguments: Sequence[str]) -> int:
                 del composed["hydra"]
             RunConfig.from_hydra(composed, choices, tuple(cell))
     return len(cells)
+
+
+def config_folders(config_dir: Path, arguments: Sequence[str]) -> list[Path]:
+    """Where options are looked for: the project's folder, then the one that ``--config-dir`` adds to it."""
+    added = get_args_parser().parse_known_args(list(arguments))[0].config_dir
+    return [config_dir, *([Path(added).absolute()] if added else [])]
+
+
+@contextmanager
+def _composing(folders: Sequence[Path]) -> Iterator[None]:
+    """Hydra with the search path its own start will build: the first of two files of one name is used."""
+    first, *others = folders
+    with initialize_config_dir(config_dir=str(first), version_base="1.3"):
+        path = create_config_search_path(str(first))
+        for folder in others:
+            if not folder.is_dir():
+                raise SearchPathException(f"--config-dir={folder}: there is no such folder")
+            path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+        GlobalHydra.instance().clear()
+        Hydra.create_main_hydra2("q2n", path)
+        yield
 
 
 def _cells(overrides: list[str]) -> list[list[str]]:

@@ -28,7 +28,7 @@ class Statistic(StrEnum):
     POSITION_MEAN = "position_mean"
     """``A = (1/n) sum_s X_s``, ``(T, C)`` float32: what the official release uses in place of ``X``."""
     SQRT_POSITION_MEAN = "sqrt_position_mean"
-    """``A = (1/n) sum_k sqrt(2/k) X_k``, ``(T, C)``: the release's PB-LLM weighting (its fault D21)."""
+    """``A = (1/n) sum_k sqrt(2/k) X_k``, ``(T, C)``: the weighting of the release's PB-LLM."""
     ABS_MEAN = "abs_mean"
     """mean ``|x|`` per channel, ``(C,)`` float32."""
     ABS_MAX = "abs_max"

@@ -33,6 +33,10 @@ class LayerwiseBaseline(ABC):
     released: ClassVar[ReleasedRecipe | None] = None
     """What the official release's Q2N step does after this method; ``None``: the release has none."""
 
+    def released_step(self) -> ReleasedRecipe | None:
+        """:attr:`released`, unless these settings have no counterpart in the release."""
+        return self.released
+
     @property
     def requires(self) -> frozenset[Statistic]:
         return frozenset({Statistic.GRAM})

@@ -59,12 +59,16 @@ class QuaRot(LayerwiseBaseline):
     kv_sym: bool = True
     kv_clip_ratio: ClipRatio = 1.0
 
-    # The release's test for the layer to skip never matches a wrapped layer's name (its fault D12).
-    released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(skip=())
+    # The release's test for the layer to skip never matches a wrapped layer's name.
+    released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False, skip=())
 
     @property
     def requires(self) -> frozenset[Statistic]:
         return frozenset({Statistic.GRAM} if self.weight_solver == "gptq" else ())
+
+    def released_step(self) -> ReleasedRecipe | None:
+        """The release corrects GPTQ weights only."""
+        return self.released if self.weight_solver == "gptq" else None
 
     def check(self, adapter: ModelAdapter) -> None:
         from q2n.transforms.hadamard import require_hadamard

@@ -31,4 +31,4 @@ class ReleasedRecipe:
 
 
 INERT = ReleasedRecipe(statistic=None)
-"""QuIP: the step runs and changes nothing (faults D13, D14)."""
+"""QuIP: the step runs and changes nothing, for two reasons that would each do."""

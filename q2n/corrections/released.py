@@ -39,13 +39,14 @@ class ReleasedScale:
     def bind(self, baseline: Baseline) -> Correction:
         """
         Raises:
-            UnsupportedError: the release has no step for this baseline.
+            UnsupportedError: the release has no step for this baseline, or for its settings.
         """
-        recipe = getattr(type(baseline), "released", None)
-        if not isinstance(recipe, ReleasedRecipe):
-            raise UnsupportedError(
-                f"the official release has no Q2N step for {type(baseline).__name__}; use q2n=on or q2n=off"
-            )
+        step = getattr(baseline, "released_step", None)
+        recipe = step() if step else None
+        if recipe is None:
+            known = getattr(baseline, "released", None) is not None
+            what = type(baseline).__name__ + (" with these settings" if known else "")
+            raise UnsupportedError(f"the official release has no Q2N step for {what}; use q2n=on or q2n=off")
         return BoundRelease(self.t, self.lam, recipe)
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:

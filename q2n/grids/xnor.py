@@ -56,7 +56,7 @@ class XnorGrid:
 
     def encoder(self, view: SolverView, mask: Tensor | None = None) -> XnorEncoder:
         """``mask`` ``(R, C)``, solver order: the entries this grid holds. The others count as zeros in the
-        statistics but do count: upstream averages over the whole group (spec D25)."""
+        statistics but do count: upstream averages over the whole group."""
         return XnorEncoder(self, view, mask)
 
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from q2n.exceptions import UnsupportedError
+from q2n.grids.base import Grid
 from q2n.grids.uniform import UniformGrid
 from q2n.types import LinearProblem, QuantizedLinear
 
 
-def solve_rtn(problem: LinearProblem, grid: UniformGrid) -> QuantizedLinear:
-    """The weight on the grid fitted to it."""
+def solve_rtn(problem: LinearProblem, grid: Grid) -> QuantizedLinear:
+    """The weight on the grid fitted to it.
+
+    Raises:
+        UnsupportedError: the grid is placed or divided among weights with what only a solver that looks at
+            the inputs knows.
+    """
+    if not isinstance(grid, UniformGrid):
+        raise UnsupportedError(
+            f"round-to-nearest fits a uniform grid to the weight alone, which {type(grid).__name__} is not: "
+            "use the solver of gptq or quip"
+        )
     return QuantizedLinear(grid.quantize(problem.weight), problem.weight, problem.weight)

@@ -1,12 +1,16 @@
 """The released code's own steps, reproduced with their faults (QuIP's is in test_quip)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from golden import test_gptq, test_leanquant, test_owq, test_pbllm
+from golden import test_gptq, test_leanquant, test_owq, test_pbllm, test_quarot
 from golden.golden_data import Golden, relative
 
 from q2n.baselines.rtn import RTN
-from q2n.corrections.released import ReleasedScale, adam_row_scale
+from q2n.calibration import Accumulators
+from q2n.corrections.null_space import NullSpaceScale
+from q2n.corrections.released import BoundRelease, ReleasedScale, adam_row_scale
 from q2n.exceptions import UnsupportedError
 from q2n.types import Statistic
 
@@ -69,3 +73,94 @@ def test_a_baseline_outside_the_release_is_refused():
         ReleasedScale(t=0.1, lam=0.2).bind(RTN(bits=3, group_size=-1))
     with pytest.raises(UnsupportedError, match="bind"):
         ReleasedScale(t=0.1, lam=0.2).correct(None, None)
+
+
+def test_the_corrections_defaults_are_the_ones_documented():
+    """docs/reproduction.md names what ``q2n=on`` repairs and what it keeps of the release's choices."""
+    fields = {key: field.default for key, field in NullSpaceScale.__dataclass_fields__.items()}
+    assert (fields["statistic"], fields["reference"], fields["kept_columns"]) == (
+        "gram",
+        "original",
+        "exclude",
+    )
+    assert (fields["index_rule"], fields["drop_first"], fields["eigenvalues"]) == ("released", True, "clamp")
+
+
+@pytest.mark.parametrize("case", test_quarot.CASES)
+def test_quarots_projector_stays_in_the_layers_order(case):
+    """With the release's ``--act_order`` weights are permuted and the projector is not, as after GPTQ."""
+    data = Golden(case)
+    problem = data.problem()
+    method = replace(test_quarot.baseline(data.settings), act_order=True)
+    base = method.quantize(problem)
+    rank = problem.weight.shape[1] - released(data, method).correct(problem, base).diagnostics["null_rank"]
+    mean = problem.stats[Statistic.POSITION_MEAN].double()
+    null = torch.linalg.eigh(mean.T @ mean).eigenvectors[:, : problem.weight.shape[1] - rank]
+
+    def scale(columns):
+        """The closed form as it reads, with all columns of the weights in the order given."""
+        weight, values = base.compensated.double()[:, columns], base.weight.double()[:, columns]
+        target = weight - (weight - values) @ null @ null.T
+        lam = data.settings["lambda"]
+        return ((target * values).sum(dim=1) + lam) / (values.square().sum(dim=1) + lam)
+
+    alpha = released(data, method).correct(problem, base).diagnostics["alpha"]
+    assert torch.allclose(alpha, scale(base.order), rtol=0, atol=1e-6)
+    assert not torch.allclose(alpha, scale(slice(None)), rtol=0, atol=1e-4)
+
+
+def test_quarots_rounded_weights_have_no_released_step():
+    method = replace(test_quarot.baseline(Golden(test_quarot.CASES[0]).settings), weight_solver="rtn")
+    with pytest.raises(UnsupportedError, match="no Q2N step for QuaRot with these settings"):
+        ReleasedScale(t=0.1, lam=0.2).bind(method)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_mean_inputs_of_any_length_in_any_batches(batch):
+    """The release takes sequences of 2048 tokens one by one; here neither matters."""
+    inputs = torch.randn(7, 11, 5, generator=torch.Generator().manual_seed(0))
+    accumulators = Accumulators([Statistic.POSITION_MEAN, Statistic.SQRT_POSITION_MEAN])
+    for part in inputs.split(batch):
+        accumulators.update(part)
+    stats = accumulators.result()
+    assert torch.allclose(stats[Statistic.POSITION_MEAN], inputs.mean(dim=0), atol=1e-6)
+    weighted = sum((2 / k) ** 0.5 * sequence for k, sequence in enumerate(inputs, start=1)) / 7
+    assert torch.allclose(stats[Statistic.SQRT_POSITION_MEAN], weighted, atol=1e-6)
+
+
+def test_pbllm_weights_are_no_common_factor():
+    """Of 128 sequences the first counts eleven times as much as the last."""
+    inputs = torch.eye(128)[:, None, :]
+    accumulators = Accumulators([Statistic.SQRT_POSITION_MEAN])
+    accumulators.update(inputs)
+    weights = accumulators.result()[Statistic.SQRT_POSITION_MEAN][0].double()
+    assert float(weights[0] / weights[-1]) == pytest.approx(128**0.5, rel=1e-6)
+    assert float(weights.sum()) == pytest.approx(0.234, abs=1e-3)
+    assert float(weights.sum() ** 2 / weights.square().sum()) == pytest.approx(83, abs=1)
+
+
+@pytest.mark.parametrize("case", test_owq.CASES)
+def test_owqs_kept_columns_are_zero_when_the_step_runs(case):
+    data = Golden(case)
+    method = test_owq.baseline(data.settings)
+    problem = data.problem()
+    base = method.quantize(problem)
+    recipe = type(method).released
+    filled = BoundRelease(
+        data.settings["threshold"], data.settings["lambda"], replace(recipe, kept_columns="filled")
+    )
+    zero = released(data, method).correct(problem, base).diagnostics["alpha"]
+    assert (zero - filled.correct(problem, base).diagnostics["alpha"]).abs().max() > 1e-3
+    assert torch.allclose(zero, data["q2n_alpha"].double(), atol=2e-5, rtol=0)
+
+
+def test_a_row_is_scaled_by_one_number():
+    """What the official class wrote is its uncorrected weight times a factor a row."""
+    for module, case in CASES:
+        data = Golden(case)
+        base, corrected = data["Q"].double(), data["q2n_Q"].double()
+        if module is test_owq:
+            kept = data["out_ids"].long()
+            assert torch.equal(corrected[:, kept], base[:, kept])
+            base, corrected = (part.index_fill(1, kept, 0) for part in (base, corrected))
+        assert relative(corrected, data["q2n_alpha"].double()[:, None] * base) < 2e-6

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from q2n.baselines.gptq import GPTQ
+from q2n.baselines.leanquant import LeanQuant
 from q2n.baselines.owq import OWQ
 from q2n.exceptions import ConfigurationError, UnsupportedError
 from q2n.options import construct
@@ -67,3 +68,9 @@ def test_groups_wider_than_a_layer_are_refused():
     GPTQ(bits=3, group_size=64).check(adapter(64, 128))
     with pytest.raises(UnsupportedError, match=r"self_attn\.q_proj has only 64 columns; .* at most 64"):
         GPTQ(bits=3, group_size=128).check(adapter(64, 128))
+
+
+def test_tables_of_whole_rows_have_no_groups():
+    """The official LeanQuant accepts a group size and ignores it."""
+    with pytest.raises(ConfigurationError, match=r"baseline\.group_size: no such key"):
+        construct(LeanQuant, {"bits": 3, "group_size": 128}, "baseline")

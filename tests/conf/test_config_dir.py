@@ -1,0 +1,87 @@
+"""``--config-dir`` adds a folder of options to those of conf/, before the first cell as in Hydra itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import SearchPathException
+
+from q2n.cli import CONFIG_DIR
+from q2n.exceptions import ConfigurationError
+from q2n.preflight import config_folders, preflight
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def extra(tmp_path):
+    folder = tmp_path / "extra"
+    (folder / "baseline").mkdir(parents=True)
+    text = (CONFIG_DIR / "baseline" / "gptq.yaml").read_text()
+    (folder / "baseline" / "mine.yaml").write_text(text)
+    (folder / "baseline" / "broken.yaml").write_text(text.replace("percdamp: 0.01", "percdamp: -1.0"))
+    # Of two files of one name Hydra takes the one of the main folder.
+    (folder / "baseline" / "rtn.yaml").write_text("nothing: valid\n")
+    return folder
+
+
+def run(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "--config-dir", str(folder), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_options_of_both_folders_make_cells(extra):
+    arguments = ["-m", f"--config-dir={extra}", "baseline=mine,rtn,gptq", "bits=2,3"]
+    assert config_folders(CONFIG_DIR, arguments) == [CONFIG_DIR, extra]
+    assert preflight(CONFIG_DIR, arguments) == 6
+    assert preflight(CONFIG_DIR, ["baseline=mine", "-cd", str(extra)]) == 1
+    assert config_folders(CONFIG_DIR, ["baseline=rtn"]) == [CONFIG_DIR]
+
+
+def test_a_relative_folder_is_that_of_the_working_directory(extra, monkeypatch):
+    monkeypatch.chdir(extra.parent)
+    assert preflight(CONFIG_DIR, ["--config-dir", "extra", "baseline=mine"]) == 1
+
+
+def test_a_mistake_in_the_added_folder_is_found_before_the_first_cell(extra):
+    with pytest.raises(ConfigurationError, match=r"baseline\.percdamp=-1"):
+        preflight(CONFIG_DIR, ["-m", "--config-dir", str(extra), "baseline=mine,broken"])
+
+
+def test_a_folder_that_is_not_there(extra):
+    with pytest.raises(SearchPathException, match="nowhere: there is no such folder"):
+        preflight(CONFIG_DIR, ["--config-dir", str(extra / "nowhere")])
+    assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["baseline=mien"], ["baseline=mien: no such option", "mine"]),
+        (
+            ["baseline=mine", "baseline.percdmp=1"],
+            ["no such key in baseline=mine", "did you mean 'percdamp'"],
+        ),
+    ],
+)
+def test_messages_know_the_added_options(extra, arguments, expected):
+    done = run(extra, *arguments)
+    assert done.returncode == 2
+    for part in expected:
+        assert part in done.stderr
+
+
+def test_hydra_shows_what_was_checked(extra):
+    done = run(extra, "baseline=mine", "--cfg", "job", "--package", "baseline")
+    assert done.returncode == 0, done.stderr
+    assert "q2n.baselines.gptq.GPTQ" in done.stdout
