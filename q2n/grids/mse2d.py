@@ -123,7 +123,7 @@ def _cumulated_powers(units: Tensor, reach: int) -> Tensor:
 def _pick(below: Tensor, half_units: Tensor, reach: int) -> Tensor:
     """``below`` at the given places ``(S, M)``: ``(3, S, M, R)``."""
     places = (half_units + 2 * reach).clamp_(0, 4 * reach)
-    return below.index_select(1, places.flatten()).view(3, *places.shape, -1)
+    return below.index_select(1, places.flatten()).view(len(below), *places.shape, -1)
 
 
 def _between(edges: Tensor, middles: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
