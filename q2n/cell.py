@@ -96,12 +96,9 @@ def _quantize(
 
 
 def _with_reference(metric: Metric, references: list[Metric]) -> Metric:
-    for reference in references:
-        same = (metric.name, metric.dataset, metric.protocol)
-        if (reference.name, reference.dataset, reference.protocol) == same:
-            update = {"reference": reference.value, "reference_per_window": reference.per_window}
-            return metric.model_copy(update=update)
-    return metric
+    same = (reference for reference in references if metric.measures_as(reference))
+    found = next(same, None)
+    return metric if found is None else metric.with_reference(found)
 
 
 def _record(
