@@ -46,7 +46,9 @@ class Comparison:
     seeds: int
 
 
-def compare(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], weights: Sequence[int] = ()) -> Comparison:
+def compare(
+    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], weights: Sequence[int] = ()
+) -> Comparison:
     """Compare two methods seed by seed and window by window.
 
     Args:
