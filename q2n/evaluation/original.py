@@ -31,7 +31,7 @@ _FILE = "states.safetensors"
 
 @dataclass(frozen=True)
 class Original:
-    """``states`` ``(n, T, D)``: normalised outputs of the last block; ``head`` ``(V, D)``: the head's weight."""
+    """``states`` ``(n, T, D)``: normalised outputs of the last block; ``head`` ``(V, D)``: its weight."""
 
     states: Tensor
     head: Tensor
