@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Harness(Evaluation):
     """The scores lm-eval gives a model on tasks: its prompts, its rules, its metrics.
 
-    The quantized model is scored where it is, without being saved and loaded again, so that what it does online
-    to activations counts (the official release's route through saved weights loses that).
+    The quantized model is scored where it is, without being saved and loaded again, so that what it does
+    online to activations counts (the official release's route through saved weights loses that).
     """
 
     tasks: Annotated[list[str], Field(min_length=1)]
@@ -77,7 +77,8 @@ class Harness(Evaluation):
         from q2n.evaluation.harness_tasks import SEED, quiet_harness
         from q2n.models.loading import quiet_transformers
 
-        with quiet_harness(self.allow_code_execution), quiet_transformers(), torch.random.fork_rng():
+        devices = [] if context.device.type == "cpu" else [context.device]
+        with quiet_harness(self.allow_code_execution), quiet_transformers(), torch.random.fork_rng(devices):
             from lm_eval import evaluate
 
             from q2n.evaluation.harness_model import harness_model

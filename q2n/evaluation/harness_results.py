@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from q2n.evaluation.spread import mean_and_stderr
@@ -87,8 +88,8 @@ def _of_name(name: str, results: Results, loaded: Loaded, context: EvaluationCon
 
 
 def _parts(score: str, value: float, values: list[Any]) -> dict[str, Any]:
-    """The value, what it is the mean of (if it is a mean, or the exponential of one), and its standard error."""
-    if not all(isinstance(item, (int, float)) for item in values):
+    """The value, what it is the mean of (if it is one, or the exponential of one), and its standard error."""
+    if not all(isinstance(item, Real) for item in values):
         return {"value": value}
     numbers = [float(item) for item in values]
     mean, stderr = mean_and_stderr(numbers)
