@@ -285,7 +285,7 @@ def test_a_group_with_a_score_is_shown_as_one_with_all_its_items(tmp_path):
     assert whole.per_item == members[0].per_item + members[1].per_item
     assert (whole.dataset, whole.count, whole.protocol.task_version) == ("both", 14, "3")
     assert whole.value == pytest.approx(whole.per_item.count("1") / 14)
-    with pytest.raises(ConfigurationError, match="first.* twice"):
+    with pytest.raises(ConfigurationError, match=r"first.* twice"):
         Harness(tasks=["first", "both"], include_path=[folder]).prepare(None)
 
 
