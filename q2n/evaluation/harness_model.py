@@ -56,6 +56,9 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         self._progress = context.progress
         self.lengths: dict[tuple[str, ...], int] = {}
 
+    def loglikelihood(self, requests: list[Instance], **_: Any) -> list[Answer]:
+        return cast(list[Answer], super().loglikelihood(requests, disable_tqdm=True))
+
     def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
         self._progress(0.0, f"{len(requests)} texts to generate")
         texts: list[str] = super().generate_until(requests, disable_tqdm=True)

@@ -29,7 +29,9 @@ ITEMS = 640
 CHOICES = 4
 CHOICE_WORDS = 6
 """Every choice has as many words; the score compares log-likelihoods per character."""
-PASSAGE_WORDS = 96
+PASSAGE_WORDS = 128
+SENTENCES = 4
+"""Passages with fewer come last: the more items in a passage, the fewer tokens an item costs."""
 CONTEXT_WORDS = 12
 """Words at least that come before what is asked for; twice as many before a last word."""
 WORD_LETTERS = 5
@@ -92,14 +94,14 @@ def items(text: str, kind: Kind, cache_dir: str | None = None) -> tuple[dict[str
 
 def passages(documents: Sequence[str]) -> list[Passage]:
     """Every paragraph cut into passages of whole sentences, at most :data:`PASSAGE_WORDS` words if a sentence
-    is not longer, in the order of their digests."""
+    is not longer: those of :data:`SENTENCES` and more first, then in the order of their digests."""
     found = [
         Passage(article, sentences)
         for article, document in enumerate(documents)
         for paragraph in document.split("\n")
         for sentences in _runs(_SENTENCE_END.split(paragraph))
     ]
-    return sorted(found, key=lambda passage: sha256_text(passage.text))
+    return sorted(found, key=lambda item: (len(item.sentences) < SENTENCES, sha256_text(item.text)))
 
 
 def cloze_items(documents: Sequence[str]) -> Iterator[dict[str, Any]]:
