@@ -74,7 +74,8 @@ class Harness(Evaluation):
         import torch
 
         from q2n.evaluation.harness_results import Results
-        from q2n.evaluation.harness_tasks import SEED, quiet_harness
+        from q2n.evaluation.harness_surroundings import quiet_harness
+        from q2n.evaluation.harness_tasks import SEED
         from q2n.models.loading import quiet_transformers
 
         devices = [] if context.device.type == "cpu" else [context.device]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import random
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+from q2n.evaluation.harness_surroundings import local_data, quiet_harness
 from q2n.exceptions import ConfigurationError, DataError
 from q2n.options import did_you_mean
 
 BUNDLED = Path(__file__).parent / "tasks"
 """Task files that come with the package."""
+DEFINES = frozenset({"group", "dataset_path", "custom_dataset"})
+"""Keys that only a definition has: with others alone a member of a group changes a task defined elsewhere."""
 SEED = 1234
 """lm-eval's own seed for few-shot examples and for what a task draws while it is loaded."""
 
@@ -54,8 +52,8 @@ def load_tasks(selection: Selection) -> Loaded:
         ConfigurationError: an unknown name, a task twice, or one that runs the model's code without leave.
         DataError: the data of a task cannot be had.
     """
-    with quiet_harness(selection.allow_code_execution), _local_data(selection.data_dir):
-        manager = _manager(selection)
+    with quiet_harness(selection.allow_code_execution), local_data(selection.data_dir):
+        manager = _manager(selection.tasks, selection.include_path, selection.cache_dir)
         for spec in selection.tasks:
             _check(manager, spec, selection)
         random.seed(0)
@@ -74,16 +72,24 @@ def load_tasks(selection: Selection) -> Loaded:
     return loaded
 
 
-def _manager(selection: Selection) -> Any:
-    """lm-eval's index of task files; its own thousands are only read if they are asked for."""
+def _manager(tasks: Sequence[str], include_path: tuple[str, ...], cache_dir: str | None) -> Any:
+    """An index that knows everything the tasks name; lm-eval's own thousands of files are only read for one
+    that is not found without them."""
+    small = _index(include_path, cache_dir, False)
+    known = (spec in small.task_index or _is_file(spec) for spec in tasks)
+    if all(known) and all("task" in leaf for spec in tasks for leaf in _leaves(small, spec)):
+        return small
+    return _index(include_path, cache_dir, True)
+
+
+@cache
+def _index(include_path: tuple[str, ...], cache_dir: str | None, everything: bool) -> Any:
+    """lm-eval's index of task files: the bundled ones, those of ``include_path``, and perhaps its own."""
     from lm_eval.tasks import TaskManager
 
-    folders = [str(BUNDLED), *selection.include_path]
-    metadata = {"cache_dir": selection.cache_dir} if selection.cache_dir else {}
-    small = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
-    if all(spec in small.all_subtasks or _is_single(spec) for spec in selection.tasks):
-        return small
-    return TaskManager(include_path=folders, metadata=metadata)
+    folders = [str(BUNDLED), *include_path]
+    metadata = {"cache_dir": cache_dir} if cache_dir else {}
+    return TaskManager(include_path=folders, include_defaults=everything, metadata=metadata)
 
 
 def _check(manager: Any, spec: str, selection: Selection) -> None:
@@ -117,7 +123,8 @@ def _load(manager: Any, spec: str) -> Any:
 
 
 def _leaves(manager: Any, spec: str | Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The settings of every task that ``spec`` (name, file, or settings) comes to; functions stay text."""
+    """The settings of every task that ``spec`` (name, file, or settings) comes to; functions stay text. A
+    name that is not in the index comes to nothing, ``{}``."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     if isinstance(spec, str):
@@ -132,7 +139,12 @@ def _leaves(manager: Any, spec: str | Mapping[str, Any]) -> Iterator[Mapping[str
         return
     for member in spec.get("task") or ():
         name = member if isinstance(member, str) else member.get("task", member.get("group"))
-        yield from _leaves(manager, name if name in manager.task_index else member)
+        if name in manager.task_index:
+            yield from _leaves(manager, name)
+        elif isinstance(member, str) or DEFINES.isdisjoint(member):
+            yield {}
+        else:
+            yield from _leaves(manager, member)
 
 
 def _shown(part: Mapping[str, Any]) -> list[str]:
@@ -157,50 +169,3 @@ def _settle(task: Any, selection: Selection) -> None:
 
 def _is_file(spec: str) -> bool:
     return Path(spec).suffix in (".yaml", ".yml") and Path(spec).expanduser().is_file()
-
-
-def _is_single(spec: str) -> bool:
-    """Whether it is the file of one task; that of a group may name any of lm-eval's."""
-    return _is_file(spec) and "\ngroup:" not in "\n" + Path(spec).expanduser().read_text(encoding="utf-8")
-
-
-@contextmanager
-def _local_data(data_dir: str | None) -> Iterator[None]:
-    """Inside, a data set of the hub is read from ``data_dir/<owner>/<name>`` if that folder is there."""
-    import datasets
-
-    hub: Callable[..., Any] = datasets.load_dataset
-
-    def load(path: str, *arguments: Any, **options: Any) -> Any:
-        local = Path(data_dir).expanduser() / path if data_dir else None
-        return hub(str(local) if local is not None and local.is_dir() else path, *arguments, **options)
-
-    with patch.object(datasets, "load_dataset", load):
-        yield
-
-
-@contextmanager
-def quiet_harness(allow_code_execution: bool = False) -> Iterator[None]:
-    """No bars, log lines or warnings of lm-eval inside; leave to run generated code only if that is given."""
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        leave = {"HF_ALLOW_CODE_EVAL": "1" if allow_code_execution else "0"}
-        stack.enter_context(patch.dict(os.environ, leave))
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        _silence_bars(stack)
-        yield
-
-
-def _silence_bars(stack: ExitStack) -> None:
-    import datasets
-    import lm_eval.api.model
-    import lm_eval.api.task
-    import lm_eval.models.huggingface
-
-    modules: Sequence[Any] = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
-    for module in modules:
-        stack.enter_context(patch.object(module, "tqdm", partial(module.tqdm, disable=True)))
-    if datasets.is_progress_bar_enabled():
-        datasets.disable_progress_bars()
-        stack.callback(datasets.enable_progress_bars)

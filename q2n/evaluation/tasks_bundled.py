@@ -27,7 +27,7 @@ RULE = "items-1"
 ITEMS = 640
 """Standard error of a share near one half: ``sqrt(0.25 / 640)``, 1.98 points."""
 CHOICES = 4
-CHOICE_WORDS = 6
+CHOICE_WORDS = 4
 """Every choice has as many words; the score compares log-likelihoods per character."""
 PASSAGE_WORDS = 128
 SENTENCES = 4

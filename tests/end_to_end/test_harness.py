@@ -18,7 +18,8 @@ from helpers.runs import tiny
 from q2n.baselines.quarot import QuaRot
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.harness import Harness
-from q2n.evaluation.harness_tasks import load_tasks, quiet_harness
+from q2n.evaluation.harness_surroundings import quiet_harness
+from q2n.evaluation.harness_tasks import load_tasks
 from q2n.exceptions import ConfigurationError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]

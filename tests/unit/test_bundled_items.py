@@ -30,15 +30,19 @@ def digest(found):
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
-DIGESTS = {}
+DIGESTS = {
+    ("wiki", "cloze"): ("84ce678717516e2b", ITEMS),
+    ("wiki", "lastword"): ("5aad44ce3a507a4a", ITEMS),
+    ("news", "cloze"): ("d87d9e1cf0bf0d3a", ITEMS),
+    ("news", "lastword"): ("bdc4f2db7832c06a", 507),  # all the news have
+}
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("kind", ["cloze", "lastword"])
 def test_the_items_are_these(text, kind):
     found = items(text, kind)
-    assert digest(found) == DIGESTS[text, kind]
-    assert len(found) == ITEMS
+    assert (digest(found), len(found)) == DIGESTS[text, kind]
 
 
 @pytest.mark.parametrize("text", TEXTS)
