@@ -20,7 +20,7 @@ from q2n.exceptions import RecordError
 from q2n.files import write_json_atomic
 from q2n.fingerprint import plain
 from q2n.provenance import Provenance
-from q2n.schema import SCHEMA_VERSION, Cell, EvaluationProtocol, Metric, RunRecord
+from q2n.schema import SCHEMA_VERSION, AnyProtocol, Cell, EvaluationProtocol, Metric, RunRecord, TaskProtocol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,6 +149,9 @@ def _metric_columns(metric: Metric) -> dict[str, Any]:
         "count": metric.count,
         "count_unit": metric.count_unit,
         "lower_is_better": metric.lower_is_better,
+        "stderr": metric.stderr,
+        "tokens": metric.tokens,
+        "metric_seconds": metric.seconds,
         "protocol": metric.protocol.label(),
         "protocol_key": metric.protocol.key(),
     }
@@ -157,11 +160,13 @@ def _metric_columns(metric: Metric) -> dict[str, Any]:
 __all__ = [
     "FILE_NAME",
     "SCHEMA_VERSION",
+    "AnyProtocol",
     "Cell",
     "EvaluationProtocol",
     "Metric",
     "Provenance",
     "RunRecord",
+    "TaskProtocol",
     "UnreadableRecordWarning",
     "find",
     "load",

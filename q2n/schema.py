@@ -38,7 +38,8 @@ class EvaluationProtocol(_Frozen):
     """Everything that must agree before two perplexities may stand in one column.
 
     ``stride`` equal to ``seqlen`` means windows that do not overlap; ``bos`` says who put a BOS
-    token where (``tokenizer``, ``each_window``, ``none``: see :mod:`q2n.data.text`).
+    token where (``tokenizer``, ``each_window``, ``none``: see :mod:`q2n.data.text`). ``variant`` names the
+    rule by which a data set of the hub is read (:mod:`q2n.data.hub`); empty where there is only one.
     """
 
     dataset: str
@@ -50,6 +51,7 @@ class EvaluationProtocol(_Frozen):
     loss_dtype: str
     forward_dtype: str
     stride: int = Field(ge=1)
+    variant: str = ""
 
     def key(self) -> str:
         """Short digest of all fields."""
@@ -60,16 +62,63 @@ class EvaluationProtocol(_Frozen):
         stride = () if self.stride == self.seqlen else (f"stride {self.stride}",)
         same = self.loss_dtype == self.forward_dtype
         dtype = self.loss_dtype if same else f"{self.forward_dtype}, loss {self.loss_dtype}"
-        return (f"{self.windows} x {self.seqlen} tokens", *stride, f"BOS {self.bos}", dtype)
+        variant = (f"rule {self.variant}",) if self.variant else ()
+        return (f"{self.windows} x {self.seqlen} tokens", *stride, *variant, f"BOS {self.bos}", dtype)
 
     def label(self) -> str:
         """For people: ``wiki · 32 x 512 tokens · BOS none · float32``."""
         return " · ".join((self.dataset, *self.parts()))
 
 
+class TaskProtocol(_Frozen):
+    """Everything that must agree before two scores of a task may stand in one column.
+
+    ``items_sha256`` is the digest of every item with the prompts and answers the model was really given,
+    few-shot examples and generation settings included.
+    """
+
+    dataset: str
+    items_sha256: str
+    tokenizer: str
+    items: int = Field(ge=1)
+    task_version: str
+    harness: str
+    fewshot: int = Field(ge=0)
+    chat_template: bool
+    forward_dtype: str
+
+    @property
+    def windows(self) -> int:
+        """How many items (the name that :class:`EvaluationProtocol` has for it)."""
+        return self.items
+
+    def key(self) -> str:
+        """Short digest of all fields."""
+        return digest(self.model_dump())[:8]
+
+    def parts(self) -> tuple[str, ...]:
+        """The label's parts after the task."""
+        chat = ("chat template",) if self.chat_template else ()
+        rule = f"version {self.task_version}"
+        return (f"{self.items} items", f"{self.fewshot}-shot", *chat, rule, self.harness, self.forward_dtype)
+
+    def label(self) -> str:
+        """For people: ``piqa · 1838 items · 0-shot · version 1.0 · lm-eval 0.4.13 · float32``."""
+        return " · ".join((self.dataset, *self.parts()))
+
+
+AnyProtocol = EvaluationProtocol | TaskProtocol
+
+
 class Metric(_Frozen):
-    """One measured number. ``per_window`` holds each window's mean negative log-likelihood; ``reference``
-    is the unquantized model's value under the same protocol."""
+    """One measured number and what it is the mean of.
+
+    ``per_window`` holds each window's (or item's) value: for a perplexity its mean negative log-likelihood.
+    ``weights`` says how many predictions each of them is the mean of; empty: equally many. ``per_item`` is
+    what a share of right answers is made of, one character an item, ``1`` for right; then ``count_unit`` is
+    ``items``. ``reference`` is the unquantized model's value under the same protocol; ``stderr`` has the unit
+    of ``value``. ``tokens`` and ``seconds`` say what the measurement took.
+    """
 
     name: str
     dataset: str
@@ -78,10 +127,36 @@ class Metric(_Frozen):
     count: int = Field(ge=0)
     count_unit: str = "windows"
     lower_is_better: bool
-    protocol: EvaluationProtocol
+    protocol: AnyProtocol
     per_window: tuple[float, ...] = ()
+    weights: tuple[int, ...] = ()
+    per_item: str = Field(default="", pattern="^[01]*$")
+    stderr: float | None = None
+    tokens: int | None = None
+    seconds: float | None = None
     reference: float | None = None
     reference_per_window: tuple[float, ...] = ()
+    reference_per_item: str = Field(default="", pattern="^[01]*$")
+
+    @property
+    def parts(self) -> tuple[float, ...]:
+        """The values, one a window or item, that two cells are compared by; empty if there are none."""
+        return tuple(float(mark) for mark in self.per_item) or self.per_window
+
+    def measures_as(self, other: Metric) -> bool:
+        """Whether both are the same quantity under the same protocol."""
+        ours, theirs = ((item.name, item.dataset, item.protocol) for item in (self, other))
+        return ours == theirs
+
+    def with_reference(self, reference: Metric) -> Metric:
+        """This metric with the unquantized model's value and parts beside its own."""
+        return self.model_copy(
+            update={
+                "reference": reference.value,
+                "reference_per_window": reference.per_window,
+                "reference_per_item": reference.per_item,
+            }
+        )
 
 
 class Cell(_Frozen):
@@ -117,5 +192,5 @@ class RunRecord(_Frozen):
     bits_per_weight: float
 
     @property
-    def protocols(self) -> tuple[EvaluationProtocol, ...]:
+    def protocols(self) -> tuple[AnyProtocol, ...]:
         return tuple(dict.fromkeys(metric.protocol for metric in self.metrics))
