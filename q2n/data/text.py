@@ -92,12 +92,18 @@ class TextSource(ABC):
 
 
 def evaluation_windows(
-    source: TextSource, tokenizer: Any, seqlen: int, max_windows: int | None = None, bos: Bos = "tokenizer"
+    source: TextSource,
+    tokenizer: Any,
+    seqlen: int,
+    max_windows: int | None = None,
+    bos: Bos = "tokenizer",
+    stride: int | None = None,
 ) -> TokenSet:
-    """Non-overlapping windows ``(n, seqlen)`` of the evaluation side; the incomplete last one is dropped.
+    """Windows ``(n, seqlen)`` of the evaluation side; the incomplete last one is dropped.
 
     Args:
         max_windows: at most so many; None or 0: all there are.
+        stride: tokens of text between the starts of two windows; None: they do not overlap.
 
     Raises:
         DataError: there is not one whole window, or ``bos`` asks for a token the tokenizer lacks.
@@ -108,12 +114,13 @@ def evaluation_windows(
             raise DataError("bos=each_window: this tokenizer has no BOS token; use bos=tokenizer or bos=none")
         prefix = [tokenizer.bos_token_id]
     length = seqlen - len(prefix)
+    step = stride or length
     ids, text = source.evaluation_ids(tokenizer, length, bos == "tokenizer")
-    count = len(ids) // length
-    if count == 0:
+    count = 1 + (len(ids) - length) // step
+    if count <= 0:
         raise DataError(f"evaluation text {source.name!r} has {len(ids)} tokens; one window needs {length}")
     count = min(count, max_windows or count)
-    rows = [[*prefix, *ids[index * length : (index + 1) * length]] for index in range(count)]
+    rows = [[*prefix, *ids[index * step : index * step + length]] for index in range(count)]
     return token_set(rows, text, source.name, len(ids))
 
 
