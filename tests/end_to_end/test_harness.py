@@ -19,6 +19,7 @@ from helpers.runs import tiny
 from q2n.baselines.quarot import QuaRot
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.harness import Harness
+from q2n.evaluation.harness_model import HarnessModel
 from q2n.evaluation.harness_surroundings import quiet_harness
 from q2n.evaluation.harness_tasks import load_tasks
 from q2n.exceptions import ConfigurationError, DataError, UnsupportedError
@@ -151,8 +152,6 @@ def test_what_quarot_does_online_is_in_force():
     ids = loaded.tokenizer(before + after, return_tensors="pt").input_ids
     start = len(loaded.tokenizer(before).input_ids)
     with torch.no_grad(), quiet_harness():
-        from q2n.evaluation.harness_model import HarnessModel
-
         model = HarnessModel(context(loaded), "auto")
         ((found, _),) = model._loglikelihood_tokens(
             [((before, after), ids[0, :start].tolist(), ids[0, start:].tolist())]
@@ -172,6 +171,52 @@ def test_what_quarot_does_online_is_in_force():
         )
     assert found == pytest.approx(expected, rel=1e-5)
     assert abs(bare - expected) > 1e-2
+
+
+def requests(loaded, pairs):
+    """What lm-eval hands over for pairs of texts."""
+    found = []
+    for before, after in pairs:
+        ids, start = loaded.tokenizer(before + after).input_ids, len(loaded.tokenizer(before).input_ids)
+        found.append(((before, after), ids[:start], ids[start:]))
+    return found
+
+
+PAIRS = [(f"Clean the {word}?", f" Use {other}.") for word in WORDS[:3] for other in WORDS[3:6]]
+
+
+def test_a_sliding_window_is_left_to_the_model():
+    loaded = tiny("mistral")
+    wide = HarnessModel(context(loaded), "auto")._loglikelihood_tokens(requests(loaded, PAIRS))
+    loaded.model.config.sliding_window = 8
+    narrow = HarnessModel(context(loaded), 4)._loglikelihood_tokens(requests(loaded, PAIRS))
+    expected = [likelihood(loaded, *pair) for pair in PAIRS]
+    assert [value for value, _ in narrow] == pytest.approx(expected, rel=1e-5)
+    assert all(abs(one - other) > 1e-3 for (one, _), (other, _) in zip(wide, narrow, strict=True))
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
+    loaded = tiny()
+    model = HarnessModel(context(loaded), "auto")
+    pairs = [(f"{word}?", " Yes.") for word in WORDS]
+    whole = model._loglikelihood_tokens(requests(loaded, pairs))
+    score, sizes = HarnessModel._score, []
+
+    def scarce(self, batch):
+        sizes.append(len(batch.trees))
+        if len(batch.trees) > 2:
+            raise torch.OutOfMemoryError
+        return score(self, batch)
+
+    monkeypatch.setattr(HarnessModel, "_score", scarce)
+    halves = model._loglikelihood_tokens(requests(loaded, pairs))
+    assert [value for value, _ in halves] == pytest.approx([value for value, _ in whole], rel=1e-6)
+    assert max(sizes) > 2
+    monkeypatch.setattr(
+        HarnessModel, "_score", lambda self, batch: (_ for _ in ()).throw(torch.OutOfMemoryError)
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        model._loglikelihood_tokens(requests(loaded, pairs))
 
 
 def test_the_harness_leaves_the_model_as_it_was(hub):
