@@ -72,7 +72,7 @@ class Divergence(Evaluation):
 
         # Cloned: a rewrite of the model (a rotation, a folded norm) changes the head in place.
         head = context.loaded.adapter.lm_head.weight.detach().clone()
-        kept = {}
+        kept: dict[str, Original] = {}
         for index, dataset in enumerate(self.datasets):
             text = self._text(context, dataset)
             key = {"windows": text.tokens.tolist(), "text": text.text_sha256}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from q2n.evaluation.base import Evaluation, EvaluationContext
+from q2n.exceptions import UnsupportedError
 from q2n.options import option
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class Harness(Evaluation):
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
         from q2n.evaluation.harness_results import metrics
 
+        if self.apply_chat_template and not context.loaded.tokenizer.chat_template:
+            raise UnsupportedError(
+                "evaluation.apply_chat_template=true: this model's tokenizer has no template"
+            )
         loaded = self._load(context.cache_dir)
         return metrics(self._run(loaded, context), loaded, context)
 

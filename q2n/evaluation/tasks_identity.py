@@ -50,7 +50,7 @@ def listing(paths: Iterable[Path]) -> str:
     return sha256_text("\n".join(f"{path} {item.st_size} {item.st_mtime_ns}" for path, item in status))
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML whose ``!function`` is the text that follows it."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub.constants
+import lm_eval
 import pytest
 import torch
 from helpers.runs import run as quantize
@@ -18,9 +19,10 @@ from helpers.runs import tiny
 from q2n.baselines.quarot import QuaRot
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.harness import Harness
+from q2n.evaluation.harness_model import HarnessModel
 from q2n.evaluation.harness_surroundings import quiet_harness
 from q2n.evaluation.harness_tasks import load_tasks
-from q2n.exceptions import ConfigurationError, DataError
+from q2n.exceptions import ConfigurationError, DataError, UnsupportedError
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -150,8 +152,6 @@ def test_what_quarot_does_online_is_in_force():
     ids = loaded.tokenizer(before + after, return_tensors="pt").input_ids
     start = len(loaded.tokenizer(before).input_ids)
     with torch.no_grad(), quiet_harness():
-        from q2n.evaluation.harness_model import HarnessModel
-
         model = HarnessModel(context(loaded), "auto")
         ((found, _),) = model._loglikelihood_tokens(
             [((before, after), ids[0, :start].tolist(), ids[0, start:].tolist())]
@@ -171,6 +171,52 @@ def test_what_quarot_does_online_is_in_force():
         )
     assert found == pytest.approx(expected, rel=1e-5)
     assert abs(bare - expected) > 1e-2
+
+
+def requests(loaded, pairs):
+    """What lm-eval hands over for pairs of texts."""
+    found = []
+    for before, after in pairs:
+        ids, start = loaded.tokenizer(before + after).input_ids, len(loaded.tokenizer(before).input_ids)
+        found.append(((before, after), ids[:start], ids[start:]))
+    return found
+
+
+PAIRS = [(f"Clean the {word}?", f" Use {other}.") for word in WORDS[:3] for other in WORDS[3:6]]
+
+
+def test_a_sliding_window_is_left_to_the_model():
+    loaded = tiny("mistral")
+    wide = HarnessModel(context(loaded), "auto")._loglikelihood_tokens(requests(loaded, PAIRS))
+    loaded.model.config.sliding_window = 8
+    narrow = HarnessModel(context(loaded), 4)._loglikelihood_tokens(requests(loaded, PAIRS))
+    expected = [likelihood(loaded, *pair) for pair in PAIRS]
+    assert [value for value, _ in narrow] == pytest.approx(expected, rel=1e-5)
+    assert all(abs(one - other) > 1e-3 for (one, _), (other, _) in zip(wide, narrow, strict=True))
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
+    loaded = tiny()
+    model = HarnessModel(context(loaded), "auto")
+    pairs = [(f"{word}?", " Yes.") for word in WORDS]
+    whole = model._loglikelihood_tokens(requests(loaded, pairs))
+    score, sizes = HarnessModel._score, []
+
+    def scarce(self, batch):
+        sizes.append(len(batch.trees))
+        if len(batch.trees) > 2:
+            raise torch.OutOfMemoryError
+        return score(self, batch)
+
+    monkeypatch.setattr(HarnessModel, "_score", scarce)
+    halves = model._loglikelihood_tokens(requests(loaded, pairs))
+    assert [value for value, _ in halves] == pytest.approx([value for value, _ in whole], rel=1e-6)
+    assert max(sizes) > 2
+    monkeypatch.setattr(
+        HarnessModel, "_score", lambda self, batch: (_ for _ in ()).throw(torch.OutOfMemoryError)
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        model._loglikelihood_tokens(requests(loaded, pairs))
 
 
 def test_the_harness_leaves_the_model_as_it_was(hub):
@@ -246,6 +292,38 @@ def test_generated_answers_of_a_task_file(tmp_path):
     assert Harness(tasks=[str(file)]).identity() != before
 
 
+def test_written_code_runs_only_with_leave(tmp_path, monkeypatch):
+    """A task marked as unsafe whose rule tells what lm-eval's code runner would have been told."""
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    data, file = tmp_path / "rows.jsonl", tmp_path / "code.yaml"
+    data.write_text(
+        "\n".join(json.dumps({"question": f"{n}:", "answer": "x"}) for n in range(2)), encoding="utf-8"
+    )
+    (tmp_path / "rules.py").write_text(
+        "import os\ndef allowed(doc, results):\n"
+        "    return {'exact_match': float(os.environ['HF_ALLOW_CODE_EVAL'] == '1')}\n",
+        encoding="utf-8",
+    )
+    unsafe = "unsafe_code: true\nprocess_results: !function rules.allowed\n"
+    file.write_text(unsafe + GENERATION.format(file=data), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"code\.yaml runs code that the model has written"):
+        Harness(tasks=[str(file)]).prepare(None)
+    (metric,) = Harness(tasks=[str(file)], allow_code_execution=True).evaluate(context(tiny()))
+    assert metric.per_item == "11"
+    assert "HF_ALLOW_CODE_EVAL" not in os.environ
+
+
+def test_a_chat_template_must_be_there(hub):
+    with pytest.raises(UnsupportedError, match="apply_chat_template"):
+        option(hub, apply_chat_template=True).evaluate(context(tiny()))
+    loaded = tiny()
+    loaded.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    chat = option(hub, apply_chat_template=True).evaluate(context(loaded))[0]
+    plain = option(hub).evaluate(context(loaded))[0]
+    assert chat.protocol.chat_template
+    assert chat.protocol.items_sha256 != plain.protocol.items_sha256
+
+
 GROUP = """
 group: both
 task: [first, second]
@@ -291,7 +369,12 @@ def test_a_group_with_a_score_is_shown_as_one_with_all_its_items(tmp_path):
 
 
 def test_zero_shot_from_the_command_line_without_a_hub(hub, tmp_path):
-    """The whole way: a quantized tiny model, the record, and the same accuracy from its answers."""
+    """The whole way: a quantized tiny model, the record, and the same accuracy from its answers.
+
+    The task is lm-eval's own file, included in one of the user's so that its whole index is not read again.
+    """
+    own = tmp_path / "piqa.yaml"
+    own.write_text(f"include: {Path(lm_eval.__file__).parent}/tasks/piqa/piqa.yaml\n", encoding="utf-8")
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -300,7 +383,7 @@ def test_zero_shot_from_the_command_line_without_a_hub(hub, tmp_path):
     }
     arguments = [
         *("model=tiny_llama", "baseline=rtn", "q2n=off", "group_size=32", "evaluation=zero_shot"),
-        *("evaluation.tasks=[piqa]", f"evaluation.data_dir={hub}", "calibration=news"),
+        *(f"evaluation.tasks=[{own}]", f"evaluation.data_dir={hub}", "calibration=news"),
         *("calibration.nsamples=4", "calibration.seqlen=64"),
     ]
     done = subprocess.run(
