@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from q2n.exceptions import ConfigurationError, DepartureError
 from q2n.record import read_all
@@ -71,12 +71,15 @@ class KnownValue(BaseModel):
         )
 
 
-_VALUES = TypeAdapter(list[KnownValue])
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    values: tuple[KnownValue, ...]
 
 
 @lru_cache(maxsize=8)
 def known_values(path: str | None) -> tuple[KnownValue, ...]:
-    """The numbers of a YAML file; None: those that come with the project.
+    """The numbers under ``values`` in a YAML file; None: those that come with the project.
 
     Raises:
         ConfigurationError: the file cannot be read, or an entry is not as it should be.
@@ -85,13 +88,13 @@ def known_values(path: str | None) -> tuple[KnownValue, ...]:
 
     file = SHIPPED if path is None else Path(path).expanduser()
     try:
-        return tuple(_VALUES.validate_python(OmegaConf.to_container(OmegaConf.load(file))))
+        return _File.model_validate(OmegaConf.to_container(OmegaConf.load(file))).values
     except OSError as error:
         raise ConfigurationError(f"known={path}: cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ConfigurationError(f"known={file}: entry {where}: {first['msg']}") from error
+        raise ConfigurationError(f"known={file}: {where}: {first['msg']}") from error
 
 
 def earlier_values(records: Sequence[RunRecord]) -> list[KnownValue]:
@@ -143,8 +146,8 @@ def guard(
     path: str | None,
     results: tuple[str, str],
 ) -> None:
-    """:func:`check_reference` against the file ``path`` and against earlier records of ``results`` (folder and
-    name), or a warning, or nothing.
+    """:func:`check_reference` against the file ``path`` and against earlier records of ``results`` (folder
+    and name), or a warning, or nothing.
 
     Raises:
         DepartureError: ``action`` is ``stop`` and a number departs.

@@ -60,7 +60,7 @@ def compare(
     values by :func:`paired_windows`.
     """
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    scale = np.asarray(weights or [1.0] * first.shape[1], dtype=float)
+    scale = np.asarray(weights, dtype=float) if len(weights) else np.ones(first.shape[1])
     scale = scale / scale.mean()
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         return _unknown(float("nan"), first.shape)
@@ -116,7 +116,7 @@ def over_seeds(differences: Array) -> Comparison:
     ``sqrt(t_(S-1)^2 V_seed + t_(W-1)^2 V_window)``, each part with the quantile of its own degrees of
     freedom. Pooling them (Satterthwaite) rejects up to 13 % of true hypotheses for two seeds, and a bootstrap
     over two to five seeds covers far less than it says; this one keeps its level from two seeds on
-    (tests/unit/test_calibration_of_tests.py).
+    (tests/unit/test_statistics.py).
 
     Args:
         differences: ``(S, W)``, ``S`` at least 2.
