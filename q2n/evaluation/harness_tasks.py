@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from q2n.evaluation.harness_surroundings import local_data, quiet_harness
 from q2n.exceptions import ConfigurationError, DataError
@@ -133,7 +133,7 @@ def _leaves(manager: Any, spec: str | Mapping[str, Any]) -> Iterator[Mapping[str
             for name in sorted(entry.tags):
                 yield from _leaves(manager, name)
             return
-        spec = entry.cfg if entry is not None else load_yaml(spec, resolve_func=False)
+        spec = load_yaml(spec, resolve_func=False) if entry is None else cast(Mapping[str, Any], entry.cfg)
     if "group" not in spec:
         yield spec
         return
