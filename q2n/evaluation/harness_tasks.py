@@ -115,8 +115,9 @@ def _load(manager: Any, spec: str) -> Any:
         sources = sorted(str(source) for source in found if source) or ["made by the task itself"]
         reason = next(iter(str(error).strip().splitlines()), "")
         raise DataError(
-            f"task {spec!r}: cannot load its data ({', '.join(sources)}): {type(error).__name__}: {reason}\n"
-            "With network the hub provides it, and once loaded it stays in the local cache. Without: "
+            f"task {spec!r}: cannot load its data ({', '.join(sources)}) or its metric: "
+            f"{type(error).__name__}: {reason}\n"
+            "With network the hub provides them, and once loaded they stay in the local cache. Without: "
             f"`hf download --repo-type dataset {sources[0]} --local-dir DIR/{sources[0]}` where there is "
             "network, then evaluation.data_dir=DIR. evaluation=bundled_tasks needs no hub."
         ) from error
