@@ -36,7 +36,10 @@ def quiet_harness(allow_code_execution: bool = False) -> Iterator[None]:
         warnings.simplefilter("ignore")
         leave = {"HF_ALLOW_CODE_EVAL": "1" if allow_code_execution else "0"}
         stack.enter_context(patch.dict(os.environ, leave))
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        for name in ("lm_eval", "huggingface_hub", "datasets"):
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
         _silence_bars(stack)
         yield
 

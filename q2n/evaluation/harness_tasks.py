@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from q2n.evaluation.harness_surroundings import local_data, quiet_harness
 from q2n.exceptions import ConfigurationError, DataError
@@ -115,8 +115,9 @@ def _load(manager: Any, spec: str) -> Any:
         sources = sorted(str(source) for source in found if source) or ["made by the task itself"]
         reason = next(iter(str(error).strip().splitlines()), "")
         raise DataError(
-            f"task {spec!r}: cannot load its data ({', '.join(sources)}): {type(error).__name__}: {reason}\n"
-            "With network the hub provides it, and once loaded it stays in the local cache. Without: "
+            f"task {spec!r}: cannot load its data ({', '.join(sources)}) or its metric: "
+            f"{type(error).__name__}: {reason}\n"
+            "With network the hub provides them, and once loaded they stay in the local cache. Without: "
             f"`hf download --repo-type dataset {sources[0]} --local-dir DIR/{sources[0]}` where there is "
             "network, then evaluation.data_dir=DIR. evaluation=bundled_tasks needs no hub."
         ) from error
@@ -133,7 +134,7 @@ def _leaves(manager: Any, spec: str | Mapping[str, Any]) -> Iterator[Mapping[str
             for name in sorted(entry.tags):
                 yield from _leaves(manager, name)
             return
-        spec = entry.cfg if entry is not None else load_yaml(spec, resolve_func=False)
+        spec = load_yaml(spec, resolve_func=False) if entry is None else cast(Mapping[str, Any], entry.cfg)
     if "group" not in spec:
         yield spec
         return
