@@ -41,15 +41,27 @@ def _unknown_key(key: str, folders: Sequence[Path], overrides: Sequence[str]) ->
     top, _, rest = key.partition(".")
     if rest and top in groups:
         chosen = _chosen(top, root, overrides)
-        trees = [_tree(folder / top / f"{option}.yaml") for option in chosen for folder in folders]
-        fields = [str(name) for tree in trees for name in tree]
-        fields = [name for name in dict.fromkeys(fields) if name not in ("_target_", "defaults")]
+        files = [folder / top / f"{option}.yaml" for option in chosen for folder in folders]
+        fields = list(dict.fromkeys(name for file in files for name in _fields(file)))
         where = f"{top}={','.join(chosen)}"
         return f"{key}: no such key in {where}{did_you_mean(rest, fields)} (keys: {', '.join(fields)})"
     known = keys + groups
     return (
         f"{key}: no such key{did_you_mean(key, known)} (keys: {', '.join(keys)}; groups: {', '.join(groups)})"
     )
+
+
+def _fields(file: Path) -> list[str]:
+    """The keys of an option, and of the options it puts below one of its own (``perplexity@parts.x``)."""
+    tree = _tree(file)
+    placed = [str(entry).partition("@") for entry in tree.get("defaults") or ()]
+    below = [
+        f"{key}.{name}"
+        for option, at, key in placed
+        if at
+        for name in _fields(file.with_name(f"{option}.yaml"))
+    ]
+    return [str(name) for name in tree if name not in ("_target_", "defaults")] + below
 
 
 def _chosen(group: str, root: DictConfig, overrides: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ finally:
 """
 
 MISTAKES = {
+    "evaluation.limits=3": ["evaluation.limits", "evaluation=perplexity"],
     "bitts=3": ["bitts", "did you mean 'bits'"],
     "bits=99": ["bits=99", "less than or equal to 8"],
     "bits=3.5": ["bits=3.5", "integer"],

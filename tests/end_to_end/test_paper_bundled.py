@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from q2n.cli import CONFIG_DIR
 from q2n.exceptions import ConfigurationError
+from q2n.hydra_errors import explain
 from q2n.preflight import preflight
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +85,14 @@ def test_each_value_is_the_mean_of_its_parts(found):
 def test_a_mistake_in_a_part_names_its_key():
     with pytest.raises(ConfigurationError, match=r"evaluation\.parts\.tasks\.limit=-1: .*greater"):
         preflight(CONFIG_DIR, ["evaluation=paper_bundled", "evaluation.parts.tasks.limit=-1"])
+
+
+def test_an_unknown_key_of_a_part_is_named_with_the_nearest():
+    with pytest.raises(ConfigCompositionException) as caught:
+        preflight(CONFIG_DIR, ["evaluation=paper_bundled", "evaluation.parts.tasks.limt=3"])
+    message = explain(caught.value, [CONFIG_DIR], ["evaluation=paper_bundled"])
+    assert "evaluation.parts.tasks.limt: no such key in evaluation=paper_bundled" in message
+    assert "did you mean 'parts.tasks.limit'" in message
 
 
 def test_an_option_becomes_one_more_part():
