@@ -38,8 +38,10 @@ class Column:
             return ("bits per", "weight", self.unit)
         arrow = "↓" if self.lower_is_better else "↑"
         windows, *rest = self.protocol.parts()
-        counted = (f"{self.count} {self.count_unit}", "x " + windows.partition(" x ")[2])
-        if (self.count, self.count_unit) != (self.protocol.windows, "windows"):
+        counted: tuple[str, ...] = (f"{self.count} {self.count_unit}", "x " + windows.partition(" x ")[2])
+        if windows == f"{self.count} {self.count_unit}":
+            counted = (windows,)
+        elif (self.count, self.count_unit) != (self.protocol.windows, "windows"):
             counted = (f"{self.count} {self.count_unit}", windows)
         digest = (f"#{self.protocol.key()}",) if ambiguous else ()
         return (f"{self.dataset} {self.name} {arrow}", self.unit, *counted, *rest, *digest)
