@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,17 +55,19 @@ def compute(config: RunConfig, identity: Mapping[str, Any], title: str) -> RunRe
     with CellProgress(title) as bar, torch.no_grad():
         bar.begin("load")
         with watch.stage("load"):
+            config.evaluation.prepare(cache_dir)
             loaded = config.model.load(dtype, cache_dir)
             config.baseline.check(loaded.adapter)
         context = EvaluationContext(loaded, device, dtype, cache_dir, bar.advance)
         bar.begin("reference")
         with watch.stage("evaluate_unquantized"):
             reference = reference_metrics(config.evaluation, context, identity)
+            kept = config.evaluation.keep(context, identity)
         bar.begin("quantize")
         layers = _quantize(config, loaded, device, watch, bar)
         bar.begin("evaluate")
         with watch.stage("evaluate"):
-            metrics = config.evaluation.evaluate(context)
+            metrics = config.evaluation.evaluate(replace(context, kept=kept))
     metrics = [_with_reference(metric, reference) for metric in metrics]
     return _record(config, identity, loaded, layers, metrics, watch.seconds)
 
@@ -96,12 +99,9 @@ def _quantize(
 
 
 def _with_reference(metric: Metric, references: list[Metric]) -> Metric:
-    for reference in references:
-        same = (metric.name, metric.dataset, metric.protocol)
-        if (reference.name, reference.dataset, reference.protocol) == same:
-            update = {"reference": reference.value, "reference_per_window": reference.per_window}
-            return metric.model_copy(update=update)
-    return metric
+    same = (reference for reference in references if metric.measures_as(reference))
+    found = next(same, None)
+    return metric if found is None else metric.with_reference(found)
 
 
 def _record(

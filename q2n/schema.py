@@ -115,8 +115,9 @@ class Metric(_Frozen):
 
     ``per_window`` holds each window's (or item's) value: for a perplexity its mean negative log-likelihood.
     ``weights`` says how many predictions each of them is the mean of; empty: equally many. ``per_item`` is
-    what a share of right answers is made of, one character an item, ``1`` for right. ``reference`` is the
-    unquantized model's value under the same protocol; ``stderr`` has the unit of ``value``.
+    what a share of right answers is made of, one character an item, ``1`` for right; then ``count_unit`` is
+    ``items``. ``reference`` is the unquantized model's value under the same protocol; ``stderr`` has the unit
+    of ``value``. ``tokens`` and ``seconds`` say what the measurement took.
     """
 
     name: str
@@ -141,6 +142,21 @@ class Metric(_Frozen):
     def parts(self) -> tuple[float, ...]:
         """The values, one a window or item, that two cells are compared by; empty if there are none."""
         return tuple(float(mark) for mark in self.per_item) or self.per_window
+
+    def measures_as(self, other: Metric) -> bool:
+        """Whether both are the same quantity under the same protocol."""
+        ours, theirs = ((item.name, item.dataset, item.protocol) for item in (self, other))
+        return ours == theirs
+
+    def with_reference(self, reference: Metric) -> Metric:
+        """This metric with the unquantized model's value and parts beside its own."""
+        return self.model_copy(
+            update={
+                "reference": reference.value,
+                "reference_per_window": reference.per_window,
+                "reference_per_item": reference.per_item,
+            }
+        )
 
 
 class Cell(_Frozen):

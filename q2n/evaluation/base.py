@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """A model to be measured, where, and whom to tell of progress (fraction done, what is being done)."""
+    """A model to be measured, where, and whom to tell of progress (fraction done, what is being done).
+
+    ``kept`` is what :meth:`Evaluation.keep` returned of the unquantized model; None while that one is
+    measured.
+    """
 
     loaded: LoadedModel
     device: torch.device
     dtype: torch.dtype
     cache_dir: str | None
     progress: Callable[[float, str], None]
+    kept: Any = None
 
 
 class Evaluation(ABC):
@@ -31,6 +36,23 @@ class Evaluation(ABC):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What identifies the text that is measured on, cheaply, for fingerprints."""
+
+    def prepare(self, cache_dir: str | None) -> None:
+        """Make sure that everything but the model is there; called before the model is loaded.
+
+        Raises:
+            DataError: a text or a task's data cannot be had.
+            ConfigurationError: something is asked for that does not exist or is not allowed.
+        """
+
+    def keep(self, context: EvaluationContext, identity: Mapping[str, Any]) -> Any:
+        """What the quantized model will be compared with; called just before quantization changes the model.
+
+        Args:
+            context: the unquantized model.
+            identity: the cell's, for what is kept in the cache folder.
+        """
+        return None
 
     @abstractmethod
     def evaluate(self, context: EvaluationContext) -> list[Metric]:

@@ -1,0 +1,189 @@
+"""How far the quantized model's next-token distributions are from the unquantized model's.
+
+Perplexity only looks at the probability of the token that came; these two numbers look at the whole
+distribution, so they notice a change where right and wrong predictions happen to balance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from q2n.evaluation.base import Evaluation, EvaluationContext
+from q2n.exceptions import NumericalError
+from q2n.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from q2n.data.text import TextSource, TokenSet
+    from q2n.evaluation.original import Original
+    from q2n.models.adapter import ModelAdapter
+    from q2n.schema import EvaluationProtocol, Metric
+
+HEAD_ROWS = 256
+"""Tokens whose two rows of logits exist at the same time."""
+
+
+@dataclass(frozen=True)
+class Divergences:
+    """Of each window: mean KL divergence in nats, and share of predictions with the same first choice."""
+
+    kl: list[float]
+    agreement: list[float]
+
+
+@option
+class Divergence(Evaluation):
+    """KL divergence ``sum_v p(v) log(p(v) / q(v))``, ``p`` the unquantized model's distribution of the next
+    token and ``q`` the quantized model's, and how often both rank the same token first, per window.
+
+    The windows and the ``seqlen - 1`` predictions of each are those of :class:`Perplexity` with the same
+    settings. Both logits are turned to float32 first.
+    """
+
+    datasets: Annotated[list[Literal["wiki", "news", "wikitext2", "c4", "ptb", "text"]], Field(min_length=1)]
+    paths: list[str] = Field(default_factory=list)
+    """The files of the data set ``text``."""
+    seqlen: Annotated[int, Field(ge=8)]
+    windows: Annotated[int, Field(ge=0)]
+    bos: Literal["tokenizer", "each_window", "none"] = "tokenizer"
+    batch_size: Annotated[int, Field(ge=1)] = 8
+
+    def __post_init__(self) -> None:
+        if ("text" in self.datasets) != bool(self.paths):
+            raise ValueError("the data set 'text' and its files (paths) need each other")
+
+    def identity(self) -> dict[str, Any]:
+        from q2n.data.text import RULE
+
+        return {name: {**self._source(name).identity(), "windowing": RULE} for name in self.datasets}
+
+    def keep(self, context: EvaluationContext, identity: Mapping[str, Any]) -> dict[str, Original]:
+        """The unquantized model's last hidden states on every window, and its head."""
+        from q2n.evaluation.original import Original, kept_states
+
+        # Cloned: a rewrite of the model (a rotation, a folded norm) changes the head in place.
+        head = context.loaded.adapter.lm_head.weight.detach().clone()
+        kept: dict[str, Original] = {}
+        for index, dataset in enumerate(self.datasets):
+            text = self._text(context, dataset)
+            key = {"windows": text.tokens.tolist(), "text": text.text_sha256}
+            progress = self._progress(context, dataset, index)
+            compute = partial(self._states, context, text, progress)
+            kept[dataset] = Original(kept_states(context, identity, key, compute), head)
+        return kept
+
+    def evaluate(self, context: EvaluationContext) -> list[Metric]:
+        """Nothing for the unquantized model, which diverges from itself by nothing."""
+        if context.kept is None:
+            return []
+        return [
+            metric
+            for index, name in enumerate(self.datasets)
+            for metric in self._measure(context, name, index)
+        ]
+
+    def _measure(self, context: EvaluationContext, dataset: str, index: int) -> Iterator[Metric]:
+        import time
+
+        began = time.perf_counter()
+        text = self._text(context, dataset)
+        states = self._states(context, text, self._progress(context, dataset, index))
+        found = divergences(context.kept[dataset], context.loaded.adapter, states)
+        if not all(map(math.isfinite, found.kl)):
+            raise NumericalError(f"divergence on {dataset}: that of a window is not finite")
+        protocol = self._protocol(context, text, dataset)
+        common = {"tokens": text.tokens.numel(), "seconds": time.perf_counter() - began}
+        yield _metric("kl_divergence", "nats", found.kl, True, protocol, common)
+        yield _metric("top1_agreement", "share", found.agreement, False, protocol, common)
+
+    def _states(
+        self, context: EvaluationContext, text: TokenSet, progress: Callable[[float], None]
+    ) -> Tensor:
+        from q2n.evaluation.original import last_hidden_states
+
+        return last_hidden_states(
+            context.loaded.adapter, text.tokens, self.batch_size, context.device, progress
+        )
+
+    def _source(self, name: str, cache_dir: str | None = None) -> TextSource:
+        from q2n.data.sources import text_source
+
+        return text_source(name, cache_dir=cache_dir, paths=self.paths)
+
+    def _text(self, context: EvaluationContext, dataset: str) -> TokenSet:
+        from q2n.data.text import evaluation_windows
+
+        source = self._source(dataset, context.cache_dir)
+        return evaluation_windows(source, context.loaded.tokenizer, self.seqlen, self.windows, self.bos)
+
+    def _progress(self, context: EvaluationContext, dataset: str, index: int) -> Callable[[float], None]:
+        return lambda done: context.progress((index + done) / len(self.datasets), f"divergence {dataset}")
+
+    def _protocol(self, context: EvaluationContext, text: TokenSet, dataset: str) -> EvaluationProtocol:
+        from q2n.schema import EvaluationProtocol
+
+        return EvaluationProtocol(
+            dataset=dataset,
+            text_sha256=text.text_sha256,
+            tokenizer=context.loaded.tokenizer_sha256,
+            seqlen=self.seqlen,
+            windows=len(text.tokens),
+            bos=self.bos,
+            loss_dtype="float32",
+            forward_dtype=str(context.dtype).removeprefix("torch."),
+            stride=self.seqlen,
+        )
+
+
+def _metric(
+    name: str,
+    unit: str,
+    values: list[float],
+    lower_is_better: bool,
+    protocol: EvaluationProtocol,
+    common: Mapping[str, Any],
+) -> Metric:
+    from q2n.evaluation.spread import mean_and_stderr
+    from q2n.schema import Metric
+
+    value, stderr = mean_and_stderr(values)
+    return Metric(
+        name=name,
+        dataset=protocol.dataset,
+        value=value,
+        unit=unit,
+        count=len(values),
+        lower_is_better=lower_is_better,
+        protocol=protocol,
+        per_window=tuple(values),
+        stderr=stderr,
+        **common,
+    )
+
+
+def divergences(original: Original, adapter: ModelAdapter, states: Tensor) -> Divergences:
+    """Compare two models window by window.
+
+    Args:
+        original: what was kept of the unquantized model, states ``(n, T, D)``.
+        adapter: the quantized model; its head is where ``states`` are.
+        states: its own last hidden states ``(n, T, D)``, normalised.
+    """
+    kl, agreement = [], []
+    for before, after in zip(original.states, states, strict=True):
+        total, same = 0.0, 0
+        for p_rows, q_rows in zip(before[:-1].split(HEAD_ROWS), after[:-1].split(HEAD_ROWS), strict=True):
+            p = original.logits(p_rows.to(after.device)).float().log_softmax(dim=-1)
+            q = adapter.lm_head(q_rows).float().log_softmax(dim=-1)
+            same += int((p.argmax(dim=-1) == q.argmax(dim=-1)).sum())
+            total += float((p.exp() * (p - q)).sum(dim=-1).double().sum())
+        kl.append(total / (len(after) - 1))
+        agreement.append(same / (len(after) - 1))
+    return Divergences(kl, agreement)

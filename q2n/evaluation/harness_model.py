@@ -1,0 +1,150 @@
+"""The model in memory as lm-eval sees it.
+
+Whatever the model does while it runs (online rotations, rounding of activations, a quantized cache) is part
+of its modules and therefore in force.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from q2n.evaluation.harness_prefixes import Batch, Request, Tree, batches, collate, grow
+from q2n.exceptions import NumericalError
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from torch import Tensor
+
+    from q2n.evaluation.base import EvaluationContext
+
+CPU_TOKENS, DEVICE_TOKENS = 2048, 32768
+"""Tokens of a forward pass when the batch size is automatic; halved whenever memory runs out."""
+CPU_TEXTS, DEVICE_TEXTS = 8, 32
+"""Texts that are generated at a time when the batch size is automatic."""
+HEAD_ROWS = 1024
+"""Tokens whose logits exist at the same time."""
+
+Answer = tuple[float, bool]
+"""Log-likelihood of a continuation, and whether it is what greedy decoding gives."""
+
+
+class HarnessModel(HFLM):  # type: ignore[misc]
+    """lm-eval's Hugging Face model, with its own way to score continuations: common beginnings are computed
+    once (:mod:`q2n.evaluation.harness_prefixes`), logits only where they are asked for and in float32.
+
+    ``lengths`` has the tokens of every request so far, by its strings.
+    """
+
+    def __init__(self, context: EvaluationContext, batch_size: int | str) -> None:
+        loaded = context.loaded
+        cpu = context.device.type == "cpu"
+        self._rows = None if batch_size == "auto" else int(batch_size)
+        self._tokens = CPU_TOKENS if cpu else DEVICE_TOKENS
+        super().__init__(
+            pretrained=loaded.model,
+            tokenizer=copy.deepcopy(loaded.tokenizer),  # lm-eval may give it a padding token
+            batch_size=self._rows or (CPU_TEXTS if cpu else DEVICE_TEXTS),
+            softmax_dtype="float32",
+        )
+        self._adapter = loaded.adapter
+        self._progress = context.progress
+        self.lengths: dict[tuple[str, ...], int] = {}
+
+    def loglikelihood(self, requests: list[Instance], **_: Any) -> list[Answer]:
+        return cast(list[Answer], super().loglikelihood(requests, disable_tqdm=True))
+
+    def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
+        self._progress(0.0, f"{len(requests)} texts to generate")
+        texts: list[str] = super().generate_until(requests, disable_tqdm=True)
+        for request, text in zip(requests, texts, strict=True):
+            prompt = request.args[0]
+            self.lengths[prompt,] = len(self.tok_encode(prompt)) + len(self.tok_encode(text))
+        return texts
+
+    def loglikelihood_rolling(self, requests: list[Instance], **_: Any) -> list[float]:
+        for request in requests:
+            self.lengths[request.args] = len(self.tok_encode(request.args[0]))
+        return cast(list[float], super().loglikelihood_rolling(requests, disable_tqdm=True))
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[Answer]:
+        """Answers to ``((context, continuation), context ids, continuation ids)``, in order."""
+        scored = []
+        for index, (strings, before, after) in enumerate(requests):
+            if strings is not None:  # windows of a rolling log-likelihood come without
+                self.lengths[tuple(strings)] = len(before) + len(after)
+            tokens = tuple((before + after)[-(self.max_length + 1) :][:-1])
+            scored.append(Request(index, tokens, tuple(after)))
+        window = getattr(self.config, "sliding_window", None)
+        if window and max(len(request.tokens) for request in scored) > window:
+            # Which ancestors are within the window is the model's own affair.
+            return cast(list[Answer], super()._loglikelihood_tokens(requests, disable_tqdm=True))
+        answers: dict[int, Answer] = {}
+        for batch in batches(grow(scored), self._tokens, self._rows):
+            answers.update(self._within_memory(batch))
+            self._progress(len(answers) / len(scored), f"{len(answers)} of {len(scored)} answers")
+        return [answers[index] for index in range(len(scored))]
+
+    def _within_memory(self, trees: Sequence[Tree]) -> Iterator[tuple[int, Answer]]:
+        """The answers to a batch; one half after the other where the whole is too much."""
+        try:
+            answers = list(self._score(collate(trees)))
+        except torch.OutOfMemoryError:
+            if len(trees) == 1:
+                raise
+            torch.cuda.empty_cache()
+            half = len(trees) // 2
+            yield from self._within_memory(trees[:half])
+            yield from self._within_memory(trees[half:])
+        else:
+            yield from answers
+
+    @torch.no_grad()
+    def _score(self, batch: Batch) -> Iterator[tuple[int, Answer]]:
+        hidden = self._adapter.base(
+            input_ids=batch.ids.to(self.device),
+            attention_mask=batch.mask.to(self.device),
+            position_ids=batch.positions.to(self.device),
+            use_cache=False,
+        ).last_hidden_state
+        asked = [(row, *place) for row, tree in enumerate(batch.trees) for place in tree.places]
+        rows = torch.tensor([row for row, _, nodes in asked for _ in nodes])
+        nodes = torch.tensor([node for _, _, nodes in asked for node in nodes])
+        targets = torch.tensor([target for _, request, _ in asked for target in request.targets])
+        likelihoods, greedy = self._predictions(hidden[rows, nodes], targets.to(self.device))
+        counts = [len(request.targets) for _, request, _ in asked]
+        parts = zip(asked, likelihoods.split(counts), greedy.split(counts), strict=True)
+        for (_, request, _), likelihood, hit in parts:
+            yield request.index, (float(likelihood.sum()), bool(hit.all()))
+
+    def _predictions(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target ``(m,)`` after its state ``(m, D)``; whether it is the likeliest.
+
+        Raises:
+            NumericalError: a log-probability is not finite.
+        """
+        likelihoods, greedy = [], []
+        for states, wanted in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+            logits = self._adapter.lm_head(states).float().log_softmax(dim=-1)
+            likelihoods.append(logits.gather(1, wanted[:, None])[:, 0].cpu())
+            greedy.append((logits.argmax(dim=-1) == wanted).cpu())
+        found = torch.cat(likelihoods).double()
+        if not found.isfinite().all():
+            raise NumericalError("the log-likelihood of a task's answer is not finite")
+        return found, torch.cat(greedy)
+
+
+@contextmanager
+def harness_model(context: EvaluationContext, batch_size: int | str) -> Iterator[HarnessModel]:
+    """The model on its device as a whole, and back on the CPU afterwards."""
+    model = cast(Callable[..., Any], context.loaded.model.to)
+    model(context.device)
+    try:
+        yield HarnessModel(context, batch_size)
+    finally:
+        model("cpu")

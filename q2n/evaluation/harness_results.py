@@ -1,0 +1,125 @@
+"""lm-eval's results as metrics of a record: each score with its items, protocol, tokens and seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from q2n.evaluation.spread import mean_and_stderr
+from q2n.exceptions import NumericalError
+from q2n.fingerprint import canonical_json
+from q2n.schema import Metric, TaskProtocol
+
+if TYPE_CHECKING:
+    from q2n.evaluation.base import EvaluationContext
+    from q2n.evaluation.harness_tasks import Loaded
+
+
+@dataclass(frozen=True)
+class Results:
+    """What lm-eval returned, and what it took.
+
+    ``lengths``: tokens of each request, by its strings. ``seconds``: of all tasks together.
+    """
+
+    scores: Mapping[str, Any]
+    lengths: Mapping[tuple[str, ...], int]
+    seconds: float
+    chat_template: bool
+
+    def members(self, name: str, loaded: Loaded) -> list[str]:
+        """The tasks behind a name: itself, or the tasks of the group, in the group's order."""
+        group = loaded.groups.get(name)
+        return [name] if group is None else [task.task_name for task in group.get_all_tasks()]
+
+    def samples(self, tasks: Sequence[str], rule: str) -> list[Mapping[str, Any]]:
+        """What lm-eval noted of every item, scored by one of the tasks' rules (its filters)."""
+        return [item for task in tasks for item in self.scores["samples"][task] if item["filter"] == rule]
+
+    def tokens(self, tasks: Sequence[str]) -> int:
+        """Tokens of all distinct requests of the tasks."""
+        asked = {
+            tuple(part for part in request if isinstance(part, str))
+            for task in tasks
+            for item in self.scores["samples"][task]
+            for request in item["arguments"]
+        }
+        return sum(self.lengths.get(strings, 0) for strings in asked)
+
+
+def metrics(results: Results, loaded: Loaded, context: EvaluationContext) -> list[Metric]:
+    """Every score of every name that is shown."""
+    return [metric for name in loaded.shown for metric in _of_name(name, results, loaded, context)]
+
+
+def _of_name(name: str, results: Results, loaded: Loaded, context: EvaluationContext) -> list[Metric]:
+    tasks = results.members(name, loaded)
+    tokens = results.tokens(tasks)
+    whole = results.tokens(list(loaded.tasks))
+    found = []
+    for key, value in results.scores["results"][name].items():
+        score, comma, rule = key.partition(",")
+        if not comma or score.endswith("_stderr"):
+            continue
+        samples = results.samples(tasks, rule)
+        if not math.isfinite(value):
+            raise NumericalError(f"task {name}: {score} is {value}")
+        higher = results.scores["higher_is_better"].get(name, {}).get(score)
+        found.append(
+            Metric(
+                name=score if rule == "none" else f"{score} ({rule})",
+                dataset=name,
+                unit=_unit(score),
+                count=len(samples),
+                count_unit="items",
+                lower_is_better=higher is False,
+                protocol=_protocol(name, samples, results, context),
+                tokens=tokens or None,
+                seconds=results.seconds * tokens / whole if whole else None,
+                **_parts(score, float(value), [sample.get(score) for sample in samples]),
+            )
+        )
+    return found
+
+
+def _parts(score: str, value: float, values: list[Any]) -> dict[str, Any]:
+    """The value, what it is the mean of (if it is one, or the exponential of one), and its standard error."""
+    if not all(isinstance(item, Real) for item in values):
+        return {"value": value}
+    numbers = [float(item) for item in values]
+    mean, stderr = mean_and_stderr(numbers)
+    if score == "perplexity" and math.isclose(math.exp(-mean), value, rel_tol=1e-9):
+        losses = tuple(-number for number in numbers)
+        return {"value": value, "per_window": losses, "stderr": None if stderr is None else value * stderr}
+    if not math.isclose(mean, value, rel_tol=1e-9, abs_tol=1e-12):
+        return {"value": value}  # an aggregation of its own; no standard error is claimed for it
+    if set(numbers) <= {0.0, 1.0}:
+        return {"value": value, "per_item": "".join(f"{number:.0f}" for number in numbers), "stderr": stderr}
+    return {"value": value, "per_window": tuple(numbers), "stderr": stderr}
+
+
+def _protocol(
+    name: str, samples: Sequence[Mapping[str, Any]], results: Results, context: EvaluationContext
+) -> TaskProtocol:
+    asked = canonical_json([[sample["arguments"], str(sample["target"])] for sample in samples])
+    return TaskProtocol(
+        dataset=name,
+        items_sha256=hashlib.sha256(asked.encode()).hexdigest(),
+        tokenizer=context.loaded.tokenizer_sha256,
+        items=len(samples),
+        task_version=str(results.scores["versions"].get(name)),
+        harness=f"lm-eval {importlib.metadata.version('lm_eval')}",
+        fewshot=int(results.scores["n-shot"].get(name, 0)),
+        chat_template=results.chat_template,
+        forward_dtype=str(context.dtype).removeprefix("torch."),
+    )
+
+
+def _unit(score: str) -> str:
+    known = {"acc": "share", "acc_norm": "share", "exact_match": "share", "perplexity": "perplexity"}
+    return known.get(score, "share" if score.startswith("pass@") else score)

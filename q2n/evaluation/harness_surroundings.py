@@ -1,0 +1,58 @@
+"""What lm-eval finds around it while it loads and runs tasks: silence, local data, leave to run code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+
+@contextmanager
+def local_data(data_dir: str | None) -> Iterator[None]:
+    """Inside, a data set of the hub is read from ``data_dir/<owner>/<name>`` if that folder is there."""
+    import datasets
+
+    hub: Callable[..., Any] = datasets.load_dataset
+
+    def load(path: str, *arguments: Any, **options: Any) -> Any:
+        local = Path(data_dir).expanduser() / path if data_dir else None
+        return hub(str(local) if local is not None and local.is_dir() else path, *arguments, **options)
+
+    with patch.object(datasets, "load_dataset", load):
+        yield
+
+
+@contextmanager
+def quiet_harness(allow_code_execution: bool = False) -> Iterator[None]:
+    """No bars, log lines or warnings of lm-eval inside; leave to run generated code only if that is given."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        leave = {"HF_ALLOW_CODE_EVAL": "1" if allow_code_execution else "0"}
+        stack.enter_context(patch.dict(os.environ, leave))
+        for name in ("lm_eval", "huggingface_hub", "datasets"):
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        _silence_bars(stack)
+        yield
+
+
+def _silence_bars(stack: ExitStack) -> None:
+    import datasets
+    import lm_eval.api.model
+    import lm_eval.api.task
+    import lm_eval.models.huggingface
+
+    modules: Sequence[Any] = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
+    for module in modules:
+        stack.enter_context(patch.object(module, "tqdm", partial(module.tqdm, disable=True)))
+    if datasets.is_progress_bar_enabled():
+        datasets.disable_progress_bars()
+        stack.callback(datasets.enable_progress_bars)
