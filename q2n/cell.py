@@ -15,6 +15,7 @@ from q2n import provenance
 from q2n.activations import activation_store
 from q2n.config import RunConfig
 from q2n.evaluation.base import EvaluationContext
+from q2n.evaluation.known import guard
 from q2n.evaluation.reference import reference_metrics
 from q2n.fingerprint import fingerprint
 from q2n.models.loading import LoadedModel
@@ -62,6 +63,7 @@ def compute(config: RunConfig, identity: Mapping[str, Any], title: str) -> RunRe
         bar.begin("reference")
         with watch.stage("evaluate_unquantized"):
             reference = reference_metrics(config.evaluation, context, identity)
+            _guard(config, identity, reference)
             kept = config.evaluation.keep(context, identity)
         bar.begin("quantize")
         layers = _quantize(config, loaded, device, watch, bar)
@@ -70,6 +72,19 @@ def compute(config: RunConfig, identity: Mapping[str, Any], title: str) -> RunRe
             metrics = config.evaluation.evaluate(replace(context, kept=kept))
     metrics = [_with_reference(metric, reference) for metric in metrics]
     return _record(config, identity, loaded, layers, metrics, watch.seconds)
+
+
+def _guard(config: RunConfig, identity: Mapping[str, Any], reference: list[Metric]) -> None:
+    """Stop before quantization where the unquantized model is not what it is known to be."""
+    scalars = config.scalars
+    guard(
+        reference,
+        config.model.name,
+        identity["weights"],
+        action=scalars.sanity,
+        path=scalars.known,
+        results=(scalars.results_dir, scalars.name),
+    )
 
 
 def _quantize(

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, Field, StringConstraints
 
 from q2n.baselines.fields import Bits, GroupSize
+from q2n.evaluation.known import known_values
 from q2n.exceptions import ConfigurationError
 from q2n.options import build, construct, did_you_mean, option
 
@@ -45,6 +46,8 @@ class Scalars:
     results_dir: Annotated[str, Field(min_length=1)]
     cache_dir: str | None
     force: bool
+    sanity: Literal["stop", "warn", "off"]
+    known: str | None
 
 
 class RunConfig:
@@ -71,6 +74,7 @@ class RunConfig:
         self.scalars = construct(
             Scalars, {key: value for key, value in tree.items() if key not in GROUPS}, ""
         )
+        known_values(self.scalars.known)  # a mistake in the file should not wait for the first cell
         self.model: ModelSpec = build(tree.get("model"), "model")
         self.baseline: Baseline = build(tree.get("baseline"), "baseline")
         self.correction: Correction = build(tree.get("q2n"), "q2n")

@@ -30,6 +30,10 @@ class ModelError(Q2NError):
     """A model cannot be found, read, or is of an architecture no adapter knows."""
 
 
+class DepartureError(Q2NError):
+    """The unquantized model does not score what it is known to score; says by which protocol field."""
+
+
 class NumericalError(Q2NError):
     """A factorisation, an eigendecomposition or a loss is not finite or does not exist."""
 

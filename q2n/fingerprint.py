@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).resolve().parent
 BOOKKEEPING = frozenset(
     {
         "cli.py",
+        "evaluation/known.py",
         "evaluation/statistics.py",
         "exceptions.py",
         "explain.py",
@@ -53,7 +54,9 @@ LIBRARIES = (
     "lm_eval",
 )
 
-NEUTRAL_KEYS = frozenset({"name", "results_dir", "cache_dir", "force", "tracking", "hydra"})
+NEUTRAL_KEYS = frozenset(
+    {"name", "results_dir", "cache_dir", "force", "known", "sanity", "tracking", "hydra"}
+)
 """Top-level configuration keys that say where results go or how they are shown, not what they are."""
 
 _ABSENT = "absent"

@@ -11,12 +11,12 @@ copy of it, and repositories whose own description of their data no longer works
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from q2n.data.text import Split, TextSource, TokenSet, encode, token_set
+from q2n.data.text import Split, TextSource, TokenSet, encode, encode_corpus, token_set
 from q2n.exceptions import DataError
 from q2n.files import sha256_text
 
@@ -155,12 +155,12 @@ class C4(HubText):
         rows, texts, available = self._draw(tokenizer, "calibration", nsamples, seqlen, seed, True)
         return token_set(rows, "\n\n".join(texts), self.name, available)
 
-    def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[list[int], str]:
+    def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[Sequence[int], str]:
         if self.variant == "gptq":
             rows, texts, _ = self._draw(tokenizer, "evaluation", C4_WINDOWS, length, 0, special)
             return [token for row in rows for token in row], "\n\n".join(texts)
         text = " ".join(self._load("evaluation")[:C4_NEW_EVAL_DOCUMENTS][self.column])
-        return encode(tokenizer, text, special)[: C4_WINDOWS * length], text
+        return encode_corpus(tokenizer, text, special)[: C4_WINDOWS * length], text
 
     def _draw(
         self, tokenizer: Any, split: Split, count: int, length: int, seed: int, special: bool

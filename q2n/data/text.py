@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from q2n.exceptions import DataError
@@ -68,7 +72,7 @@ class TextSource(ABC):
             DataError: the text has fewer than ``nsamples * seqlen`` tokens.
         """
         text = self.separator("calibration").join(self.documents("calibration"))
-        ids = encode(tokenizer, text)
+        ids = encode_corpus(tokenizer, text)
         needed = max(nsamples * seqlen, seqlen + 1)
         if len(ids) < needed:
             raise DataError(
@@ -80,36 +84,43 @@ class TextSource(ABC):
         starts = [generator.randint(0, len(ids) - seqlen - 1) for _ in range(nsamples)]
         return token_set([ids[start : start + seqlen] for start in starts], text, self.name, len(ids))
 
-    def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[list[int], str]:
+    def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[Sequence[int], str]:
         """The token stream that evaluation cuts into windows of ``length``, and its text."""
         del length  # sources that draw documents by their length need it
         text = self.separator("evaluation").join(self.documents("evaluation"))
-        return encode(tokenizer, text, special), text
+        return encode_corpus(tokenizer, text, special), text
 
 
 def evaluation_windows(
-    source: TextSource, tokenizer: Any, seqlen: int, max_windows: int | None = None, bos: Bos = "tokenizer"
+    source: TextSource,
+    tokenizer: Any,
+    seqlen: int,
+    max_windows: int | None = None,
+    bos: Bos = "tokenizer",
+    stride: int | None = None,
 ) -> TokenSet:
-    """Non-overlapping windows ``(n, seqlen)`` of the evaluation side; the incomplete last one is dropped.
+    """Windows ``(n, seqlen)`` of the evaluation side; the incomplete last one is dropped.
 
     Args:
         max_windows: at most so many; None or 0: all there are.
+        stride: tokens of text between the starts of two windows; None: they do not overlap.
 
     Raises:
         DataError: there is not one whole window, or ``bos`` asks for a token the tokenizer lacks.
     """
-    prefix: list[int] = []
+    prefix: Sequence[int] = []
     if bos == "each_window":
         if tokenizer.bos_token_id is None:
             raise DataError("bos=each_window: this tokenizer has no BOS token; use bos=tokenizer or bos=none")
         prefix = [tokenizer.bos_token_id]
     length = seqlen - len(prefix)
+    step = stride or length
     ids, text = source.evaluation_ids(tokenizer, length, bos == "tokenizer")
-    count = len(ids) // length
-    if count == 0:
+    count = 1 + (len(ids) - length) // step
+    if count <= 0:
         raise DataError(f"evaluation text {source.name!r} has {len(ids)} tokens; one window needs {length}")
     count = min(count, max_windows or count)
-    rows = [prefix + ids[index * length : (index + 1) * length] for index in range(count)]
+    rows = [[*prefix, *ids[index * step : index * step + length]] for index in range(count)]
     return token_set(rows, text, source.name, len(ids))
 
 
@@ -120,8 +131,37 @@ def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     return ids
 
 
-def token_set(rows: list[list[int]], text: str, source: str, available: int) -> TokenSet:
+def encode_corpus(tokenizer: Any, text: str, special: bool = True) -> Sequence[int]:
+    """:func:`encode` of a long text that many cells read with equal tokenizers: the last few are kept."""
+    return _encoded(_Encoding(tokenizer_digest(tokenizer), text, special, tokenizer))
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of everything that decides which ids a text becomes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    return sha256_text(rules)
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """A text and the rules by which it becomes ids; ``tokenizer`` is any one with these rules."""
+
+    digest: str
+    text: str
+    special: bool
+    tokenizer: Any = field(compare=False, repr=False)
+
+
+@lru_cache(maxsize=4)
+def _encoded(what: _Encoding) -> Sequence[int]:
+    return array("q", encode(what.tokenizer, what.text, what.special))
+
+
+def token_set(rows: Sequence[Sequence[int]], text: str, source: str, available: int) -> TokenSet:
     """A :class:`TokenSet` of equally long rows."""
     import torch
 
-    return TokenSet(torch.tensor(rows, dtype=torch.int64), sha256_text(text), source, available)
+    return TokenSet(
+        torch.tensor([list(row) for row in rows], dtype=torch.int64), sha256_text(text), source, available
+    )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from q2n.data.hub import Variant
 from q2n.evaluation.base import Evaluation, EvaluationContext
 from q2n.exceptions import NumericalError
 from q2n.options import option
@@ -53,6 +54,7 @@ class Divergence(Evaluation):
     seqlen: Annotated[int, Field(ge=8)]
     windows: Annotated[int, Field(ge=0)]
     bos: Literal["tokenizer", "each_window", "none"] = "tokenizer"
+    variant: Variant = "gptq"
     batch_size: Annotated[int, Field(ge=1)] = 8
 
     def __post_init__(self) -> None:
@@ -115,7 +117,7 @@ class Divergence(Evaluation):
     def _source(self, name: str, cache_dir: str | None = None) -> TextSource:
         from q2n.data.sources import text_source
 
-        return text_source(name, cache_dir=cache_dir, paths=self.paths)
+        return text_source(name, cache_dir=cache_dir, variant=self.variant, paths=self.paths)
 
     def _text(self, context: EvaluationContext, dataset: str) -> TokenSet:
         from q2n.data.text import evaluation_windows
@@ -127,6 +129,7 @@ class Divergence(Evaluation):
         return lambda done: context.progress((index + done) / len(self.datasets), f"divergence {dataset}")
 
     def _protocol(self, context: EvaluationContext, text: TokenSet, dataset: str) -> EvaluationProtocol:
+        from q2n.data.sources import HUB_PATHS
         from q2n.schema import EvaluationProtocol
 
         return EvaluationProtocol(
@@ -139,6 +142,7 @@ class Divergence(Evaluation):
             loss_dtype="float32",
             forward_dtype=str(context.dtype).removeprefix("torch."),
             stride=self.seqlen,
+            variant=self.variant if dataset in HUB_PATHS else "",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +18,13 @@ STEPS_MAIN = 100
 STEPS_COARSE = 40
 
 CHUNK_ENTRIES = 2**18
-"""Weights searched at once: few enough for the cache, enough to hide the cost of a call."""
+"""Numbers a temporary of the search may have: few enough for the cache, enough to hide the cost of a call."""
 
-LADDER = (0.3, 0.45, 0.6, 0.8, 1.0)
-"""Fractions of the range that give the search its first bound."""
+MARGIN = 1e-4
+"""By how much a bound is mistrusted, for the rounding of what it is compared with."""
 
-COMPACT_BELOW = 0.75
-"""Share of a chunk's rows still being searched under which the others are dropped from its tensors."""
+ROUND_OFF = 1e-13
+"""Of a double-precision sum, in units of its largest possible value."""
 
 MIN_SCALE = 1e-8
 
@@ -38,82 +39,111 @@ class Mse2dGrid(UniformGrid):
     def parameters(self, weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         if self.symmetric:
             raise UnsupportedError("the search for step and zero point has no symmetric variant")
-        weight = weight.contiguous()
-        chunk = max(1, CHUNK_ENTRIES // weight.shape[1])
-        parts = zip(weight.split(chunk), low.split(chunk), high.split(chunk), strict=True)
-        found = [_search(*part, self.levels, self.steps) for part in parts]
+        unit = (high - low) / (self.steps * self.levels)
+        chunk = max(1, CHUNK_ENTRIES // max(weight.shape[1], 6 * self.steps * self.levels))
+        parts = zip(weight.split(chunk), unit.split(chunk), strict=True)
+        found = [_search(part.contiguous(), units, self.levels, self.steps) for part, units in parts]
         return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
 
 
-def _search(weight: Tensor, low: Tensor, high: Tensor, levels: int, steps: int) -> tuple[Tensor, Tensor]:
-    """Exhaustive in effect, but few candidates are evaluated (see :meth:`_RowSearch.climb`)."""
-    search = _RowSearch(weight, (high - low) / (steps * levels), levels, steps)
-    natural = torch.round(-low / (high - low) * levels).clamp_(0, levels)
-    points = torch.arange(levels + 1, device=weight.device, dtype=weight.dtype)
-    by_distance = torch.argsort((points - natural[:, None]).abs(), dim=1, stable=True)
-    for fraction in LADDER:
-        step = torch.full_like(natural, max(1, round(fraction * steps)))
-        search.try_all(step, natural)
-    for rank in range(levels + 1):
-        search.climb(by_distance[:, rank].to(weight))
-    return (search.unit * search.step).clamp_(min=MIN_SCALE), search.zero
+def _search(weight: Tensor, unit: Tensor, levels: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Exhaustive in effect: candidates whose bound is above an error already seen are not evaluated.
+
+    A candidate's number is ``(i - 1) (levels + 1) + zero``.
+    """
+    bound = _lower_bounds(weight, unit, levels, steps)
+    first = bound.argmin(dim=1)
+    seen = _errors(weight, unit, first, levels)
+    rows, candidates = torch.nonzero(bound <= seen[:, None] * (1 + MARGIN), as_tuple=True)
+    errors = torch.cat(
+        [
+            _errors(weight[some], unit[some], tried, levels)
+            for some, tried in zip(_portions(rows, weight), _portions(candidates, weight), strict=True)
+        ]
+    )
+    least = torch.full_like(seen, torch.inf).scatter_reduce_(0, rows, errors, "amin")
+    winners = torch.where(errors == least[rows], candidates, bound.shape[1])
+    best = torch.full_like(first, bound.shape[1]).scatter_reduce_(0, rows, winners, "amin")
+    step = (best // (levels + 1) + 1).to(unit)
+    return (unit * step).clamp_(min=MIN_SCALE), (best % (levels + 1)).to(unit)
 
 
-class _RowSearch:
-    """The best candidate so far of every row of a chunk: its error's 2.4-th root, step and zero point."""
-
-    def __init__(self, weight: Tensor, unit: Tensor, levels: int, steps: int) -> None:
-        self.weight, self.unit, self.levels, self.steps = weight, unit, levels, steps
-        self.root = torch.full_like(unit, torch.inf)
-        self.step, self.zero = torch.zeros_like(unit), torch.zeros_like(unit)
-
-    def try_all(self, step: Tensor, zero: Tensor) -> None:
-        """One candidate for every row."""
-        root, _ = _errors(self.weight, self.unit * step, zero, self.levels)
-        self._offer(slice(None), root, step, zero)
-
-    def climb(self, zero: Tensor) -> None:
-        """All steps, upwards, for one zero point a row, leaving out those that cannot win.
-
-        Let ``k_j`` be the levels that weights are rounded to with step ``s`` and ``k'_j`` those with ``s' >
-        s``. Level ``k'_j`` of the grid with step ``s`` is within ``(s' - s) |k'_j|`` of the other grid's, so
-        that by Minkowski's inequality ``root(s) <= root(s') + (s' - s) ||k'||``; and ``||k'|| <= ||k||``,
-        levels falling as the step grows. What ``s`` shows therefore bounds from below the error of larger
-        steps.
-        """
-        rows = torch.arange(len(zero), device=zero.device)
-        weight, unit, position = self.weight, self.unit, torch.ones_like(zero)
-        while len(rows):
-            root, slope = _errors(weight, unit * position, zero, self.levels)
-            inside = position <= self.steps
-            self._offer(rows, torch.where(inside, root, torch.inf), position, zero)
-            # A little less than the bound allows, for rounding.
-            jump = (root - self.root[rows]) / (slope * unit) * (1 - 1e-4)
-            position = position + jump.nan_to_num_(nan=1.0, posinf=float(self.steps)).floor_().clamp_(min=1)
-            alive = position <= self.steps
-            if int(alive.sum()) < COMPACT_BELOW * len(rows):
-                rows, weight, unit = rows[alive], weight[alive], unit[alive]
-                position, zero = position[alive], zero[alive]
-
-    def _offer(self, rows: Tensor | slice, root: Tensor, step: Tensor, zero: Tensor) -> None:
-        """Take what is better; of equals the smaller step, then the smaller zero point."""
-        old, old_step, old_zero = self.root[rows], self.step[rows], self.zero[rows]
-        first = (step < old_step) | ((step == old_step) & (zero < old_zero))
-        better = (root < old) | ((root == old) & first)
-        self.root[rows] = torch.where(better, root, old)
-        self.step[rows] = torch.where(better, step, old_step)
-        self.zero[rows] = torch.where(better, zero, old_zero)
+def _portions(values: Tensor, weight: Tensor) -> Sequence[Tensor]:
+    return torch.split(values, max(1, CHUNK_ENTRIES // weight.shape[1]))
 
 
-def _errors(weight: Tensor, step: Tensor, zero: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """``(sum |w - Q(w)|^2.4)^(1/2.4)`` of each row and an upper bound of ``(sum |k|^2.4)^(1/2.4)``; ``(R,)``
-    both."""
-    ratio = weight / step[:, None]
-    lowest = -zero[:, None]
+def _errors(weight: Tensor, unit: Tensor, candidate: Tensor, levels: int) -> Tensor:
+    """``sum |w - Q(w)|^2.4`` of each row with its candidate, in powers of ``unit``; ``(R,)``."""
+    multiple, zero = (candidate // (levels + 1) + 1).to(unit), candidate % (levels + 1)
+    ratio = weight / (unit * multiple)[:, None]
+    lowest = -zero[:, None].to(unit)
     level = torch.minimum(torch.maximum(ratio.round(), lowest), lowest + levels)
-    largest = torch.maximum(zero, levels - zero)
-    energy = torch.linalg.vector_norm(level, dim=1).square_()
     # |d|^2.4 through logarithms of squares: several times faster than a power.
     powers = ratio.sub_(level).square_().log_().mul_(CLIP_NORM / 2).exp_()
-    root = step * powers.sum(dim=1).pow_(1 / CLIP_NORM)
-    return root, energy.mul_(largest.pow(CLIP_NORM - 2)).pow_(1 / CLIP_NORM)
+    return powers.sum(dim=1).mul_(multiple**CLIP_NORM)
+
+
+def _lower_bounds(weight: Tensor, unit: Tensor, levels: int, steps: int) -> Tensor:
+    """A bound of every candidate's error from below, in powers of ``unit``; ``(R, steps (levels + 1))``.
+
+    ``log sum |d|^p`` is convex in ``p``, so that ``sum |d|^2.4 >= (sum d^2)^1.4 / (sum |d|)^0.4``. These two
+    sums need no pass over the weights: whatever the candidate, its levels ``m i`` and the boundaries
+    ``(m +- 1/2) i`` between them are multiples of half a unit, and between two neighbouring multiples both
+    sums are polynomials in the count, sum and sum of squares of the weights there.
+    """
+    reach = levels * steps
+    below = _cumulated_powers(weight.double() / unit.double()[:, None], reach)
+    step = torch.arange(1, steps + 1, device=weight.device)[:, None]
+    level = torch.arange(-levels, levels + 1, device=weight.device)
+    edge = torch.arange(-levels, levels + 2, device=weight.device)
+    edges = _pick(below, step * (2 * edge - 1), reach)
+    first, second = _between(edges, _pick(below[:2], step * (2 * level), reach), step * level)
+    # Weights beyond the outermost levels count with their distance from those; levels by zero point.
+    lowest = levels - torch.arange(levels + 1, device=weight.device)
+    left = _deviations(edges[:, :, lowest], step * level[lowest])
+    highest = lowest + levels
+    right = _deviations(below[:, -1:, None] - edges[:, :, highest + 1], step * level[highest])
+    first = first[:, highest + 1].sub_(first[:, lowest]).sub_(left[0]).add_(right[0])
+    second = second[:, highest + 1].sub_(second[:, lowest]).add_(left[1]).add_(right[1])
+    slack = ROUND_OFF * weight.shape[1] * reach
+    bound = second.sub_(slack * reach).clamp_(min=0).pow_(1.4).div_(first.add_(slack).pow_(0.4))
+    return torch.flatten(bound, 0, 1).T.to(weight).contiguous()
+
+
+def _cumulated_powers(units: Tensor, reach: int) -> Tensor:
+    """Count, sum and sum of squares of a row's values below each half unit from ``-reach`` to ``reach``:
+    ``(3, 4 reach + 1, R)``. ``units`` ``(R, C)`` are values in units."""
+    place = (2 * units).floor_().long().add_(2 * reach).clamp_(0, 4 * reach - 1).T
+    powers = torch.stack([torch.ones_like(units), units, units.square()]).transpose(1, 2)
+    sums: Tensor = units.new_zeros(3, 4 * reach + 1, len(units))
+    sums[:, 1:].scatter_add_(1, place.expand_as(powers), powers)
+    return torch.cumsum(sums, dim=1)
+
+
+def _pick(below: Tensor, half_units: Tensor, reach: int) -> Tensor:
+    """``below`` at the given places ``(S, M)``: ``(3, S, M, R)``."""
+    places = (half_units + 2 * reach).clamp_(0, 4 * reach)
+    return below.index_select(1, places.flatten()).view(len(below), *places.shape, -1)
+
+
+def _between(edges: Tensor, middles: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of ``|x - value|`` and its square over all cells before each one, ``(S, M + 1, R)`` both.
+
+    Cell ``m`` of a step lies between ``edges`` ``(3, S, M + 1, R)`` ``m`` and ``m + 1`` around ``value``
+    ``(S, M)``, up to which ``middles`` ``(2, S, M, R)`` counts.
+    """
+    value = value[:, :, None].to(edges)
+    count, total = edges[:2, :, 1:] + edges[:2, :, :-1] - 2 * middles
+    first = total.sub_(count.mul_(value))
+    second = _deviations(edges[:, :, 1:] - edges[:, :, :-1], value[:, :, 0])[1]
+    start = (0, 0, 1, 0)
+    pad = torch.nn.functional.pad
+    return pad(first.cumsum_(dim=1), start), pad(second.cumsum_(dim=1), start)
+
+
+def _deviations(powers: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of ``x - value`` and of its square from count, sum and sum of squares ``(3, S, M, R)``."""
+    count, total, squares = powers.unbind()
+    value = value[:, :, None].to(powers)
+    shifted = torch.addcmul(total, value, count, value=-1)
+    return shifted, torch.addcmul(squares, value, total + shifted, value=-1)

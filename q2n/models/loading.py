@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -14,8 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from q2n.data.text import tokenizer_digest
 from q2n.exceptions import ModelError
-from q2n.files import sha256_text
 from q2n.models.adapter import ModelAdapter, adapt, require_family
 
 if TYPE_CHECKING:
@@ -47,10 +46,7 @@ class LoadedModel:
     @property
     def tokenizer_sha256(self) -> str:
         """Digest of everything that decides which ids a text becomes."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            return sha256_text(backend.to_str())
-        return sha256_text(json.dumps(self.tokenizer.get_vocab(), sort_keys=True))
+        return tokenizer_digest(self.tokenizer)
 
 
 def load_pretrained(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from q2n.record import EvaluationProtocol, Metric
+from q2n.record import AnyProtocol, Metric
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Column:
     count: int
     count_unit: str
     lower_is_better: bool
-    protocol: EvaluationProtocol | None
+    protocol: AnyProtocol | None
 
     @property
     def key(self) -> tuple[str, str, str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from q2n.exceptions import RecordError
-from q2n.record import RunRecord
+from q2n.record import Metric, RunRecord
 from q2n.report.columns import Column, column_of, storage_column
 from q2n.report.settings import Settings, distinguishing
 
@@ -19,6 +19,9 @@ Seeds = dict[int, float]
 """Values by seed: the only thing a table averages over."""
 
 Values = Mapping[tuple["Row", Column], Seeds]
+
+Metrics = Mapping[tuple["Row", Column], Mapping[int, Metric]]
+"""What each value is a summary of, by seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,16 @@ def observations(records: Sequence[RunRecord]) -> tuple[list[Settings], Values]:
         if clash is None:
             return labels, values
     raise RecordError(f"records {clash} differ in nothing a table could show; delete one of them")
+
+
+def measured(records: Sequence[RunRecord], labels: Sequence[Settings]) -> Metrics:
+    """Every metric by line, column and seed, for records that :func:`observations` could tell apart."""
+    found: dict[tuple[Row, Column], dict[int, Metric]] = defaultdict(dict)
+    for record, settings in zip(records, labels, strict=True):
+        for metric in record.metrics:
+            place = (row_of(record, settings), column_of(metric, record.cell.bits))
+            found[place][record.cell.seed] = metric
+    return found
 
 
 def row_of(record: RunRecord, settings: Settings) -> Row:

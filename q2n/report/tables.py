@@ -7,20 +7,18 @@ lines of their own (:mod:`q2n.report.settings`), evaluations by different protoc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from q2n.record import RunRecord
+from q2n.record import Metric, RunRecord
 from q2n.report.columns import Column, column_of
-from q2n.report.emphasis import best
-from q2n.report.lines import Row, Seeds, Values, arrange, observations, without_correction
+from q2n.report.comparisons import Difference, differences
+from q2n.report.lines import Metrics, Row, Seeds, Values, arrange, measured, observations, without_correction
 from q2n.report.select import by_protocol, code_notes, latest, weights_notes
-
-Emphasis = Callable[[Sequence[float], bool], list[bool]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Table:
     """Numbers of one table; all frames have the same index (:attr:`Row.key`, :attr:`Column.key`).
 
     ``mean`` over seeds, ``spread`` their standard deviation (NaN for one seed), ``seeds`` how many (0
-    where nothing was measured), ``bold`` which are emphasised.
+    where nothing was measured), ``compared`` what is known of differences, by row and column position.
     """
 
     rows: tuple[Row, ...]
@@ -36,27 +34,27 @@ class Table:
     mean: pd.DataFrame
     spread: pd.DataFrame
     seeds: pd.DataFrame
-    bold: pd.DataFrame
+    compared: Mapping[tuple[int, int], Difference]
     notes: tuple[str, ...]
 
 
-def build_tables(records: Iterable[RunRecord], emphasis: Emphasis = best) -> list[Table]:
+def build_tables(records: Iterable[RunRecord]) -> list[Table]:
     """All tables of a report; older records of a cell are left out and counted in a note.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
     """
     current, superseded = latest(records)
-    return [build_table(group, superseded, emphasis) for group in by_protocol(current)]
+    return [build_table(group, superseded) for group in by_protocol(current)]
 
 
-def build_table(records: Sequence[RunRecord], superseded: int = 0, emphasis: Emphasis = best) -> Table:
+def build_table(records: Sequence[RunRecord], superseded: int = 0) -> Table:
     """One table of records that may stand in one table.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
     """
-    _, values = observations(records)
+    labels, values = observations(records)
     references, notes = _references(records)
     columns = tuple(_columns(values))
     rows = tuple(arrange(values, bool(references)))
@@ -64,14 +62,14 @@ def build_table(records: Sequence[RunRecord], superseded: int = 0, emphasis: Emp
     mean = _frame(rows, columns, [[_mean(seeds) for seeds in line] for line in cells], "float64")
     spread = _frame(rows, columns, [[_spread(seeds) for seeds in line] for line in cells], "float64")
     count = _frame(rows, columns, [[len(seeds) for seeds in line] for line in cells], "int64")
-    bold = _frame(rows, columns, _bold(rows, columns, mean, count, emphasis), "bool")
+    compared = differences(_pairs(rows, columns, measured(records, labels)))
     return Table(
         rows,
         columns,
         mean,
         spread,
         count,
-        bold,
+        compared,
         (*notes, *code_notes(records, superseded), *weights_notes(records)),
     )
 
@@ -133,7 +131,7 @@ def _frame(
     rows: tuple[Row, ...],
     columns: tuple[Column, ...],
     data: Sequence[Sequence[float]],
-    dtype: Literal["float64", "int64", "bool"],
+    dtype: Literal["float64", "int64"],
 ) -> pd.DataFrame:
     index = pd.MultiIndex.from_tuples(
         [row.key for row in rows], names=["model", "baseline", "settings", "line"]
@@ -144,26 +142,16 @@ def _frame(
     return pd.DataFrame([list(line) for line in data], index=index, columns=heads).astype(dtype)
 
 
-def _bold(
-    rows: tuple[Row, ...],
-    columns: tuple[Column, ...],
-    mean: pd.DataFrame,
-    count: pd.DataFrame,
-    emphasis: Emphasis,
-) -> list[list[bool]]:
-    """Within a model and baseline, the lines with a measured value compete in each metric's column."""
-    marks = [[False] * len(columns) for _ in rows]
-    numbers, measured = mean.to_numpy(), count.to_numpy()
-    groups: dict[tuple[str, str], list[int]] = {}
-    for position, row in enumerate(rows):
-        if row.kind == "value":
-            groups.setdefault((row.model, row.baseline), []).append(position)
-    for j, column in enumerate(columns):
-        if column.protocol is None:
-            continue  # fewer stored bits is a choice, not a result
-        for group in groups.values():
-            members = [i for i in group if measured[i, j]]
-            chosen = emphasis([float(numbers[i, j]) for i in members], column.lower_is_better)
-            for i, mark in zip(members, chosen, strict=True):
-                marks[i][j] = mark
-    return marks
+def _pairs(
+    rows: tuple[Row, ...], columns: tuple[Column, ...], metrics: Metrics
+) -> dict[tuple[int, int], tuple[Mapping[int, Metric], Mapping[int, Metric]]]:
+    """What the lines of differences compare, by row and column position."""
+    return {
+        (i, j): (
+            metrics.get((replace(row, kind="value"), column), {}),
+            metrics.get((without_correction(row), column), {}),
+        )
+        for i, row in enumerate(rows)
+        for j, column in enumerate(columns)
+        if row.kind == "difference"
+    }

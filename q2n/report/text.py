@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from q2n.report.columns import Column
-from q2n.report.lines import Row
+from q2n.report.comparisons import FEWEST_SEEDS, LEVEL, Difference
+from q2n.report.lines import NO_CORRECTION, Row
 from q2n.report.tables import Table
 
 EMPTY = "\u2013"
+INTERVAL = "95 % interval"
+P_VALUE = "p"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class GridRow:
 
 def to_grid(table: Table) -> Grid:
     """The table's texts. A label equal to the one above it is left blank; the column of settings is left
-    out where there are none."""
+    out where there are none. Below a difference stand its interval and its p-value, where there are any."""
     settled = any(row.settings for row in table.rows)
     stubs = ("model", "baseline", *(("settings",) if settled else ()), "q2n")
     most = int(table.seeds.to_numpy().max(initial=0))
@@ -44,14 +47,49 @@ def to_grid(table: Table) -> Grid:
         model, baseline, settings, line = row.key
         full = (model, baseline, *((settings,) if settled else ()), line)
         texts = tuple(_cell(table, i, j, most) for j in range(len(table.columns)))
-        bold = tuple(bool(table.bold.iat[i, j]) for j in range(len(table.columns)))
+        found = [table.compared.get((i, j)) for j in range(len(table.columns))]
+        bold = tuple(item is not None and item.established for item in found)
         changed = full[:-1] != above[:-1]
         rows.append(GridRow(_without_repeats(full, above), texts, bold, rule=bool(rows) and changed))
+        rows += _certainty(found, len(stubs))
         above = full
-    spread = (f"value ± standard deviation over {most} seeds",) if most > 1 else ()
-    legend = ("lines '- off': corrected minus uncorrected; negative is better where the header has ↓",)
-    compared = legend if any(row.kind == "difference" for row in table.rows) else ()
-    return Grid(stubs, _heads(table.columns), tuple(rows), (*spread, *compared, *table.notes))
+    return Grid(stubs, _heads(table.columns), tuple(rows), (*legend(table, most), *table.notes))
+
+
+def _certainty(found: Sequence[Difference | None], stubs: int) -> list[GridRow]:
+    """The lines below a difference."""
+    if not any(found):
+        return []
+    labels = ("",) * (stubs - 1)
+    plain = (False,) * len(found)
+    intervals = tuple(EMPTY if item is None else interval(item) for item in found)
+    p_values = tuple(EMPTY if item is None else p_text(item.p_value) for item in found)
+    return [
+        GridRow((*labels, INTERVAL), intervals, plain, rule=False),
+        GridRow((*labels, P_VALUE), p_values, plain, rule=False),
+    ]
+
+
+def legend(table: Table, seeds: int) -> tuple[str, ...]:
+    """What a reader must know of the lines of differences and of the seeds behind them."""
+    notes = [f"value ± standard deviation over {seeds} seeds"] if seeds > 1 else []
+    if any(row.kind == "difference" for row in table.rows):
+        notes.append(f"lines '- {NO_CORRECTION}': corrected minus uncorrected; negative is better under ↓")
+    if table.compared:
+        notes.append(
+            f"{INTERVAL}: paired, over the header's windows or items; of perplexities in per cent of the "
+            f"uncorrected value; {P_VALUE}: adjusted for the table's {len(table.compared)} differences (Holm)"
+        )
+        behind = sorted({item.seeds for item in table.compared.values()})
+        if behind[-1] < FEWEST_SEEDS:
+            notes.append(
+                "one seed: interval and p are about these quantized models on text like this, not about the "
+                "methods: another calibration sample may turn a difference around, so nothing is bold"
+            )
+        else:
+            counted = " or ".join(map(str, behind))
+            notes.append(f"bold: established over seeds (p < {LEVEL}; {counted} seeds a difference)")
+    return tuple(notes)
 
 
 def select_columns(grid: Grid, positions: Sequence[int]) -> Grid:
@@ -119,3 +157,14 @@ def difference(value: float, lower_is_better: bool, spread: float = math.nan) ->
     sign = "+" if value > 0 else ""
     around = "" if math.isnan(spread) else f" ± {amount(spread)}"
     return f"{sign}{amount(value)}{around} {'better' if (value < 0) == lower_is_better else 'worse'}"
+
+
+def interval(item: Difference) -> str:
+    """``-4.0 to -0.8 %`` or ``-0.0120 to 0.0034``."""
+    if item.relative:
+        return f"{item.low:+.1f} to {item.high:+.1f} %"
+    return f"{item.low:+.4f} to {item.high:+.4f}"
+
+
+def p_text(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

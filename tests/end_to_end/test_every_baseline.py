@@ -120,6 +120,7 @@ STORED = {
     "quarot_kv4": lambda rows, columns: uniform(rows, columns, columns, zero=False),
     "awq": lambda rows, columns: uniform(rows, columns, GROUP),
     "smoothquant": lambda rows, columns: uniform(rows, columns, columns, zero=False),
+    "composed": lambda rows, columns: uniform(rows, columns, GROUP),
 }
 
 

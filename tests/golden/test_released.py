@@ -9,7 +9,7 @@ from golden.golden_data import Golden, relative
 
 from q2n.baselines.rtn import RTN
 from q2n.calibration import Accumulators
-from q2n.corrections.null_space import NullSpaceScale
+from q2n.corrections.null_space import NullSpaceScale, range_rank
 from q2n.corrections.released import BoundRelease, ReleasedScale, adam_row_scale
 from q2n.exceptions import UnsupportedError
 from q2n.types import Statistic
@@ -164,3 +164,25 @@ def test_a_row_is_scaled_by_one_number():
             assert torch.equal(corrected[:, kept], base[:, kept])
             base, corrected = (part.index_fill(1, kept, 0) for part in (base, corrected))
         assert relative(corrected, data["q2n_alpha"].double()[:, None] * base) < 2e-6
+
+
+def test_mean_inputs_leave_directions_that_are_null_by_construction():
+    """The mean input of ``T`` positions has rank ``T``; the Gram matrix has that of all tokens."""
+    inputs = torch.randn(30, 6, 16, generator=torch.Generator().manual_seed(0))
+    accumulators = Accumulators([Statistic.POSITION_MEAN, Statistic.GRAM])
+    accumulators.update(inputs)
+    stats = accumulators.result()
+    ranks = {
+        statistic: range_rank(stats.spectrum(statistic).values.clamp(min=0), t=0.0)
+        for statistic in (Statistic.POSITION_MEAN, Statistic.GRAM)
+    }
+    assert ranks[Statistic.POSITION_MEAN] <= 6
+    assert ranks[Statistic.GRAM] >= 15  # the released rule may leave one out
+
+
+def test_adam_cannot_go_far():
+    """Twenty steps of at most about the learning rate, however far away the optimum is."""
+    fit = torch.tensor([0.0, 0.5, 3.0, 100.0], dtype=torch.float64)
+    alpha = adam_row_scale(fit, torch.ones_like(fit), lam=0.0)
+    assert ((alpha - 1).abs() < 0.05).all()
+    assert ((alpha - 1).abs() > 0.03).all()

@@ -25,7 +25,7 @@ from q2n.data.sources import (
     WikiCalibration,
     text_source,
 )
-from q2n.data.text import evaluation_windows
+from q2n.data.text import encode_corpus, evaluation_windows
 from q2n.exceptions import DataError
 from q2n.models.tiny import byte_tokenizer
 
@@ -472,3 +472,17 @@ def test_without_the_hub_the_message_says_what_to_use(monkeypatch):
         message = str(caught.value)
         assert f"text '{name}': cannot load " in message
         assert "ConnectionError: Couldn't reach the hub\nWithout the hub: the bundled texts" in message
+
+
+def test_a_corpus_is_encoded_once_for_equal_tokenizers(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "q2n.data.text.encode", lambda tokenizer, text, special: calls.append(text) or [len(text), special]
+    )
+    text = "a text that no other test reads"
+    first = encode_corpus(byte_tokenizer(), text)
+    assert list(encode_corpus(byte_tokenizer(), text)) == list(first) == [len(text), 1]
+    assert len(calls) == 1
+    assert list(encode_corpus(byte_tokenizer(), text, special=False)) == [len(text), 0]
+    assert list(encode_corpus(byte_tokenizer(add_bos=False), text)) == [len(text), 1]
+    assert len(calls) == 3

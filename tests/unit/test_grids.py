@@ -8,7 +8,7 @@ from q2n.baselines.leanquant import LeanQuant
 from q2n.baselines.pbllm import PBLLM
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.exceptions import UnsupportedError
-from q2n.grids.mse2d import Mse2dGrid
+from q2n.grids.mse2d import MARGIN, Mse2dGrid, _lower_bounds
 from q2n.grids.uniform import round_to_grid
 from q2n.options import construct
 
@@ -42,6 +42,20 @@ def test_search_of_step_and_zero_point_finds_the_best(bits, steps):
     step = (scale.double() / unit).round().long()
     found = errors[step - 1, zero.long(), rows]
     assert torch.allclose(found, errors.flatten(0, 1).amin(dim=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5])
+def test_what_the_search_leaves_out_could_not_have_won(bits):
+    """Every candidate's bound lies below its error, and not far below the best one's."""
+    generator = torch.Generator().manual_seed(bits)
+    weight = torch.randn(12, 90, generator=generator) * torch.rand(12, 1, generator=generator).exp()
+    weight[0], weight[1, 7], weight[2] = weight[0].abs(), 40.0, weight[2].sign()
+    errors, unit = every_candidate(weight, bits, 40)
+    errors = (errors / unit**2.4).flatten(0, 1).T
+    bound = _lower_bounds(weight, unit.to(weight), 2**bits - 1, 40)
+    assert (bound <= errors * (1 + MARGIN) + 1e-6).all()
+    usual = slice(3, None)
+    assert (bound.amin(dim=1)[usual] > 0.8 * errors.amin(dim=1)[usual]).all()
 
 
 def test_search_of_an_empty_row_takes_the_first_candidate():

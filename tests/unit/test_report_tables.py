@@ -22,7 +22,6 @@ from q2n.provenance import Provenance
 from q2n.record import RunRecord
 from q2n.report import print_report, write_report
 from q2n.report.__main__ import main
-from q2n.report.emphasis import best
 from q2n.report.select import latest
 from q2n.report.tables import Table, build_table, build_tables
 from q2n.report.text import EMPTY, amount, difference, to_grid
@@ -56,12 +55,7 @@ def test_the_main_table_has_the_reference_on_top_and_signed_differences() -> Non
     assert value(table, "unquantized", 2) == value(table, "unquantized", 3) == 5.0
     assert value(table, "off", 2) == 14.0
     assert value(table, "on - off", 3) == -2.0
-    assert table.bold.to_numpy().tolist() == [
-        [False] * 4,
-        [False] * 4,
-        [True, False, True, False],
-        [False] * 4,
-    ]
+    assert not table.compared, "there are no windows to compare by"
     texts = [row.texts for row in to_grid(table).rows]
     assert texts[3] == ("-2.00 better", EMPTY, "-2.00 better", EMPTY)
     assert texts[2][1] == "2.25", "bits per weight"
@@ -70,7 +64,6 @@ def test_the_main_table_has_the_reference_on_top_and_signed_differences() -> Non
 def test_a_worse_correction_is_called_worse_and_higher_may_be_better() -> None:
     table = build_table([cell(12.0), cell(10.0, correction="off")])
     assert to_grid(table).rows[3].texts[0] == "+2.00 worse"
-    assert table.bold.iloc[1, 0]
     accuracy = {"name": "accuracy", "lower_is_better": False, "unit": "share"}
     table = build_table(
         [
@@ -96,7 +89,7 @@ def test_two_protocols_never_share_a_column(change: dict[str, Any]) -> None:
     (table,) = build_tables(records)
     assert sum(column.protocol is not None for column in table.columns) == 2
     assert table.seeds.iloc[-1].sum() == 0
-    assert not table.bold.to_numpy().any()
+    assert not table.compared
     heads = [head for head in to_grid(table).heads if "bits per" not in head[1]]
     assert len(set(heads)) == 2, "the printed headers tell them apart"
 
@@ -236,7 +229,7 @@ def test_non_finite_losses_are_shown_and_never_win() -> None:
         "released": "7.00",
         "released - off": "-inf better",
     }
-    assert table.bold.sum().sum() == 1
+    assert not any(any(row.bold) for row in to_grid(table).rows)
 
 
 def test_a_missing_partner_or_reference_leaves_a_dash() -> None:
@@ -245,13 +238,67 @@ def test_a_missing_partner_or_reference_leaves_a_dash() -> None:
     assert [row.texts[0] for row in to_grid(table).rows] == [EMPTY, "1.00", EMPTY]
 
 
-def test_emphasis() -> None:
-    assert best([2.0, 1.0, 1.0], True) == [False, True, True]
-    assert best([2.0, 1.0], False) == [True, False]
-    assert best([1.0], True) == [False]
-    assert best([1.0, 1.0], True) == [False, False]
-    assert best([math.nan, math.inf], True) == [False, True]
-    assert best([math.nan, math.nan], True) == [False, False]
+def seeded(correction: str, shift: float, seeds: int = 3, **changes: Any) -> list[RunRecord]:
+    """A cell a seed, with windows whose losses differ from the other correction's by about ``shift``."""
+    found = []
+    for seed in range(seeds):
+        losses = [
+            2.0 + 0.1 * (w % 5) + shift + 0.01 * ((w * 7 + seed * 3) % 4) * bool(shift) for w in range(12)
+        ]
+        metric = make_metric(math.exp(sum(losses) / 12), per_window=tuple(losses))
+        found.append(make_record(correction=correction, seed=seed, metrics=(metric,), **changes))
+    return found
+
+
+def test_a_difference_has_its_interval_and_is_bold_only_when_established() -> None:
+    grid = to_grid(build_table([*seeded("off", 0.0), *seeded("on", -0.2)]))
+    assert [row.labels[-1] for row in grid.rows] == ["off", "on", "on - off", "95 % interval", "p"]
+    low, high = map(float, re.findall(r"[-+][\d.]+", grid.rows[3].texts[0]))
+    assert high < 0
+    assert (low + high) / 2 == pytest.approx(100 * math.expm1(-0.185), abs=0.5)
+    assert float(grid.rows[4].texts[0].lstrip("<")) < 0.05
+    assert [row.bold[0] for row in grid.rows] == [False, False, True, False, False]
+    assert any("bold: established over seeds" in note and "3 seeds" in note for note in grid.notes)
+
+
+def test_one_seed_establishes_nothing() -> None:
+    grid = to_grid(build_table([*seeded("off", 0.0, 1), *seeded("on", -0.2, 1)]))
+    assert float(grid.rows[4].texts[0].lstrip("<")) < 0.05
+    assert not any(any(row.bold) for row in grid.rows)
+    assert any(note.startswith("one seed") for note in grid.notes)
+
+
+def test_p_values_are_adjusted_for_the_whole_table() -> None:
+    def p_values(*groups: int) -> list[float]:
+        records = [
+            record
+            for group in groups
+            for record in (
+                *seeded("off", 0.0, 2, group_size=group),
+                *seeded("on", -0.02, 2, group_size=group),
+            )
+        ]
+        grid = to_grid(build_table(records))
+        return [float(row.texts[0].lstrip("<")) for row in grid.rows if row.labels[-1] == "p"]
+
+    (alone,) = p_values(64)
+    both = p_values(64, 128)
+    assert both == pytest.approx([min(1.0, 2 * alone)] * 2, abs=2e-3)
+
+
+def test_shares_of_right_answers_are_compared_in_their_own_unit() -> None:
+    def answers(correction: str, marks: str) -> RunRecord:
+        share = marks.count("1") / len(marks)
+        metric = make_metric(
+            share, name="acc", unit="share", lower_is_better=False, per_item=marks, count_unit="items"
+        )
+        return make_record(correction=correction, metrics=(metric,))
+
+    grid = to_grid(build_table([answers("off", "0011" * 20), answers("on", "0111" * 20)]))
+    assert grid.rows[2].texts[0] == "+0.25 better"
+    low, high = map(float, re.findall(r"[-+][\d.]+", grid.rows[3].texts[0]))
+    assert 0 < low < 0.25 < high < 0.5
+    assert "%" not in grid.rows[3].texts[0]
 
 
 def test_numbers_for_people() -> None:

@@ -1,0 +1,95 @@
+"""Any solver with any number format: what the methods of the literature are special cases of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from q2n.baselines.base import LayerwiseBaseline
+from q2n.baselines.fields import Bits, Damping, DampingSchedule, GroupSize
+from q2n.options import option
+from q2n.types import LinearProblem, QuantizedLinear, Statistic
+
+if TYPE_CHECKING:
+    from q2n.grids.base import Grid
+
+WHOLE = ("lut", "per_tensor")
+"""Grids whose parameters belong to whole rows or to the matrix."""
+
+
+@option
+class Composed(LayerwiseBaseline):
+    """``solver`` rounds to ``grid`` in the layer's own basis; docs/baselines.md has the table of pairs.
+
+    ``act_order`` is for ``obs``, ``npasses`` (greedy passes) for ``ldlq``, ``exponent`` for the levels of
+    ``lut``; ``static_groups`` are fitted once, as ``ldlq`` always does.
+    """
+
+    bits: Bits
+    group_size: GroupSize
+    solver: Literal["rtn", "obs", "ldlq"] = "ldlq"
+    grid: Literal["uniform", "centred", "mse2d", "lut", "per_tensor"] = "uniform"
+    act_order: bool = False
+    static_groups: bool = False
+    npasses: Annotated[int, Field(ge=0, le=100)] = 0
+    exponent: Annotated[float, Field(ge=0, le=16)] = 4.0
+    percdamp: Damping = 0.01
+    percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
+
+    # A per-tensor scale is that of one layer, so layers are not independent rows.
+    stacks_rows: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Composed:
+        if self.grid in WHOLE and self.group_size != -1:
+            raise ValueError(f"grid={self.grid} has no groups: set group_size=-1")
+        if self.grid in WHOLE and self.solver == "rtn":
+            raise ValueError(f"grid={self.grid} needs a solver that looks at the inputs: obs or ldlq")
+        if self.act_order and self.solver != "obs":
+            raise ValueError("act_order is an order for solver=obs")
+        if self.npasses and (self.solver != "ldlq" or self.grid == "lut"):
+            raise ValueError("greedy passes (npasses) need solver=ldlq and a grid of evenly spaced levels")
+        return self
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        return frozenset() if self.solver == "rtn" else frozenset({Statistic.GRAM})
+
+    def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        from q2n.grids.per_tensor import PerTensorGrid
+        from q2n.solvers.ldlq import solve_ldlq
+        from q2n.solvers.obs import activation_order, solve_obs
+        from q2n.solvers.rtn import solve_rtn
+
+        grid = self._grid()
+        if self.solver == "rtn":
+            return solve_rtn(problem, grid)
+        if self.solver == "obs":
+            order = activation_order(problem.stats.gram) if self.act_order else None
+            return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule], order)
+        hessian = problem.stats.gram.clone()
+        hessian.diagonal().add_(self.percdamp * hessian.diagonal().mean())
+        # QuIP's solver aims at the weight clipped to the range of its one scale.
+        target = grid.target(problem.weight) if isinstance(grid, PerTensorGrid) else None
+        return solve_ldlq(problem, grid, hessian, self.npasses, target)
+
+    def _grid(self) -> Grid:
+        from q2n.grids.centred import CentredGrid
+        from q2n.grids.lut import LutGrid
+        from q2n.grids.mse2d import Mse2dGrid
+        from q2n.grids.per_tensor import PerTensorGrid
+        from q2n.grids.uniform import UniformGrid
+
+        static = self.static_groups or self.solver == "ldlq"
+        match self.grid:
+            case "lut":
+                return LutGrid(self.bits, self.exponent)
+            case "per_tensor":
+                return PerTensorGrid(self.bits)
+            case "centred":
+                return CentredGrid(self.bits, self.group_size, symmetric=True, static_groups=static)
+            case "mse2d":
+                return Mse2dGrid(self.bits, self.group_size, static_groups=static)
+            case "uniform":
+                return UniformGrid(self.bits, self.group_size, static_groups=static)
