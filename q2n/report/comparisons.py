@@ -77,7 +77,7 @@ def _compared(on: Measured, off: Measured) -> tuple[Comparison, bool] | None:
 
 
 def _is_logarithmic(metric: Metric) -> bool | None:
-    """Whether the value is ``exp`` of the mean of its parts (a perplexity) or that mean itself. None: neither;
+    """Whether the value is ``exp`` of the mean of its parts (a perplexity) or the mean itself. None: neither;
     then a statement about the parts is none about the value."""
     weights = metric.weights or (1,) * len(metric.parts)
     mean = math.fsum(a * b for a, b in zip(metric.parts, weights, strict=True)) / sum(weights)
