@@ -101,7 +101,8 @@ def paired_windows(a: Array, b: Array, scale: Array | None = None) -> Comparison
 
 def paired_answers(a: Array, b: Array) -> Comparison:
     """Two models' right (1) and wrong (0) answers to the same items: bootstrap interval (percentiles) of the
-    difference of the shares, and McNemar's exact test: a binomial test on the items only one of them gets right."""
+    difference of the shares, and McNemar's exact test: a binomial test on the items only one of them gets
+    right."""
     only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
     mean = float((a - b).mean())
     if only_a + only_b == 0:
@@ -123,7 +124,8 @@ def over_seeds(differences: Array) -> Comparison:
     the rest) contribute and what windows add; the interval's half width is
     ``sqrt(t_(S-1)^2 V_seed + t_(W-1)^2 V_window)``, each part with the quantile of its own degrees of
     freedom. Pooling them (Satterthwaite) rejects too many true hypotheses for two seeds
-    (benchmarks/significance.py), and a bootstrap over two to five seeds covers less than it says; this one keeps its level from two seeds on
+    (benchmarks/significance.py), and a bootstrap over two to five seeds would resample next to nothing; this
+    one keeps its level from two seeds on
     (tests/unit/test_statistics.py).
 
     Args:
@@ -160,8 +162,8 @@ def _p_value(size: float, half_width: Callable[[float], float]) -> float:
 def _linear(differences: Array, scale: Array) -> Array:
     """``(S, W)`` values whose plain mean is the weighted one, ``scale`` ``(W,)`` having mean 1.
 
-    ``mean + scale * (d - mean)``: a weighted mean is a ratio of two sums, and this has the ratio's variance to
-    first order; ``scale * d`` would count the spread of the weights as uncertainty.
+    ``mean + scale * (d - mean)``: a weighted mean is a ratio of two sums, and this has the ratio's variance
+    to first order; ``scale * d`` would count the spread of the weights as uncertainty.
     """
     mean = float((differences * scale).mean())
     return mean + scale * (differences - mean)
