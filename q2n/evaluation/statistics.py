@@ -125,8 +125,7 @@ def over_seeds(differences: Array) -> Comparison:
     ``sqrt(t_(S-1)^2 V_seed + t_(W-1)^2 V_window)``, each part with the quantile of its own degrees of
     freedom. Pooling them (Satterthwaite) rejects too many true hypotheses for two seeds
     (benchmarks/significance.py), and a bootstrap over two to five seeds would resample next to nothing; this
-    one keeps its level from two seeds on
-    (tests/unit/test_statistics.py).
+    one keeps its level from two seeds on (tests/unit/test_statistics.py).
 
     Args:
         differences: ``(S, W)``, ``S`` at least 2.
