@@ -51,6 +51,11 @@ class Perplexity(Evaluation):
     def __post_init__(self) -> None:
         if ("text" in self.datasets) != bool(self.paths):
             raise ValueError("the data set 'text' and evaluation.paths (its files) need each other")
+        if self.stride not in (None, self.seqlen) and "c4" in self.datasets and self.variant == "gptq":
+            raise ValueError(
+                "c4 by the rule gptq is made of separate crops, so windows may not overlap: "
+                "leave stride at null or use variant=new_eval"
+            )
         room = self.seqlen - (self.bos == "each_window")
         if self.stride is not None and self.stride > room:
             raise ValueError(

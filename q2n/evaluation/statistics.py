@@ -26,6 +26,8 @@ LEVEL = 0.95
 RESAMPLES = 4999
 FEWEST = 5
 """Windows below which no interval is given: a bootstrap of four values knows next to nothing."""
+_BATCH = 2**22
+"""Values of one batch of resamples: 32 MB."""
 
 Array = NDArray[np.float64]
 
@@ -65,7 +67,7 @@ def compare(
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         return _unknown(float("nan"), first.shape)
     if first.shape[0] > 1:
-        return over_seeds((first - second) * scale)
+        return over_seeds(_linear(first - second, scale))
     if np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
         return paired_answers(first[0], second[0])
     return paired_windows(first[0], second[0], scale)
@@ -78,7 +80,7 @@ def paired_windows(a: Array, b: Array, scale: Array | None = None) -> Comparison
     For perplexities the values are mean log-likelihoods, so the difference is one of log-perplexity. Windows
     are taken to be independent draws of the text.
     """
-    differences = (a - b) * (1.0 if scale is None else scale)
+    differences = a - b if scale is None else _linear((a - b)[None], scale)[0]
     mean = float(differences.mean())
     if len(differences) < FEWEST:
         return _unknown(mean, (1, len(differences)))
@@ -91,21 +93,28 @@ def paired_windows(a: Array, b: Array, scale: Array | None = None) -> Comparison
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
+        batch=max(1, _BATCH // len(differences)),
         rng=np.random.default_rng(0),
     )
     return Comparison(mean, low, high, float(test.pvalue), len(differences), 1)
 
 
 def paired_answers(a: Array, b: Array) -> Comparison:
-    """Two models' right (1) and wrong (0) answers to the same items: bootstrap interval of the difference of
-    the shares, and McNemar's exact test: a binomial test on the items only one of them gets right."""
+    """Two models' right (1) and wrong (0) answers to the same items: bootstrap interval (percentiles) of the
+    difference of the shares, and McNemar's exact test: a binomial test on the items only one of them gets
+    right."""
     only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
     mean = float((a - b).mean())
     if only_a + only_b == 0:
         return Comparison(mean, mean, mean, 1.0, len(a), 1)
-    low, high = _bootstrap(a - b)
+    draws = np.random.default_rng(0).multinomial(
+        len(a), np.array([only_a, only_b, len(a) - only_a - only_b]) / len(a), size=RESAMPLES
+    )
+    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / len(a), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     p_value = float(stats.binomtest(only_a, only_a + only_b).pvalue)
-    return Comparison(mean, low, high, p_value, len(a), 1)
+    if len(a) < FEWEST or len(a) in (only_a, only_b):  # nothing to resample: the test stands alone
+        return Comparison(mean, math.nan, math.nan, p_value, len(a), 1)
+    return Comparison(mean, float(low), float(high), p_value, len(a), 1)
 
 
 def over_seeds(differences: Array) -> Comparison:
@@ -114,9 +123,9 @@ def over_seeds(differences: Array) -> Comparison:
     The variance of the grand mean is split by the mean squares of the two-way layout into what seeds (and
     the rest) contribute and what windows add; the interval's half width is
     ``sqrt(t_(S-1)^2 V_seed + t_(W-1)^2 V_window)``, each part with the quantile of its own degrees of
-    freedom. Pooling them (Satterthwaite) rejects up to 13 % of true hypotheses for two seeds, and a bootstrap
-    over two to five seeds covers far less than it says; this one keeps its level from two seeds on
-    (tests/unit/test_statistics.py).
+    freedom. Pooling them (Satterthwaite) rejects too many true hypotheses for two seeds
+    (benchmarks/significance.py), and a bootstrap over two to five seeds would resample next to nothing; this
+    one keeps its level from two seeds on (tests/unit/test_statistics.py).
 
     Args:
         differences: ``(S, W)``, ``S`` at least 2.
@@ -149,6 +158,16 @@ def _p_value(size: float, half_width: Callable[[float], float]) -> float:
     return 1 - float(brentq(lambda level: half_width(level) - size, 0.0, 1 - smallest, xtol=1e-12))
 
 
+def _linear(differences: Array, scale: Array) -> Array:
+    """``(S, W)`` values whose plain mean is the weighted one, ``scale`` ``(W,)`` having mean 1.
+
+    ``mean + scale * (d - mean)``: a weighted mean is a ratio of two sums, and this has the ratio's variance
+    to first order; ``scale * d`` would count the spread of the weights as uncertainty.
+    """
+    mean = float((differences * scale).mean())
+    return mean + scale * (differences - mean)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment; values that are not numbers stay so and do not count."""
     adjusted = [math.nan] * len(p_values)
@@ -166,6 +185,7 @@ def _bootstrap(differences: Array) -> tuple[float, float]:
         np.mean,
         confidence_level=LEVEL,
         n_resamples=RESAMPLES,
+        batch=max(1, _BATCH // len(differences)),
         method="BCa",
         rng=np.random.default_rng(0),
     )

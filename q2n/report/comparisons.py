@@ -69,17 +69,29 @@ def _compared(on: Measured, off: Measured) -> tuple[Comparison, bool] | None:
     ):
         return None
     kinds = {_is_logarithmic(metric) for pair in pairs for metric in pair}
-    if len(kinds) != 1:
+    kind = kinds.pop()
+    if kinds or kind is None:
         return None
     first, second = zip(*((a.parts, b.parts) for a, b in pairs), strict=True)
-    return compare(first, second, pairs[0][0].weights), kinds.pop()
+    return compare(first, second, pairs[0][0].weights), kind
 
 
-def _is_logarithmic(metric: Metric) -> bool:
-    """Whether the value is ``exp`` of the mean of its parts (a perplexity) and not the mean itself."""
+def _is_logarithmic(metric: Metric) -> bool | None:
+    """Whether the value is ``exp`` of the mean of its parts (a perplexity) or the mean itself. None: neither;
+    then a statement about the parts is none about the value."""
     weights = metric.weights or (1,) * len(metric.parts)
     mean = math.fsum(a * b for a, b in zip(metric.parts, weights, strict=True)) / sum(weights)
-    return not math.isclose(metric.value, mean, rel_tol=1e-6, abs_tol=1e-12)
+    for logarithmic, value in ((False, mean), (True, _exp(mean))):
+        if math.isclose(metric.value, value, rel_tol=1e-6, abs_tol=1e-12):
+            return logarithmic
+    return None
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _difference(comparison: Comparison, relative: bool, p_value: float) -> Difference:

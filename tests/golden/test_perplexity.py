@@ -103,6 +103,14 @@ def test_a_stride_that_leaves_tokens_out_is_refused():
         )
 
 
+def test_windows_never_cross_the_separate_crops_of_c4():
+    fields = {"datasets": ["c4"], "seqlen": 64, "windows": 2}
+    with pytest.raises(ValueError, match="separate crops"):
+        Perplexity(**fields, stride=32)
+    for allowed in ({"stride": 64}, {"stride": None}, {"stride": 32, "variant": "new_eval"}):
+        Perplexity(**fields, **allowed)
+
+
 def test_the_rule_of_a_hub_data_set_is_part_of_its_protocol():
     assert make_protocol(variant="gptq").key() != make_protocol(variant="new_eval").key()
     assert "rule new_eval" in make_protocol(variant="new_eval").label()

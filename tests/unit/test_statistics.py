@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -43,6 +44,45 @@ def test_a_paired_difference_is_the_mean_difference_with_a_t_like_interval():
 def test_windows_with_more_predictions_count_more():
     a, b, weights = [[2.0] * 9 + [5.0]], [[1.0] * 10], [1] * 9 + [3]
     assert compare(a, b, weights).difference == pytest.approx((9 * 1 + 3 * 4) / 12)
+
+
+def test_uneven_weights_are_no_uncertainty():
+    """A weighted mean is a ratio: its interval is that of the ratio's bootstrap, and shifting all differences
+    shifts the interval without widening it."""
+    rng = np.random.default_rng(0)
+    b, weights = np.zeros(60), [1, 5] * 30
+    a = 2.0 + 0.1 * rng.normal(size=60)
+    found = compare([a], [b], weights)
+    drawn = rng.integers(0, 60, (4000, 60))
+    heavy = np.array(weights, dtype=float)
+    ratios = (a * heavy)[drawn].sum(1) / heavy[drawn].sum(1)
+    assert (found.low, found.high) == pytest.approx(np.quantile(ratios, [0.025, 0.975]), abs=0.01)
+    moved = compare([a + 10], [b], weights)
+    assert moved.high - moved.low == pytest.approx(found.high - found.low)
+    several = compare([a, a + 0.01], [b, b], weights)
+    assert several.high - several.low < 0.5
+
+
+def test_answers_that_all_turned_around_have_a_test_and_no_interval():
+    found = compare([[1.0] * 12], [[0.0] * 12])
+    assert found.p_value == pytest.approx(2 * 0.5**12)
+    assert math.isnan(found.low)
+
+
+def test_a_task_of_many_items_is_compared_in_bounded_memory():
+    """All resamples of single items at once would take half a gigabyte."""
+    rng = np.random.default_rng(0)
+    a = (rng.random(12_000) < 0.6).astype(float)
+    b = np.where(rng.random(12_000) < 0.1, 1 - a, a)
+    tracemalloc.start()
+    found = compare([a], [b])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    spread = (a - b).std() / math.sqrt(12_000)
+    assert (found.low, found.high) == pytest.approx(
+        (found.difference - 1.96 * spread, found.difference + 1.96 * spread), abs=0.1 * spread
+    )
+    assert peak < 200 * 2**20
 
 
 def test_right_answers_are_compared_by_mcnemars_exact_test():
