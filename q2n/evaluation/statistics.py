@@ -143,7 +143,7 @@ def over_seeds(differences: Array) -> Comparison:
         return Comparison(mean, mean, mean, float(mean == 0), windows, seeds)
 
     def half_width(level: float) -> float:
-        quantiles = stats.t.ppf((1 + level) / 2, [seeds - 1, windows - 1])
+        quantiles = np.asarray(stats.t.ppf((1 + level) / 2, [seeds - 1, windows - 1]))
         return math.sqrt(quantiles[0] ** 2 * of_seed + quantiles[1] ** 2 * of_window)
 
     half = half_width(LEVEL)
