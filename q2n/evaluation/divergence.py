@@ -7,22 +7,20 @@ distribution, so they notice a change where right and wrong predictions happen t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from q2n.data.hub import Variant
-from q2n.evaluation.base import Evaluation, EvaluationContext
+from q2n.evaluation.base import EvaluationContext
+from q2n.evaluation.windows import WindowedText
 from q2n.exceptions import NumericalError
 from q2n.options import option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from q2n.data.text import TextSource, TokenSet
     from q2n.evaluation.original import Original
     from q2n.models.adapter import ModelAdapter
     from q2n.schema import EvaluationProtocol, Metric
@@ -40,31 +38,13 @@ class Divergences:
 
 
 @option
-class Divergence(Evaluation):
+class Divergence(WindowedText):
     """KL divergence ``sum_v p(v) log(p(v) / q(v))``, ``p`` the unquantized model's distribution of the next
     token and ``q`` the quantized model's, and how often both rank the same token first, per window.
 
-    The windows and the ``seqlen - 1`` predictions of each are those of :class:`Perplexity` with the same
-    settings. Both logits are turned to float32 first.
+    The windows and the ``seqlen - 1`` predictions of each are those of a perplexity with the same settings.
+    Both logits are turned to float32 first.
     """
-
-    datasets: Annotated[list[Literal["wiki", "news", "wikitext2", "c4", "ptb", "text"]], Field(min_length=1)]
-    paths: list[str] = Field(default_factory=list)
-    """The files of the data set ``text``."""
-    seqlen: Annotated[int, Field(ge=8)]
-    windows: Annotated[int, Field(ge=0)]
-    bos: Literal["tokenizer", "each_window", "none"] = "tokenizer"
-    variant: Variant = "gptq"
-    batch_size: Annotated[int, Field(ge=1)] = 8
-
-    def __post_init__(self) -> None:
-        if ("text" in self.datasets) != bool(self.paths):
-            raise ValueError("the data set 'text' and its files (paths) need each other")
-
-    def identity(self) -> dict[str, Any]:
-        from q2n.data.text import RULE
-
-        return {name: {**self._source(name).identity(), "windowing": RULE} for name in self.datasets}
 
     def keep(self, context: EvaluationContext, identity: Mapping[str, Any]) -> dict[str, Original]:
         """The unquantized model's last hidden states on every window, and its head."""
@@ -73,11 +53,10 @@ class Divergence(Evaluation):
         # Cloned: a rewrite of the model (a rotation, a folded norm) changes the head in place.
         head = context.loaded.adapter.lm_head.weight.detach().clone()
         kept: dict[str, Original] = {}
-        for index, dataset in enumerate(self.datasets):
-            text = self._text(context, dataset)
+        for dataset in self.datasets:
+            text = self.text(context, dataset)
             key = {"windows": text.tokens.tolist(), "text": text.text_sha256}
-            progress = self._progress(context, dataset, index)
-            compute = partial(self._states, context, text, progress)
+            compute = partial(self.states, context, text, dataset, "divergence")
             kept[dataset] = Original(kept_states(context, identity, key, compute), head)
         return kept
 
@@ -85,65 +64,19 @@ class Divergence(Evaluation):
         """Nothing for the unquantized model, which diverges from itself by nothing."""
         if context.kept is None:
             return []
-        return [
-            metric
-            for index, name in enumerate(self.datasets)
-            for metric in self._measure(context, name, index)
-        ]
+        return [metric for name in self.datasets for metric in self._measure(context, name)]
 
-    def _measure(self, context: EvaluationContext, dataset: str, index: int) -> Iterator[Metric]:
-        import time
-
+    def _measure(self, context: EvaluationContext, dataset: str) -> Iterator[Metric]:
         began = time.perf_counter()
-        text = self._text(context, dataset)
-        states = self._states(context, text, self._progress(context, dataset, index))
+        text = self.text(context, dataset)
+        states = self.states(context, text, dataset, "divergence")
         found = divergences(context.kept[dataset], context.loaded.adapter, states)
         if not all(map(math.isfinite, found.kl)):
             raise NumericalError(f"divergence on {dataset}: that of a window is not finite")
-        protocol = self._protocol(context, text, dataset)
+        protocol = self.protocol(context, text, dataset)
         common = {"tokens": text.tokens.numel(), "seconds": time.perf_counter() - began}
         yield _metric("kl_divergence", "nats", found.kl, True, protocol, common)
         yield _metric("top1_agreement", "share", found.agreement, False, protocol, common)
-
-    def _states(
-        self, context: EvaluationContext, text: TokenSet, progress: Callable[[float], None]
-    ) -> Tensor:
-        from q2n.evaluation.original import last_hidden_states
-
-        return last_hidden_states(
-            context.loaded.adapter, text.tokens, self.batch_size, context.device, progress
-        )
-
-    def _source(self, name: str, cache_dir: str | None = None) -> TextSource:
-        from q2n.data.sources import text_source
-
-        return text_source(name, cache_dir=cache_dir, variant=self.variant, paths=self.paths)
-
-    def _text(self, context: EvaluationContext, dataset: str) -> TokenSet:
-        from q2n.data.text import evaluation_windows
-
-        source = self._source(dataset, context.cache_dir)
-        return evaluation_windows(source, context.loaded.tokenizer, self.seqlen, self.windows, self.bos)
-
-    def _progress(self, context: EvaluationContext, dataset: str, index: int) -> Callable[[float], None]:
-        return lambda done: context.progress((index + done) / len(self.datasets), f"divergence {dataset}")
-
-    def _protocol(self, context: EvaluationContext, text: TokenSet, dataset: str) -> EvaluationProtocol:
-        from q2n.data.sources import HUB_PATHS
-        from q2n.schema import EvaluationProtocol
-
-        return EvaluationProtocol(
-            dataset=dataset,
-            text_sha256=text.text_sha256,
-            tokenizer=context.loaded.tokenizer_sha256,
-            seqlen=self.seqlen,
-            windows=len(text.tokens),
-            bos=self.bos,
-            loss_dtype="float32",
-            forward_dtype=str(context.dtype).removeprefix("torch."),
-            stride=self.seqlen,
-            variant=self.variant if dataset in HUB_PATHS else "",
-        )
 
 
 def _metric(

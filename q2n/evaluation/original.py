@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from q2n.evaluation.base import EvaluationContext
-    from q2n.models.adapter import ModelAdapter
 
 _FILE = "states.safetensors"
 
@@ -72,27 +71,3 @@ def _read(folder: Path) -> Tensor | None:
         return load_file(folder / _FILE)["states"]
     except (OSError, KeyError, SafetensorError):
         return None  # not there, or damaged: computed and written anew
-
-
-def last_hidden_states(
-    adapter: ModelAdapter,
-    windows: Tensor,
-    batch_size: int,
-    device: torch.device,
-    progress: Callable[[float], None],
-) -> Tensor:
-    """Normalised outputs ``(n, T, D)`` of the last block for windows ``(n, T)``, where the head then also is.
-
-    One block at a time is on ``device``.
-    """
-    adapter.prepare(windows.shape[1])
-    hidden = [adapter.embed(part).to(device) for part in windows.split(batch_size)]
-    for block in adapter.blocks:
-        progress(block.index / len(adapter.blocks))
-        block.module.to(device)
-        hidden = [block.forward(batch) for batch in hidden]
-        if device.type != "cpu":
-            block.module.to("cpu")
-    adapter.final_norm.to(device)
-    adapter.lm_head.to(device)
-    return torch.cat([adapter.final_norm(batch) for batch in hidden])

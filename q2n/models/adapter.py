@@ -53,10 +53,6 @@ class ModelAdapter:
         """Hidden states ``(B, T, D)`` that enter the first block, for token ids ``(B, T)``."""
         return cast("Tensor", self.embeddings(ids.to(self.embeddings.weight.device)))
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits ``(B, T, V)``, in the model's dtype, from the last block's output ``(B, T, D)``."""
-        return cast("Tensor", self.lm_head(self.final_norm(hidden)))
-
     @torch.no_grad()
     def prepare(self, seqlen: int) -> None:
         """Make every block ready for sequences of ``seqlen`` tokens, in batches of any size.

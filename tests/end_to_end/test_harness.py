@@ -160,7 +160,7 @@ def test_what_quarot_does_online_is_in_force():
         hidden = adapter.embed(ids[:, :-1])
         for block in adapter.blocks:
             hidden = block.forward(hidden)
-        own = adapter.head(hidden)[0].double().log_softmax(dim=-1)[start - 1 :]
+        own = adapter.lm_head(adapter.final_norm(hidden))[0].double().log_softmax(dim=-1)[start - 1 :]
         expected = float(own.gather(1, ids[0, start:, None]).sum())
         for block in adapter.blocks:
             for group in block.groups:

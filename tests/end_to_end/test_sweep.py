@@ -11,17 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    "group_size=32",
-    "calibration=news",
-    "calibration.nsamples=4",
-    "calibration.seqlen=64",
-    "evaluation.datasets=[news]",
-    "evaluation.windows=4",
-    "evaluation.seqlen=64",
-]
+from helpers.commands import ROOT, SMALL, environment
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +22,10 @@ def cache(tmp_path_factory):
 def start(cwd: Path, cache: Path, *arguments: str) -> subprocess.Popen[str]:
     given = {argument.partition("=")[0] for argument in arguments}
     rest = [argument for argument in SMALL if argument.partition("=")[0] not in given]
-    environment = {**os.environ, "Q2N_CACHE": str(cache), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *arguments, *rest],
         cwd=cwd,
-        env=environment,
+        env=environment(cache),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

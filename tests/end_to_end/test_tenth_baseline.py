@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.commands import ROOT, SMALL, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "adding_a_baseline.md"
 # The folder stands for a file added to q2n/baselines.
 PROGRAM = """
@@ -44,26 +43,11 @@ def added(tmp_path):
 
 def run(folder: Path, added: tuple[Path, Path], *arguments: str) -> subprocess.CompletedProcess[str]:
     code, conf = added
-    small = [
-        "model=tiny_llama",
-        "group_size=32",
-        "calibration=news",
-        "calibration.nsamples=4",
-        "calibration.seqlen=64",
-        "evaluation.datasets=[news]",
-        "evaluation.windows=4",
-        "evaluation.seqlen=64",
-    ]
+    small = ["model=tiny_llama", *SMALL]
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, str(code), "--config-dir", str(conf), *arguments, *small],
         cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "Q2N_CACHE": str(folder / "cache"),
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "160",
-        },
+        env={**environment(folder / "cache"), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=240,

@@ -9,7 +9,8 @@ from golden.golden_data import Golden
 from helpers.records import make_protocol
 
 from q2n.evaluation.base import EvaluationContext
-from q2n.evaluation.perplexity import Perplexity, window_losses
+from q2n.evaluation.perplexity import Perplexity, window_loss
+from q2n.evaluation.windows import last_hidden_states
 from q2n.exceptions import ConfigurationError
 from q2n.models.spec import TinyModel
 from q2n.options import construct
@@ -28,9 +29,10 @@ def losses(data, dtype, kind):
         blocks=[],
         final_norm=torch.nn.Identity(),
         lm_head=torch.nn.Identity(),
-        head=lambda states: states,
     )
-    return torch.tensor(window_losses(adapter, windows, 2, torch.device("cpu")), dtype=torch.float64)
+    states = last_hidden_states(adapter, windows, 2, torch.device("cpu"), lambda done: None)
+    found = [window_loss(adapter, *window) for window in zip(states, windows, strict=True)]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])

@@ -52,7 +52,7 @@ def logits(adapter, tokens=TOKENS):
     hidden = adapter.embed(tokens)
     for block in adapter.blocks:
         hidden = block.forward(hidden)
-    return adapter.head(hidden)
+    return adapter.lm_head(adapter.final_norm(hidden))
 
 
 def quantize(adapter, baseline, correction=None):

@@ -6,7 +6,8 @@ from helpers.runs import tiny, tokens
 
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.divergence import HEAD_ROWS, Divergence, divergences
-from q2n.evaluation.original import Original, last_hidden_states
+from q2n.evaluation.original import Original
+from q2n.evaluation.windows import last_hidden_states
 
 CPU = torch.device("cpu")
 IDENTITY = {
@@ -80,7 +81,7 @@ def test_the_option_keeps_the_original_and_reads_it_again_from_the_cache(tmp_pat
     with torch.no_grad():
         assert option.evaluate(context) == []
         kept = option.keep(context, IDENTITY)
-        monkeypatch.setattr("q2n.evaluation.original.last_hidden_states", None)
+        monkeypatch.setattr("q2n.evaluation.windows.last_hidden_states", None)
         again = option.keep(context, IDENTITY)
         assert torch.equal(kept["news"].states, again["news"].states)
         monkeypatch.undo()

@@ -39,7 +39,7 @@ def staged(adapter, tokens=TOKENS, at=lambda block, group, inputs: None):
                 hidden = stop.value
                 break
             at(block, group, inputs)
-    return adapter.head(hidden)
+    return adapter.lm_head(adapter.final_norm(hidden))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

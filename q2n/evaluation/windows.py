@@ -1,0 +1,123 @@
+"""Windows of held-out text, and the model's last hidden states on them, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from q2n.data.hub import Variant
+from q2n.evaluation.base import Evaluation, EvaluationContext
+from q2n.options import option
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from q2n.data.text import TextSource, TokenSet
+    from q2n.models.adapter import ModelAdapter
+    from q2n.schema import EvaluationProtocol
+
+
+@option
+class WindowedText(Evaluation):
+    """What evaluations on windows of text have in common: which text, how it is cut, and by which protocol.
+
+    ``windows`` of ``seqlen`` tokens at most (0: all there are), each run on its own. ``variant`` is the rule
+    by which data sets of the hub are read (:mod:`q2n.data.hub`).
+    """
+
+    datasets: Annotated[list[Literal["wiki", "news", "wikitext2", "c4", "ptb", "text"]], Field(min_length=1)]
+    paths: list[str] = Field(default_factory=list)
+    """The files of the data set ``text``."""
+    seqlen: Annotated[int, Field(ge=8)]
+    windows: Annotated[int, Field(ge=0)]
+    bos: Literal["tokenizer", "each_window", "none"] = "tokenizer"
+    variant: Variant = "gptq"
+    batch_size: Annotated[int, Field(ge=1)] = 8
+
+    def __post_init__(self) -> None:
+        if ("text" in self.datasets) != bool(self.paths):
+            raise ValueError("the data set 'text' and its files (paths) need each other")
+
+    @property
+    def step(self) -> int:
+        """Tokens between the starts of two windows."""
+        return self.seqlen
+
+    def identity(self) -> dict[str, Any]:
+        from q2n.data.text import RULE
+
+        return {name: {**self._source(name).identity(), "windowing": RULE} for name in self.datasets}
+
+    def text(self, context: EvaluationContext, dataset: str) -> TokenSet:
+        """The windows of a data set, ``(n, seqlen)``.
+
+        Raises:
+            DataError: too little text.
+        """
+        from q2n.data.text import evaluation_windows
+
+        source, tokenizer = self._source(dataset, context.cache_dir), context.loaded.tokenizer
+        stride = None if self.step == self.seqlen else self.step
+        return evaluation_windows(source, tokenizer, self.seqlen, self.windows, self.bos, stride)
+
+    def states(self, context: EvaluationContext, text: TokenSet, dataset: str, what: str = "") -> Tensor:
+        """:func:`last_hidden_states` on the windows; ``what`` is said of the progress before the data set."""
+        names: list[str] = [*self.datasets]
+
+        def progress(done: float) -> None:
+            context.progress((names.index(dataset) + done) / len(names), f"{what} {dataset}".strip())
+
+        return last_hidden_states(
+            context.loaded.adapter, text.tokens, self.batch_size, context.device, progress
+        )
+
+    def protocol(self, context: EvaluationContext, text: TokenSet, dataset: str) -> EvaluationProtocol:
+        from q2n.data.sources import HUB_PATHS
+        from q2n.schema import EvaluationProtocol
+
+        return EvaluationProtocol(
+            dataset=dataset,
+            text_sha256=text.text_sha256,
+            tokenizer=context.loaded.tokenizer_sha256,
+            seqlen=self.seqlen,
+            windows=len(text.tokens),
+            bos=self.bos,
+            loss_dtype="float32",
+            forward_dtype=str(context.dtype).removeprefix("torch."),
+            stride=self.step,
+            variant=self.variant if dataset in HUB_PATHS else "",
+        )
+
+    def _source(self, name: str, cache_dir: str | None = None) -> TextSource:
+        from q2n.data.sources import text_source
+
+        return text_source(name, cache_dir=cache_dir, variant=self.variant, paths=self.paths)
+
+
+def last_hidden_states(
+    adapter: ModelAdapter,
+    windows: Tensor,
+    batch_size: int,
+    device: torch.device,
+    progress: Callable[[float], None],
+) -> Tensor:
+    """Normalised outputs ``(n, T, D)`` of the last block for windows ``(n, T)``, where the head then also is.
+
+    One block at a time is on ``device``, so the model need not fit there.
+    """
+    import torch
+
+    adapter.prepare(windows.shape[1])
+    hidden = [adapter.embed(part).to(device) for part in windows.split(batch_size)]
+    for block in adapter.blocks:
+        progress(block.index / len(adapter.blocks))
+        block.module.to(device)
+        hidden = [block.forward(batch) for batch in hidden]
+        if device.type != "cpu":
+            block.module.to("cpu")
+    adapter.final_norm.to(device)
+    adapter.lm_head.to(device)
+    return torch.cat([adapter.final_norm(batch) for batch in hidden])
