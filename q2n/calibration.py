@@ -82,6 +82,24 @@ class PositionMeanAccumulator:
         return self._sum / sequences
 
 
+class MeanAccumulator:
+    """Mean input over all tokens, batches summed in float64."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._rows = 0
+
+    def update(self, batch: Tensor, seen: int) -> None:
+        rows = batch.reshape(-1, batch.shape[-1])
+        total = rows.sum(dim=0).double()
+        self._sum = total if self._sum is None else self._sum + total
+        self._rows += len(rows)
+
+    def result(self, sequences: int) -> Tensor:
+        assert self._sum is not None
+        return (self._sum / self._rows).float()
+
+
 class AbsMeanAccumulator:
     """mean ``|x|`` per channel."""
 
@@ -133,6 +151,7 @@ ACCUMULATORS: dict[Statistic, Callable[[], Accumulator]] = {
     Statistic.GRAM: GramAccumulator,
     Statistic.POSITION_MEAN: PositionMeanAccumulator,
     Statistic.SQRT_POSITION_MEAN: lambda: PositionMeanAccumulator(sqrt_weights=True),
+    Statistic.MEAN: MeanAccumulator,
     Statistic.ABS_MEAN: AbsMeanAccumulator,
     Statistic.ABS_MAX: AbsMaxAccumulator,
     Statistic.TOKEN_SAMPLE: TokenSampleAccumulator,

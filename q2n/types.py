@@ -29,6 +29,8 @@ class Statistic(StrEnum):
     """``A = (1/n) sum_s X_s``, ``(T, C)`` float32: what the official release uses in place of ``X``."""
     SQRT_POSITION_MEAN = "sqrt_position_mean"
     """``A = (1/n) sum_k sqrt(2/k) X_k``, ``(T, C)``: the weighting of the release's PB-LLM."""
+    MEAN = "mean"
+    """Mean input over all tokens, ``(C,)`` float32."""
     ABS_MEAN = "abs_mean"
     """mean ``|x|`` per channel, ``(C,)`` float32."""
     ABS_MAX = "abs_max"
@@ -60,6 +62,22 @@ class Statistics:
         """``(C, C)``."""
         return self.values[Statistic.GRAM]
 
+    @property
+    def centred_gram(self) -> Tensor:
+        """``H - (2 N / n) m m^T`` with ``m`` the mean input: the Gram matrix of ``x - m`` over the same ``N``
+        tokens, in Gram's normalisation; ``(C, C)`` float64.
+
+        Directions with hardly any variance have only the digits that the float32 sums leave them: where the
+        mean dominates, eigenvalues near ``1e-7`` of the largest of ``H`` are round-off of either sign.
+        """
+        mean = self.values[Statistic.MEAN].double()
+        return self.gram.double() - 2 * self.tokens / self.sequences * mean[:, None] * mean
+
+    @property
+    def covariance(self) -> Tensor:
+        """``(1/N) sum (x - m)(x - m)^T`` over all ``N`` tokens; ``(C, C)`` float64."""
+        return self.centred_gram * (self.sequences / (2 * self.tokens))
+
     @cached_property
     def _spectra(self) -> dict[Statistic, Spectrum]:
         return {}
@@ -80,7 +98,8 @@ class Statistics:
         return self._spectra[statistic]
 
     def mapped(self, right: Tensor) -> Statistics:
-        """Statistics of ``x' = R x``, ``R = right`` ``(C', C)``: ``H -> R H R^T``, rows ``A -> A R^T``.
+        """Statistics of ``x' = R x``, ``R = right`` ``(C', C)``: ``H -> R H R^T``, rows ``A -> A R^T``,
+        mean ``m -> R m``.
 
         The element-wise statistics (absolute mean and maximum) have no image under a general matrix and
         are dropped; asking for one afterwards is a ``KeyError``, never a wrong number.
@@ -94,6 +113,8 @@ class Statistics:
         for statistic, value in self.values.items():
             if statistic is Statistic.GRAM:
                 images[statistic] = rotate(rotate(value).T)
+            elif statistic is Statistic.MEAN:
+                images[statistic] = rotate(value[None])[0]
             elif value.ndim == 2:
                 images[statistic] = rotate(value)
         return replace(self, values=images)
