@@ -9,6 +9,7 @@ calibration at one forward per block.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -179,16 +180,21 @@ class Accumulators:
 
 
 def collect(
-    forwards: Sequence[Iterator[tuple[LinearGroup, Tensor]]], wanted: frozenset[Statistic]
+    forwards: Sequence[Iterator[tuple[LinearGroup, Tensor]]],
+    wanted: frozenset[Statistic],
+    heldout: int = 0,
 ) -> tuple[LinearGroup, Statistics]:
-    """Advance every micro-batch to its next group of linears and measure what arrives there."""
-    accumulators = Accumulators(wanted)
+    """Advance every micro-batch to its next group of linears and measure what arrives there.
+
+    The last ``heldout`` micro-batches are kept out of the statistics and give their ``heldout`` ones.
+    """
+    accumulators, apart = Accumulators(wanted), Accumulators({Statistic.GRAM})
     group = None
-    for forward in forwards:
+    for number, forward in enumerate(forwards, start=1):
         group, inputs = next(forward)
-        accumulators.update(inputs)
+        (apart if number > len(forwards) - heldout else accumulators).update(inputs)
     assert group is not None
-    return group, accumulators.result()
+    return group, replace(accumulators.result(), heldout=apart.result() if heldout else None)
 
 
 def start(block: DecoderBlock, batches: Sequence[Tensor], store: Store) -> list[StagedForward]:

@@ -92,7 +92,7 @@ def _quantize(
 ) -> list[LayerReport]:
     calibration, adapter = config.calibration, loaded.adapter
     with watch.stage("tokenize"):
-        tokens = calibration.tokens(loaded.tokenizer, config.scalars.cache_dir).tokens
+        text = calibration.tokens(loaded.tokenizer, config.scalars.cache_dir, config.heldout)
     count = len(adapter.blocks)
     steps = [f"{block.index}/{group.name}" for block in adapter.blocks for group in block.groups]
 
@@ -103,13 +103,14 @@ def _quantize(
     with watch.stage("quantize"), activation_store(calibration.activations) as store:
         return quantize_model(
             adapter,
-            tokens,
+            text.tokens,
             Method(config.baseline, config.correction.bind(config.baseline)),
             batch_size=calibration.batch_size,
             true_sequential=calibration.stages == "true_sequential",
             store=store,
             device=device,
             progress=progress,
+            heldout=text.heldout,
         )
 
 

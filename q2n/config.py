@@ -81,6 +81,11 @@ class RunConfig:
         self.calibration: CalibrationOption = build(tree.get("calibration"), "calibration")
         self.evaluation: Evaluation = build(tree.get("evaluation"), "evaluation")
         self.tracking: Tracking = build(tree.get("tracking"), "tracking")
+        if self.correction.heldout and not self.heldout:
+            raise ConfigurationError(
+                f"calibration.heldout=0: q2n={choices.get('q2n')} chooses by held-out sequences and needs at "
+                f"least one; null takes {self.correction.heldout}"
+            )
 
     @classmethod
     def from_hydra(
@@ -97,6 +102,12 @@ class RunConfig:
             raise ConfigurationError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from None
         assert isinstance(tree, dict)
         return cls({str(key): value for key, value in tree.items()}, choices, overrides)
+
+    @property
+    def heldout(self) -> int:
+        """Held-out calibration sequences: as many as configured, else as many as the correction needs."""
+        chosen = self.calibration.heldout
+        return self.correction.heldout if chosen is None else chosen
 
     @property
     def label(self) -> str:

@@ -55,6 +55,7 @@ def quantize_model(
     store: ActivationStore,
     device: torch.device,
     progress: Progress,
+    heldout: Tensor | None = None,
 ) -> list[LayerReport]:
     """Quantize every linear of every decoder block in place, propagating the quantized model's activations.
 
@@ -65,20 +66,24 @@ def quantize_model(
             quantized groups; otherwise from the block as it was.
         store: where activations that wait for their next stage are kept.
         device: where one block at a time is computed.
+        heldout: sequences that go the same way, but that nothing is fitted to, ``(m, T)`` int64.
 
     Raises:
         NumericalError: an activation, a statistic or a factorisation is not finite; names block and layer.
     """
     method.baseline.rewrite(adapter)
     adapter.prepare(tokens.shape[1])
-    batches = [store.keep(adapter.embed(part)) for part in tokens.split(batch_size or len(tokens))]
+    parts = tokens.split(batch_size or len(tokens))
+    apart = heldout.split(batch_size or len(heldout)) if heldout is not None else ()
+    batches = [store.keep(adapter.embed(part)) for part in (*parts, *apart)]
     reports: list[LayerReport] = []
     for block in adapter.blocks:
         block.module.to(device)
         moved = [batch.to(device) for batch in batches]
-        method.baseline.prepare_block(block, moved)
+        method.baseline.prepare_block(block, moved[: len(parts)])
         advance = _true_sequential if true_sequential else _whole_block
-        outputs = advance(block, moved, method, store, partial(progress, block.index), reports)
+        measure = partial(collect, wanted=method.requires, heldout=len(apart))
+        outputs = advance(block, moved, method, measure, store, partial(progress, block.index), reports)
         batches = [store.keep(output) for output in outputs]
         for batch in batches:
             require_finite(batch, f"output of block {block.index}")
@@ -89,12 +94,14 @@ def quantize_model(
 
 
 Notify = Callable[[str], None]
+Measure = Callable[[Sequence[StagedForward]], tuple[LinearGroup, Statistics]]
 
 
 def _true_sequential(
     block: DecoderBlock,
     batches: Sequence[Tensor],
     method: Method,
+    measure: Measure,
     store: ActivationStore,
     notify: Notify,
     reports: list[LayerReport],
@@ -103,7 +110,7 @@ def _true_sequential(
     forwards = start(block, batches, store.keep)
     for group in block.groups:
         notify(group.name)
-        _, stats = collect(forwards, method.requires)
+        _, stats = measure(forwards)
         reports += solve_group(block, group, stats, method)
     return [forward.finish() for forward in forwards]
 
@@ -112,6 +119,7 @@ def _whole_block(
     block: DecoderBlock,
     batches: Sequence[Tensor],
     method: Method,
+    measure: Measure,
     store: ActivationStore,
     notify: Notify,
     reports: list[LayerReport],
@@ -121,7 +129,7 @@ def _whole_block(
     measured = []
     for group in block.groups:
         notify(group.name)
-        measured.append(collect(forwards, method.requires))
+        measured.append(measure(forwards))
     for group, stats in measured:
         reports += solve_group(block, group, stats, method)
     return [StagedForward(block, batch, store.keep).finish() for batch in batches]
@@ -169,6 +177,10 @@ class TimedCorrection:
     @property
     def requires(self) -> frozenset[Statistic]:
         return self._inner.requires
+
+    @property
+    def heldout(self) -> int:
+        return self._inner.heldout
 
     def bind(self, baseline: Baseline) -> Correction:
         return self._inner.bind(baseline)

@@ -45,11 +45,15 @@ class Statistics:
 
     Statistics move only together with the weight (:class:`LinearProblem`), so that a weight and the
     statistics it is solved with are always in the same basis.
+
+    ``heldout``, if any, is the same of sequences that were kept from all this: nothing may be fitted to it,
+    but choices may be judged by it.
     """
 
     values: Mapping[Statistic, Tensor]
     sequences: int
     tokens: int
+    heldout: Statistics | None = None
 
     def __getitem__(self, statistic: Statistic) -> Tensor:
         return self.values[statistic]
@@ -117,7 +121,8 @@ class Statistics:
                 images[statistic] = rotate(value[None])[0]
             elif value.ndim == 2:
                 images[statistic] = rotate(value)
-        return replace(self, values=images)
+        heldout = self.heldout.mapped_by(rotate) if self.heldout else None
+        return replace(self, values=images, heldout=heldout)
 
     def scaled(self, factor: Tensor) -> Statistics:
         """Statistics of ``x' = factor * x`` (``factor`` of shape ``(C,)``, positive)."""
@@ -127,7 +132,8 @@ class Statistics:
             images[statistic] = value * moved
             if statistic is Statistic.GRAM:
                 images[statistic] = images[statistic] * moved[:, None]
-        return replace(self, values=images)
+        heldout = self.heldout.scaled(factor) if self.heldout else None
+        return replace(self, values=images, heldout=heldout)
 
 
 @dataclass(frozen=True)
@@ -231,7 +237,8 @@ class Solution:
 @dataclass(frozen=True)
 class LayerReport:
     """What the record keeps of one linear layer. Errors are relative squared output errors
-    ``||(W - Q) X||^2 / ||W X||^2`` on the calibration inputs, before and after the correction."""
+    ``||(W - Q) X||^2 / ||W X||^2`` on the calibration inputs, before and after the correction; ``heldout_``
+    on inputs from held-out sequences, ``None`` without any."""
 
     block: int
     name: str
@@ -245,6 +252,8 @@ class LayerReport:
     damping: float | None = None
     solve_seconds: float = 0.0
     correct_seconds: float = 0.0
+    heldout_error_before: float | None = None
+    heldout_error_after: float | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -253,6 +262,11 @@ class Correction(Protocol):
 
     @property
     def requires(self) -> frozenset[Statistic]: ...
+
+    @property
+    def heldout(self) -> int:
+        """Held-out sequences it asks for; 0: it looks at none."""
+        ...
 
     def bind(self, baseline: Baseline) -> Correction:
         """The correction as it follows ``baseline``: itself, unless its definition depends on the method.

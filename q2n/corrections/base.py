@@ -14,6 +14,10 @@ class RowwiseCorrection(ABC):
     def requires(self) -> frozenset[Statistic]:
         return frozenset()
 
+    @property
+    def heldout(self) -> int:
+        return 0
+
     def bind(self, baseline: Baseline) -> Correction:
         return self
 

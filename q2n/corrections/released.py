@@ -36,6 +36,10 @@ class ReleasedScale:
     def requires(self) -> frozenset[Statistic]:
         return frozenset()
 
+    @property
+    def heldout(self) -> int:
+        return 0
+
     def bind(self, baseline: Baseline) -> Correction:
         """
         Raises:
@@ -66,6 +70,10 @@ class BoundRelease:
     @property
     def requires(self) -> frozenset[Statistic]:
         return frozenset() if self.recipe.statistic is None else frozenset({self.recipe.statistic})
+
+    @property
+    def heldout(self) -> int:
+        return 0
 
     def bind(self, baseline: Baseline) -> Correction:
         return self

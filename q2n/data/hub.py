@@ -11,7 +11,7 @@ copy of it, and repositories whose own description of their data no longer works
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -150,10 +150,14 @@ class C4(HubText):
     def part(self, split: Split) -> str:
         return "train" if split == "calibration" else "validation"
 
-    def calibration_tokens(self, tokenizer: Any, nsamples: int, seqlen: int, seed: int) -> TokenSet:
-        """One random crop of each of ``nsamples`` documents drawn with replacement among the long ones."""
-        rows, texts, available = self._draw(tokenizer, "calibration", nsamples, seqlen, seed, True)
-        return token_set(rows, "\n\n".join(texts), self.name, available)
+    def calibration_tokens(
+        self, tokenizer: Any, nsamples: int, seqlen: int, seed: int, heldout: int = 0
+    ) -> TokenSet:
+        """One random crop of each of ``nsamples`` documents drawn with replacement among the long ones, and
+        of ``heldout`` documents that are none of these."""
+        rows, texts, available = self._draw(tokenizer, "calibration", nsamples, seqlen, seed, True, heldout)
+        kept, others = rows[:nsamples], rows[nsamples:]
+        return token_set(kept, "\n\n".join(texts[:nsamples]), self.name, available, others)
 
     def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[Sequence[int], str]:
         if self.variant == "gptq":
@@ -163,34 +167,51 @@ class C4(HubText):
         return encode_corpus(tokenizer, text, special)[: C4_WINDOWS * length], text
 
     def _draw(
-        self, tokenizer: Any, split: Split, count: int, length: int, seed: int, special: bool
+        self,
+        tokenizer: Any,
+        split: Split,
+        count: int,
+        length: int,
+        seed: int,
+        special: bool,
+        heldout: int = 0,
     ) -> tuple[list[list[int]], list[str], int]:
-        """Crops, the documents they are from, and how many tokens those have."""
+        """``count + heldout`` crops, the documents they are from, and how many tokens the first ``count``
+        of those have; the last ``heldout`` are from other documents than the first."""
         data = self._load(split)
         generator = random.Random(seed)
         rows: list[list[int]] = []
         texts: list[str] = []
         available = 0
-        for _ in range(count):
-            text, ids = self._long_document(tokenizer, data, length, generator, special)
+        for number in range(count + heldout):
+            taken = frozenset(texts[:count]) if number >= count else frozenset[str]()
+            text, ids = self._long_document(tokenizer, data, length, generator, special, taken)
             start = 0 if len(ids) == length else generator.randint(0, len(ids) - length - 1)
             rows.append(ids[start : start + length])
             texts.append(text)
-            available += len(ids)
+            available += len(ids) if number < count else 0
         return rows, texts, available
 
     def _long_document(
-        self, tokenizer: Any, data: Any, length: int, generator: random.Random, special: bool
+        self,
+        tokenizer: Any,
+        data: Any,
+        length: int,
+        generator: random.Random,
+        special: bool,
+        taken: Set[str] = frozenset(),
     ) -> tuple[str, list[int]]:
         shortest = length + (self.boundary == "exclusive")
         longest = 0
         for _ in range(MAX_DRAWS):
             row: Mapping[str, str] = data[generator.randint(0, len(data) - 1)]
+            if row["text"] in taken:
+                continue
             ids = encode(tokenizer, row["text"], special)
             if len(ids) >= shortest:
                 return row["text"], ids
             longest = max(longest, len(ids))
         raise DataError(
             f"text 'c4': none of {MAX_DRAWS} documents drawn has the {shortest} tokens needed (the longest "
-            f"has {longest}); choose a smaller seqlen"
+            f"{'besides those taken ' if taken else ''}has {longest}); choose a smaller seqlen"
         )

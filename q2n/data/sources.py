@@ -74,6 +74,9 @@ class CalibrationOption:
     stages: Literal["true_sequential", "whole_block"] = "true_sequential"
     """Statistics of a group of linears come from a block whose earlier groups are quantized, or are not."""
     activations: Literal["memory", "disk"] = "memory"
+    heldout: int | None = Field(default=None, ge=0)
+    """Further sequences of the text that no statistic of a solver or correction is made of: layer errors
+    are measured on them as well. None: as many as the correction needs."""
 
     def source(self, cache_dir: str | None = None) -> TextSource:
         """Where the text comes from."""
@@ -87,13 +90,14 @@ class CalibrationOption:
         """
         return {**self.source().identity(), "sampling": RULE}
 
-    def tokens(self, tokenizer: Any, cache_dir: str | None = None) -> TokenSet:
-        """``(nsamples, seqlen)`` token ids.
+    def tokens(self, tokenizer: Any, cache_dir: str | None = None, heldout: int = 0) -> TokenSet:
+        """``(nsamples, seqlen)`` token ids, and ``(heldout, seqlen)`` of text they do not touch.
 
         Raises:
             DataError: the text is not there or too short.
         """
-        return self.source(cache_dir).calibration_tokens(tokenizer, self.nsamples, self.seqlen, self.seed)
+        source = self.source(cache_dir)
+        return source.calibration_tokens(tokenizer, self.nsamples, self.seqlen, self.seed, heldout)
 
 
 @option

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from q2n.data.heldout import heldout_starts
 from q2n.exceptions import DataError
 from q2n.files import sha256_text
 
@@ -31,13 +32,15 @@ class TokenSet:
     """Sequences of token ids and what identifies them.
 
     ``tokens``: ``(n, seqlen)`` int64. ``text_sha256``: digest of the text they were taken from.
-    ``tokens_available``: how many tokens that text has.
+    ``tokens_available``: how many tokens that text has. ``heldout``: ``(m, seqlen)``, more sequences of a
+    calibration text, which no solver may learn from.
     """
 
     tokens: Tensor
     text_sha256: str
     source: str
     tokens_available: int
+    heldout: Tensor | None = None
 
 
 class TextSource(ABC):
@@ -65,11 +68,14 @@ class TextSource(ABC):
         """What stands between two documents."""
         return "\n\n"
 
-    def calibration_tokens(self, tokenizer: Any, nsamples: int, seqlen: int, seed: int) -> TokenSet:
-        """``nsamples`` random crops of the joined text (the rule of GPTQ's release for WikiText-2).
+    def calibration_tokens(
+        self, tokenizer: Any, nsamples: int, seqlen: int, seed: int, heldout: int = 0
+    ) -> TokenSet:
+        """``nsamples`` random crops of the joined text (the rule of GPTQ's release for WikiText-2), and
+        ``heldout`` crops of what none of them reads. How many are held out does not change the others.
 
         Raises:
-            DataError: the text has fewer than ``nsamples * seqlen`` tokens.
+            DataError: the text has fewer than ``nsamples * seqlen`` tokens, or no room for held-out crops.
         """
         text = self.separator("calibration").join(self.documents("calibration"))
         ids = encode_corpus(tokenizer, text)
@@ -82,7 +88,9 @@ class TextSource(ABC):
             )
         generator = random.Random(seed)
         starts = [generator.randint(0, len(ids) - seqlen - 1) for _ in range(nsamples)]
-        return token_set([ids[start : start + seqlen] for start in starts], text, self.name, len(ids))
+        free = heldout_starts(generator, starts, heldout, seqlen, len(ids), self.name)
+        rows, others = ([ids[start : start + seqlen] for start in part] for part in (starts, free))
+        return token_set(rows, text, self.name, len(ids), others)
 
     def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[Sequence[int], str]:
         """The token stream that evaluation cuts into windows of ``length``, and its text."""
@@ -158,10 +166,17 @@ def _encoded(what: _Encoding) -> Sequence[int]:
     return array("q", encode(what.tokenizer, what.text, what.special))
 
 
-def token_set(rows: Sequence[Sequence[int]], text: str, source: str, available: int) -> TokenSet:
+def token_set(
+    rows: Sequence[Sequence[int]],
+    text: str,
+    source: str,
+    available: int,
+    heldout: Sequence[Sequence[int]] = (),
+) -> TokenSet:
     """A :class:`TokenSet` of equally long rows."""
     import torch
 
-    return TokenSet(
-        torch.tensor([list(row) for row in rows], dtype=torch.int64), sha256_text(text), source, available
+    tokens, others = (
+        torch.tensor([list(row) for row in part], dtype=torch.int64) for part in (rows, heldout)
     )
+    return TokenSet(tokens, sha256_text(text), source, available, others if len(others) else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from q2n.linalg import quadratic_rows
-from q2n.types import LayerReport, LinearProblem, Solution
+from q2n.types import LayerReport, LinearProblem, Solution, Statistics
 
 
 def layer_reports(
@@ -14,29 +14,29 @@ def layer_reports(
     """One report a layer of the problem; seconds are shared out by rows.
 
     The relative output error ``tr((W - Q) H (W - Q)^T) / tr(W H W^T)`` is measured with the Gram matrix of
-    the calibration inputs, undamped.
+    the calibration inputs, undamped, and with that of the held-out inputs where there are any.
     """
-    gram, original = problem.stats.gram, problem.weight
-    energy = quadratic_rows(original, gram)
-    before = quadratic_rows(original - solution.base.weight, gram)
-    changed = solution.corrected is not solution.base
-    after = quadratic_rows(original - solution.corrected.weight, gram) if changed else before
+    before, after = _errors(problem, solution, problem.stats)
+    heldout = problem.stats.heldout
+    nothing: list[float | None] = [None] * len(before)
+    apart = (nothing, nothing) if heldout is None else _errors(problem, solution, heldout)
     diagnostics = solution.corrected.diagnostics
     alpha = diagnostics.get("alpha")
     reports, first = [], 0
-    for name, rows in zip(problem.names, problem.rows, strict=True):
+    for index, (name, rows) in enumerate(zip(problem.names, problem.rows, strict=True)):
         part = slice(first, first + rows)
         first += rows
         share = rows / sum(problem.rows)
-        total = float(energy[part].sum())
         reports.append(
             LayerReport(
                 block=block,
                 name=name,
-                shape=(rows, original.shape[1]),
+                shape=(rows, problem.weight.shape[1]),
                 bits_per_weight=_bits(solution, part),
-                error_before=_ratio(before[part], total),
-                error_after=_ratio(after[part], total),
+                error_before=before[index],
+                error_after=after[index],
+                heldout_error_before=apart[0][index],
+                heldout_error_after=apart[1][index],
                 alpha_min=None if alpha is None else float(alpha[part].min()),
                 alpha_max=None if alpha is None else float(alpha[part].max()),
                 null_rank=diagnostics.get("null_rank"),
@@ -48,9 +48,24 @@ def layer_reports(
     return reports
 
 
-def _ratio(errors: Tensor, energy: float) -> float:
+def _errors(problem: LinearProblem, solution: Solution, stats: Statistics) -> tuple[list[float], list[float]]:
+    """Relative output errors of each layer before and after the correction."""
+    original, gram = problem.weight, stats.gram
+    energy = quadratic_rows(original, gram)
+    before = quadratic_rows(original - solution.base.weight, gram)
+    changed = solution.corrected is not solution.base
+    after = quadratic_rows(original - solution.corrected.weight, gram) if changed else before
+    rows = list(problem.rows)
+    return _ratios(before, energy, rows), _ratios(after, energy, rows)
+
+
+def _ratios(errors: Tensor, energies: Tensor, rows: list[int]) -> list[float]:
+    parts = zip(errors.split(rows), energies.split(rows), strict=True)
+    return [_ratio(float(error.sum()), float(energy.sum())) for error, energy in parts]
+
+
+def _ratio(error: float, energy: float) -> float:
     """A layer whose output is zero has no relative error; a perfect copy of it counts as 0."""
-    error = float(errors.sum())
     return error / energy if energy > 0 else (0.0 if error == 0 else float("inf"))
 
 

@@ -11,7 +11,17 @@ from q2n.record import RunRecord, to_frame
 from q2n.types import LayerReport
 
 _SECRET = re.compile(r"(^|_)(token|api_?key|secret|password|passwd|credentials?|auth)$", re.IGNORECASE)
-_SERIES = ("error_before", "error_after", "alpha_min", "alpha_max", "null_rank", "damping", "bits_per_weight")
+_SERIES = (
+    "error_before",
+    "error_after",
+    "heldout_error_before",
+    "heldout_error_after",
+    "alpha_min",
+    "alpha_max",
+    "null_rank",
+    "damping",
+    "bits_per_weight",
+)
 
 
 def run_name(record: RunRecord) -> str:

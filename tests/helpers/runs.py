@@ -67,6 +67,7 @@ def run(
     true_sequential=True,
     activations="memory",
     spoil=None,
+    heldout=None,
 ):
     """``quantize_model`` on a new tiny model; ``spoil(model)`` may change it before."""
     loaded = tiny(family)
@@ -84,6 +85,7 @@ def run(
             store=store,
             device=torch.device("cpu"),
             progress=lambda block, stage: None,
+            heldout=heldout,
         )
     return Run(loaded, reports, recorder.solved)
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from q2n.data import bundled
 from q2n.data.bundled import SHARED_SENTENCE, BundledText, assign_sides
 from q2n.data.clean import before_filter, paragraphs, without_tags
+from q2n.data.heldout import heldout_starts
 from q2n.data.packages import packaged_file
 from q2n.data.sources import (
     SOURCES,
@@ -36,6 +37,54 @@ VARIANTS = ("gptq", "new_eval", "pbllm")
 
 def ids_of(text, tokenizer=TOKENIZER):
     return tokenizer(text)["input_ids"]
+
+
+# --- held-out sequences -----------------------------------------------------------------------------------
+
+
+def documents(tmp_path, count=40, length=37):
+    """Files whose every token tells where it is from."""
+    path = tmp_path / "documents.jsonl"
+    generator = random.Random(0)
+    texts = ["".join(generator.choices("abcdefgh", k=length)) for _ in range(count)]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return str(path)
+
+
+@pytest.mark.parametrize(("nsamples", "seqlen", "seed"), [(1, 8, 0), (12, 16, 1), (30, 16, 2), (9, 100, 3)])
+def test_held_out_crops_touch_no_calibration_crop_and_change_none(tmp_path, nsamples, seqlen, seed):
+    calibration = TextCalibration(paths=[documents(tmp_path)], nsamples=nsamples, seqlen=seqlen, seed=seed)
+    alone = calibration.tokens(TOKENIZER)
+    assert alone.heldout is None
+    both = calibration.tokens(TOKENIZER, heldout=50)
+    assert both.tokens.equal(alone.tokens)
+    assert both.heldout.shape == (50, seqlen)
+    assert calibration.tokens(TOKENIZER, heldout=50).heldout.equal(both.heldout)
+    assert calibration.tokens(TOKENIZER, heldout=7).heldout.equal(both.heldout[:7])
+    other = TextCalibration(paths=calibration.paths, nsamples=nsamples, seqlen=seqlen, seed=seed + 9)
+    assert not other.tokens(TOKENIZER, heldout=50).heldout.equal(both.heldout)
+
+
+@pytest.mark.parametrize("length", [1, 3, 10])
+def test_every_free_start_and_no_other_is_held_out(length):
+    available = 60
+    for seed in range(30):
+        generator = random.Random(seed)
+        taken = [generator.randint(0, available - length - 1) for _ in range(seed % 6)]
+        free = {
+            start
+            for start in range(available - length)
+            if all(abs(start - other) >= length for other in taken)
+        }
+        if free:
+            assert set(heldout_starts(generator, taken, 2000, length, available, "x")) == free
+
+
+def test_a_text_without_room_for_held_out_sequences_is_refused(tmp_path):
+    calibration = TextCalibration(paths=[documents(tmp_path, count=3)], nsamples=2, seqlen=55)
+    assert calibration.tokens(TOKENIZER).tokens.shape == (2, 55)
+    with pytest.raises(DataError, match=r"leave no 55 tokens in a row to hold out.*calibration\.heldout=0"):
+        calibration.tokens(TOKENIZER, heldout=1)
 
 
 # --- bundled text -----------------------------------------------------------------------------------------
@@ -392,6 +441,13 @@ def drawn(documents, count, length, seed, longer):
     return crops
 
 
+def within(crops, text):
+    """Whether one of the crops is a piece of the text."""
+    ids = ids_of(text)
+    starts = range(len(ids) - crops.shape[1] + 1)
+    return any(row in [ids[start : start + crops.shape[1]] for start in starts] for row in crops.tolist())
+
+
 @pytest.mark.parametrize("boundary", ["exclusive", "inclusive"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_c4_is_drawn_as_the_release_draws_it(copies, variant, boundary):
@@ -401,6 +457,14 @@ def test_c4_is_drawn_as_the_release_draws_it(copies, variant, boundary):
     calibration = C4Calibration(nsamples=20, seqlen=55, seed=2, **fields)
     taken = calibration.tokens(TOKENIZER)
     assert taken.tokens.tolist() == drawn(rows["c4", "train"], 20, 55, 2, longer)
+
+    more = calibration.tokens(TOKENIZER, heldout=6)
+    assert more.tokens.equal(taken.tokens)
+    used = [text for text in rows["c4", "train"] if within(taken.tokens, text)]
+    held = [text for text in rows["c4", "train"] if within(more.heldout, text)]
+    assert held
+    assert not set(used) & set(held), "held-out crops are from other documents"
+    assert (more.text_sha256, more.tokens_available) == (taken.text_sha256, taken.tokens_available)
 
     windows = evaluation_windows(calibration.source(), TOKENIZER, 55).tokens.tolist()
     documents = rows["c4", "validation"]
