@@ -21,7 +21,7 @@ from q2n.fingerprint import fingerprint
 from q2n.models.loading import LoadedModel
 from q2n.pipeline import Method, quantize_model
 from q2n.progress import CellProgress
-from q2n.schema import Cell, Metric, RunRecord
+from q2n.schema import Metric, RunRecord
 from q2n.types import LayerReport
 
 
@@ -128,7 +128,7 @@ def _record(
     metrics: list[Metric],
     seconds: dict[str, float],
 ) -> RunRecord:
-    scalars, choices = config.scalars, config.choices
+    scalars = config.scalars
     weights = sum(report.shape[0] * report.shape[1] for report in layers)
     bits = sum(report.bits_per_weight * report.shape[0] * report.shape[1] for report in layers)
     return RunRecord(
@@ -137,14 +137,7 @@ def _record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.tree,
         overrides=config.overrides,
-        cell=Cell(
-            model=config.model.name,
-            baseline=choices["baseline"],
-            correction=choices["q2n"],
-            bits=scalars.bits,
-            group_size=scalars.group_size,
-            seed=scalars.seed,
-        ),
+        cell=config.cell,
         identity=dict(identity),
         provenance=provenance.collect(
             device=identity["hardware"]["device"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,12 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 from q2n.config import RunConfig
 from q2n.exceptions import Q2NError
 from q2n.hydra_errors import explain
-from q2n.outcomes import OutcomeLog
+from q2n.outcomes import Command, exit_code, show
 from q2n.preflight import config_folders, preflight
+from q2n.sweeps import VARIABLE, new_id, read_sweep
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
-
-_log = OutcomeLog()
 
 
 def main() -> None:
@@ -33,29 +33,48 @@ def main() -> None:
     # Hydra then raises instead of printing a traceback of its own and leaving with code 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     arguments = sys.argv[1:]
+    command = Command(new_id())
     try:
-        _log.expect(preflight(CONFIG_DIR, arguments))
+        command = preflight(CONFIG_DIR, arguments, command.sweep)
+        if command.cells:
+            command.announce()
+            sys.argv.append(f"+hydra.job.env_set.{VARIABLE}={command.sweep}")
         _hydra_main()
     except Q2NError as error:
-        _leave(f"{type(error).__name__}: {error}", error.exit_code)
+        _leave(command, f"{type(error).__name__}: {error}", error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        _leave(f"ConfigurationError: {explain(error, config_folders(CONFIG_DIR, arguments), arguments)}", 2)
+        message = explain(error, config_folders(CONFIG_DIR, arguments), arguments)
+        _leave(command, f"ConfigurationError: {message}", 2)
     except KeyboardInterrupt:
-        _leave("interrupted; finished cells are kept and will be reused", 130)
-    sys.exit(_log.close())
+        _leave(command, "interrupted; finished cells are kept and will be reused", 130)
+    except Exception:  # of a launcher: cells may have run all the same
+        _leave(command, traceback.format_exc(), 1)
+    outcomes = command.outcomes()
+    show(outcomes)
+    sys.exit(exit_code(outcomes, command.multirun))
 
 
 @hydra.main(config_path=str(CONFIG_DIR), config_name="config", version_base="1.3")
 def _hydra_main(composed: DictConfig) -> None:
+    """One cell, in whichever process Hydra's launcher runs it."""
     from q2n.run import run_cell
 
     runtime = HydraConfig.get()
-    multirun = runtime.mode == hydra.types.RunMode.MULTIRUN
     config = RunConfig.from_hydra(composed, runtime.runtime.choices, tuple(runtime.overrides.task))
-    _log.add(run_cell(config, sweep=runtime.sweep.dir if multirun else None, title=_log.title(config)))
+    sweep = os.environ.get(VARIABLE)
+    if runtime.mode == hydra.types.RunMode.MULTIRUN:
+        title = f"[{runtime.job.num + 1}/{_cells(config, sweep)}] {config.label}"
+        run_cell(config, sweep, title, group=runtime.sweep.dir)
+    else:
+        run_cell(config, sweep, f"[1/1] {config.label}")
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    _log.show()
+def _cells(config: RunConfig, sweep: str | None) -> int | str:
+    found = read_sweep(config.scalars.results_dir, sweep) if sweep else None
+    return len(found.cells) if found and found.cells else "?"
+
+
+def _leave(command: Command, message: str, code: int) -> NoReturn:
+    show(command.outcomes())
     print(message, file=sys.stderr)
     sys.exit(code)

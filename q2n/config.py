@@ -12,12 +12,14 @@ from pydantic import AfterValidator, Field, StringConstraints
 from q2n.baselines.fields import Bits, GroupSize
 from q2n.evaluation.known import known_values
 from q2n.exceptions import ConfigurationError
+from q2n.fingerprint import fingerprint
 from q2n.options import build, construct, did_you_mean, option
 
 if TYPE_CHECKING:
     from q2n.data.sources import CalibrationOption
     from q2n.evaluation.base import Evaluation
     from q2n.models.spec import ModelSpec
+    from q2n.schema import Cell
     from q2n.tracking.base import Tracking
     from q2n.types import Baseline, Correction
 
@@ -108,6 +110,25 @@ class RunConfig:
         """Held-out calibration sequences: as many as configured, else as many as the correction needs."""
         chosen = self.calibration.heldout
         return self.correction.heldout if chosen is None else chosen
+
+    @property
+    def cell(self) -> Cell:
+        """The cell's place in the tables."""
+        from q2n.schema import Cell
+
+        return Cell(
+            model=self.model.name,
+            baseline=self.choices["baseline"],
+            correction=self.choices["q2n"],
+            bits=self.scalars.bits,
+            group_size=self.scalars.group_size,
+            seed=self.scalars.seed,
+        )
+
+    @property
+    def key(self) -> str:
+        """Digest of the configuration alone, known before anything is looked up."""
+        return fingerprint({"config": self.tree})
 
     @property
     def label(self) -> str:

@@ -2,30 +2,23 @@
 
 A finished cell is reused when its identity (configuration, sources, versions, data) is unchanged. When
 it is not reused although one expected it, the answer is a list of dotted keys that differ from the
-nearest finished cells. The runner leaves its decisions in ``<results_dir>/last.json``.
+nearest finished cells. The runner leaves its decisions below ``<results_dir>/sweeps/``.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from q2n.exceptions import ConfigurationError, Q2NError
-from q2n.files import write_json_atomic
 from q2n.fingerprint import difference, library_versions, source_digest
-from q2n.fingerprint import fingerprint as digest
 from q2n.options import did_you_mean
 from q2n.record import RunRecord, read_all
+from q2n.sweeps import FOLDER, Note, last_sweep, read_notes
 
-Decision = Literal["reused", "computed", "forced", "failed", "unsupported"]
-
-LAST = "last.json"
 _NEAREST = 3
 _LINES = 12
 
@@ -35,75 +28,22 @@ _SENTENCES = {
     "forced": "computed again because force=true, although a finished record may have been there",
     "failed": "failed: it left no record, so the next sweep runs it again",
     "unsupported": "not run: the method does not fit the model or the correction",
+    "started": "taken up, and not ended: at work still, or its process was killed",
 }
-
-
-class Note(NamedTuple):
-    """What the runner decided about one cell."""
-
-    sweep: str | None
-    fingerprint: str
-    name: str
-    decision: Decision
-    identity: dict[str, Any]
-
-
-def note_decision(
-    results_dir: str | Path,
-    *,
-    sweep: str | None,
-    name: str,
-    decision: Decision,
-    identity: Mapping[str, Any],
-    fingerprint: str | None = None,
-) -> None:
-    """Remember a decision; those of another sweep are forgotten, an earlier one on this cell replaced.
-
-    ``sweep`` is ``None`` for a cell run by itself; ``fingerprint`` defaults to that of ``identity``.
-    """
-    root = Path(results_dir)
-    root.mkdir(parents=True, exist_ok=True)
-    new = Note(sweep, fingerprint or digest(identity), name, decision, dict(identity))
-    with _locked(root):
-        kept = [note for note in last_decisions(root) if sweep is not None and note.sweep == sweep]
-        kept = [note for note in kept if (note.name, note.fingerprint) != (name, new.fingerprint)]
-        write_json_atomic(root / LAST, [note._asdict() for note in (*kept, new)])
-
-
-def last_decisions(results_dir: str | Path) -> list[Note]:
-    """The notes of the last sweep, in the order they were made; empty if there is no readable file."""
-    try:
-        entries = json.loads((Path(results_dir) / LAST).read_text(encoding="utf-8"))
-        return [Note(**entry) for entry in entries]
-    except (OSError, ValueError, TypeError):
-        return []  # a convenience, never a reason to stop a sweep
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time: the cells of a sweep may be run by several processes."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, where cells run one after the other
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def explain_last(results_dir: str | Path) -> str:
     """What happened to each cell of the last sweep, and for the computed ones, why."""
-    notes = last_decisions(results_dir)
-    if not notes:
-        return f"No sweep has been run with results_dir={results_dir} yet (there is no {LAST})."
+    sweep = last_sweep(results_dir)
+    if sweep is None:
+        return f"No sweep has been run with results_dir={results_dir} yet (there is no {FOLDER}/)."
+    notes = read_notes(results_dir, sweep.id)
     records, faults = read_all(results_dir)
-    cells = f"{len(notes)} cell{'' if len(notes) == 1 else 's'}"
-    title = f"Last sweep ({notes[0].sweep}), {cells}:" if notes[0].sweep else "Last run, one cell:"
+    asked = max(len(sweep.cells), len(notes))
+    cells = f"{asked} cell{'' if asked == 1 else 's'}" + (
+        f", {asked - len(notes)} of them not taken up" if asked > len(notes) else ""
+    )
+    title = "Last run, one cell:" if sweep.alone else f"Last sweep ({sweep.id}), {cells}:"
     return "\n\n".join([title, *(_explain_note(note, records) for note in notes), *_complaints(faults)])
 
 
@@ -114,7 +54,8 @@ def explain_cell(results_dir: str | Path, prefix: str) -> str:
         ConfigurationError: no cell or several cells start so; names the alternatives.
     """
     records, faults = read_all(results_dir)
-    notes = {note.fingerprint: note for note in last_decisions(results_dir)}
+    sweep = last_sweep(results_dir)
+    notes = {note.fingerprint: note for note in read_notes(results_dir, sweep.id)} if sweep else {}
     by_fingerprint = {record.fingerprint: record for record in records}
     found = _match(prefix, {**notes, **by_fingerprint}, results_dir)
     parts = []
@@ -165,8 +106,9 @@ def _explain_record(record: RunRecord) -> str:
 
 def _explain_note(note: Note, records: Sequence[RunRecord]) -> str:
     lines = [f"{note.fingerprint}  {note.name}: {_SENTENCES.get(note.decision, note.decision)}"]
+    lines += [f"  {line}" for line in note.reason.splitlines()]
     if note.decision not in ("computed", "failed"):
-        return lines[0]
+        return "\n".join(lines)
     others = [record for record in records if record.fingerprint != note.fingerprint]
     ranked = sorted(
         ((difference(record.identity, note.identity), record) for record in others),

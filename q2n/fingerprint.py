@@ -21,11 +21,13 @@ PACKAGE = Path(__file__).resolve().parent
 
 BOOKKEEPING = frozenset(
     {
+        "cell_log.py",
         "cli.py",
         "evaluation/known.py",
         "evaluation/statistics.py",
         "exceptions.py",
         "explain.py",
+        "failure.py",
         "files.py",
         "fingerprint.py",
         "hydra_errors.py",
@@ -36,6 +38,7 @@ BOOKKEEPING = frozenset(
         "record.py",
         "report",
         "schema.py",
+        "sweeps.py",
         "tracking",
     }
 )

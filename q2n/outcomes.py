@@ -1,96 +1,170 @@
-"""What became of each cell of this command, and how that is shown at the end."""
+"""What became of each cell of a command, read back from disk, and how that is shown at the end.
+
+Cells may have been run by any process on any machine, so nothing here comes from memory: the same table and
+the same exit code follow whoever ran them.
+"""
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from q2n.exceptions import Q2NError
+from q2n import failure as failures
+from q2n import record as records
+from q2n.exceptions import ConfigurationError, RecordError
+from q2n.failure import Failure
+from q2n.record import RunRecord
+from q2n.sweeps import AnnouncedCell, Decision, Note, Sweep, announce, read_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from q2n.config import RunConfig
-    from q2n.explain import Decision
-    from q2n.schema import RunRecord
+
+Result = Decision | Literal["missing"]
+"""``missing``: nobody took the cell up."""
+
+UNFINISHED = ("failed", "missing", "started")
+"""Results that make a sweep fail; a cell that does not fit or was left out on purpose does not."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One cell. ``error`` is set exactly when there is no record."""
+    """One cell. ``failure`` is what was left of the last try where that one did not succeed; ``reason`` is
+    why there is no record."""
 
     label: str
-    decision: Decision
-    record: RunRecord | None
+    decision: Result
     results_dir: str
-    error: Exception | None = None
+    record: RunRecord | None = None
+    failure: Failure | None = None
+    reason: str = ""
+    exit_code: int = 0
 
     @property
-    def reason(self) -> str:
-        """One sentence for an error a user can act on, the whole traceback for any other."""
-        if isinstance(self.error, Q2NError):
-            return f"{type(self.error).__name__}: {self.error}"
-        return "".join(traceback.format_exception(self.error)).strip() if self.error else ""
+    def why(self) -> str:
+        """Why there is no record."""
+        return self.reason or (self.failure.reason if self.failure else "")
 
 
-class OutcomeLog:
-    """Collects outcomes as the cells of one command finish."""
+@dataclass
+class Command:
+    """What one command was asked for. ``cells`` are all of them, unless a sweeper chooses as it goes
+    (``complete=False``): then those that left a note count."""
 
-    def __init__(self) -> None:
-        self._outcomes: list[Outcome] = []
-        self._expected = 0
+    sweep: str
+    cells: Sequence[RunConfig] = ()
+    complete: bool = True
+    multirun: bool = False
+    _announced: bool = field(default=False, repr=False)
 
-    def expect(self, cells: int) -> None:
-        self._expected = cells
+    def announce(self) -> None:
+        """Write down what is about to run, in each results folder of the cells.
 
-    def title(self, config: RunConfig) -> str:
-        """``[2/4] smollm2_135m gptq q2n=on 3 bit``."""
-        return f"[{len(self._outcomes) + 1}/{max(self._expected, 1)}] {config.label}"
-
-    def add(self, outcome: Outcome) -> None:
-        self._outcomes.append(outcome)
-
-    def close(self) -> int:
-        """Show everything and return the exit code.
-
-        In a sweep, cells whose parts do not fit each other are expected and only listed; a command that
-        asked for just that cell fails.
+        Raises:
+            ConfigurationError: a results folder cannot be written.
         """
-        alone = self._expected <= 1
-        failed = [item for item in self._outcomes if item.error and (alone or item.decision == "failed")]
-        self.show()
-        if not failed:
-            return 0
-        return getattr(failed[0].error, "exit_code", 1) if alone else 1
+        for folder in self.folders:
+            cells = tuple(
+                AnnouncedCell(key=config.key, label=config.label, name=config.scalars.name)
+                for config in self.cells
+                if config.scalars.results_dir == folder and self.complete
+            )
+            try:
+                announce(folder, Sweep(id=self.sweep, alone=not self.multirun, cells=cells))
+            except OSError as error:
+                raise ConfigurationError(f"results_dir={folder}: cannot be written: {error}") from None
+        self._announced = True
 
-    def show(self) -> None:
-        """The table of all cells with a record, the reasons of those without, and what was written."""
-        if not self._outcomes:
-            return
-        from rich.console import Console
+    @property
+    def folders(self) -> list[str]:
+        return list(dict.fromkeys(config.scalars.results_dir for config in self.cells))
 
-        from q2n.report import print_report
-
-        console, complaints = Console(), Console(stderr=True)
-        records = [item.record for item in self._outcomes if item.record is not None]
-        if records:
-            print_report(records, console)
-        for item in self._outcomes:
-            if item.error is not None:
-                kind = "not run" if item.decision == "unsupported" else "FAILED"
-                _say(complaints, f"{kind}: {item.label}: {item.reason}")
-        _say(console, _counts(self._outcomes))
-        for folder, name in sorted(
-            {(item.results_dir, item.record.name) for item in self._outcomes if item.record}
-        ):
-            _write(folder, name, console, complaints)
-        self._outcomes.clear()
+    def outcomes(self) -> list[Outcome]:
+        """Every cell's, in the order they were asked for."""
+        if not self._announced:
+            return []
+        notes = {folder: read_notes(folder, self.sweep) for folder in self.folders}
+        if not self.complete:
+            return [_of_note(note, folder) for folder, found in notes.items() for note in found]
+        by_key = {(folder, note.key): note for folder, found in notes.items() for note in found}
+        outcomes = []
+        for config in self.cells:
+            folder = config.scalars.results_dir
+            note = by_key.get((folder, config.key))
+            outcomes.append(_of_note(note, folder) if note else _missing(config))
+        return outcomes
 
 
-def _counts(outcomes: list[Outcome]) -> str:
+def _of_note(note: Note, results_dir: str) -> Outcome:
+    record = failure = None
+    reason = note.reason
+    try:
+        if note.decision == "failed":
+            failure = failures.find(results_dir, note.name, note.fingerprint)
+        elif note.decision in ("reused", "computed", "forced"):
+            record = records.find(results_dir, note.name, note.fingerprint)
+    except RecordError as error:
+        reason = str(error)
+    if note.decision == "started":
+        reason = f"process {note.pid} on {note.host} took it up and ended without a word, or is still at work"
+    if record is None and note.decision in ("reused", "computed", "forced"):
+        return Outcome(note.label, "missing", results_dir, reason=reason or "its record is gone", exit_code=1)
+    return Outcome(note.label, note.decision, results_dir, record, failure, reason, note.exit_code)
+
+
+def _missing(config: RunConfig) -> Outcome:
+    reason = "the command ended before this cell's turn"
+    return Outcome(config.label, "missing", config.scalars.results_dir, reason=reason, exit_code=1)
+
+
+def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
+    """0 if nothing failed.
+
+    In a sweep, cells whose parts do not fit each other are expected and only listed; a command that asked for
+    just that cell fails.
+    """
+    if multirun:
+        return int(any(outcome.decision in UNFINISHED for outcome in outcomes))
+    return max((outcome.exit_code for outcome in outcomes), default=0)
+
+
+def show(outcomes: Sequence[Outcome]) -> None:
+    """The table of all cells with a record, the reasons of those without, and what was written."""
+    if not outcomes:
+        return
+    from rich.console import Console
+
+    from q2n.report import print_report
+
+    console, complaints = Console(), Console(stderr=True)
+    finished = [outcome.record for outcome in outcomes if outcome.record is not None]
+    if finished:
+        print_report(finished, console)
+    for outcome in outcomes:
+        if outcome.record is None:
+            _complain(outcome, complaints, alone=len(outcomes) == 1)
+    _say(console, _counts(outcomes))
+    for folder, name in sorted({(item.results_dir, item.record.name) for item in outcomes if item.record}):
+        _write(folder, name, console, complaints)
+
+
+def _complain(outcome: Outcome, complaints: Console, alone: bool) -> None:
+    kind = "FAILED" if outcome.decision in ("failed", "started") else "not run"
+    _say(complaints, f"{kind}: {outcome.label}: {outcome.why}")
+    if outcome.failure is None:
+        return
+    # A mistake that is explained needs no traceback; of any other a lone cell shows it, a sweep says where.
+    if alone and outcome.failure.unexpected:
+        _say(complaints, outcome.failure.traceback)
+    elif (Path(outcome.results_dir) / outcome.failure.log).is_file():
+        _say(complaints, f"  log: {Path(outcome.results_dir) / outcome.failure.log}")
+
+
+def _counts(outcomes: Sequence[Outcome]) -> str:
     counts = Counter(item.decision for item in outcomes)
     parts = ", ".join(f"{count} {decision}" for decision, count in counts.items())
     return f"cells    {parts} (why: python -m q2n.explain last --results {outcomes[0].results_dir})"
@@ -98,13 +172,12 @@ def _counts(outcomes: list[Outcome]) -> str:
 
 def _write(folder: str, name: str, console: Console, complaints: Console) -> None:
     """The files of the report hold every record of that name, not only this command's."""
-    from q2n.record import read_all
     from q2n.report import write_report
 
-    records, faults = read_all(folder, name)
+    found, faults = records.read_all(folder, name)
     for fault in faults:
         _say(complaints, f"left out of the tables: {fault}")
-    written = write_report(records, folder, name)
+    written = write_report(found, folder, name)
     _say(console, f"records  {Path(folder) / name}")
     _say(console, f"tables   {' '.join(str(path) for path in written)}")
 

@@ -20,10 +20,14 @@ from hydra.errors import SearchPathException
 from omegaconf import DictConfig, open_dict
 
 from q2n.config import RunConfig
+from q2n.outcomes import Command
 
 
-def preflight(config_dir: Path, arguments: Sequence[str]) -> int:
-    """Validate what the command line asks for and return the number of cells (0: none will run).
+def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Command:
+    """Validate what the command line asks for and return it; without cells if none will run.
+
+    Args:
+        sweep: the command's id.
 
     Raises:
         ConfigurationError: a cell cannot be run.
@@ -32,17 +36,20 @@ def preflight(config_dir: Path, arguments: Sequence[str]) -> int:
     """
     parsed = get_args_parser().parse_args(list(arguments))
     if any(getattr(parsed, flag, None) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion")):
-        return 0
+        return Command(sweep)
     overrides = list(parsed.overrides)
     with _composing(config_folders(config_dir, arguments)):
-        cells = _cells(overrides) if parsed.multirun else [overrides]
-        for cell in cells:
-            composed = _compose(cell)
-            choices = composed.hydra.runtime.choices
-            with open_dict(composed):
-                del composed["hydra"]
-            RunConfig.from_hydra(composed, choices, tuple(cell))
-    return len(cells)
+        cells, complete = _cells(overrides) if parsed.multirun else ([overrides], True)
+        configs = [_configure(cell) for cell in cells]
+    return Command(sweep, configs, complete, bool(parsed.multirun))
+
+
+def _configure(cell: list[str]) -> RunConfig:
+    composed = _compose(cell)
+    choices, task = composed.hydra.runtime.choices, tuple(composed.hydra.overrides.task)
+    with open_dict(composed):
+        del composed["hydra"]
+    return RunConfig.from_hydra(composed, choices, task)
 
 
 def config_folders(config_dir: Path, arguments: Sequence[str]) -> list[Path]:
@@ -66,17 +73,18 @@ def _composing(folders: Sequence[Path]) -> Iterator[None]:
         yield
 
 
-def _cells(overrides: list[str]) -> list[list[str]]:
-    """The override lists of a grid sweep, experiment files' ``hydra.sweeper.params`` included."""
+def _cells(overrides: list[str]) -> tuple[list[list[str]], bool]:
+    """The override lists of a grid sweep, experiment files' ``hydra.sweeper.params`` included, and true; a
+    single one to validate and false where another sweeper chooses the cells as it goes."""
     base = _compose([item for item in overrides if not _is_sweep(item)])
     sweeper = base.hydra.sweeper
     if not sweeper.get("_target_", "").endswith("BasicSweeper"):
-        return [[item for item in overrides if not _is_sweep(item)]]
+        return [[item for item in overrides if not _is_sweep(item)]], False
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     given = {item.split("=", 1)[0].lstrip("+~") for item in overrides}
     params = [item for item in params if item.split("=", 1)[0] not in given]
     parsed = OverridesParser.create().parse_overrides(params + overrides)
-    return [list(cell) for batch in BasicSweeper.split_arguments(parsed, None) for cell in batch]
+    return [list(cell) for batch in BasicSweeper.split_arguments(parsed, None) for cell in batch], True
 
 
 def _is_sweep(override: str) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+LOGGER = logging.getLogger(__name__)
+"""Told of every step that begins."""
 
 
 class CellProgress:
@@ -24,6 +28,7 @@ class CellProgress:
             transient=True,
         )
         self._task = self._bar.add_task("", total=1.0, stage="")
+        self._phase = self._stage = ""
 
     def __enter__(self) -> CellProgress:
         self._bar.console.print(self._title, markup=False, highlight=False)
@@ -38,7 +43,12 @@ class CellProgress:
     def begin(self, phase: str) -> None:
         """A new phase (``quantize``): the bar starts again."""
         self._bar.reset(self._task, description=phase, total=1.0, stage="")
+        self._phase, self._stage = phase, ""
+        LOGGER.info("%s", phase)
 
     def advance(self, fraction: float, stage: str) -> None:
         """``fraction`` of the phase is done; ``stage`` (``block 3/30 mlp.down``) is what comes now."""
         self._bar.update(self._task, completed=fraction, stage=stage)
+        if stage != self._stage:
+            self._stage = stage
+            LOGGER.info("%s: %s", self._phase, stage)

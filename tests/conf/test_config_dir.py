@@ -43,14 +43,14 @@ def run(folder, *arguments):
 def test_options_of_both_folders_make_cells(extra):
     arguments = ["-m", f"--config-dir={extra}", "baseline=mine,rtn,gptq", "bits=2,3"]
     assert config_folders(CONFIG_DIR, arguments) == [CONFIG_DIR, extra]
-    assert preflight(CONFIG_DIR, arguments) == 6
-    assert preflight(CONFIG_DIR, ["baseline=mine", "-cd", str(extra)]) == 1
+    assert len(preflight(CONFIG_DIR, arguments).cells) == 6
+    assert len(preflight(CONFIG_DIR, ["baseline=mine", "-cd", str(extra)]).cells) == 1
     assert config_folders(CONFIG_DIR, ["baseline=rtn"]) == [CONFIG_DIR]
 
 
 def test_a_relative_folder_is_that_of_the_working_directory(extra, monkeypatch):
     monkeypatch.chdir(extra.parent)
-    assert preflight(CONFIG_DIR, ["--config-dir", "extra", "baseline=mine"]) == 1
+    assert len(preflight(CONFIG_DIR, ["--config-dir", "extra", "baseline=mine"]).cells) == 1
 
 
 def test_a_mistake_in_the_added_folder_is_found_before_the_first_cell(extra):

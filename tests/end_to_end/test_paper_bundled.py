@@ -97,7 +97,7 @@ def test_an_unknown_key_of_a_part_is_named_with_the_nearest():
 
 def test_an_option_becomes_one_more_part():
     more = "+evaluation@evaluation.parts.more=zero_shot"
-    assert preflight(CONFIG_DIR, ["evaluation=paper_bundled", more]) == 1
+    assert len(preflight(CONFIG_DIR, ["evaluation=paper_bundled", more]).cells) == 1
 
 
 def test_the_paper_is_measured_as_its_release_does():

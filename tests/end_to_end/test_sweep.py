@@ -113,8 +113,12 @@ def test_cells_whose_parts_do_not_fit_are_listed_and_the_others_run(tmp_path, ca
 
 def test_a_cell_that_fails_leaves_the_others_and_an_exit_code(tmp_path, cache):
     out = run(tmp_path, cache, "-m", "model=tiny_llama", "calibration.nsamples=4,10000000", code=1)
+    assert "FAILED: tiny_llama gptq q2n=on 3 bit: DataError" in out
     assert "need 640000000" in out
     assert len(records(tmp_path / "results")) == 1
+    (left,) = (tmp_path / "results" / "main").glob("*/failure.json")
+    assert json.loads(left.read_text())["stage"] == "quantize"
+    assert "need 640000000" in (left.parent / "cell.log").read_text()
 
 
 def test_explain_says_why(tmp_path, cache):

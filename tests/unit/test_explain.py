@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 from helpers.records import make_record
 
-from q2n import explain, record
-from q2n.fingerprint import fingerprint, library_versions, source_digest
+from q2n import explain, record, sweeps
+from q2n.fingerprint import library_versions, source_digest
+from q2n.sweeps import AnnouncedCell, Note, Sweep
 
 
 def identity(bits: int, **changes: object) -> dict[str, object]:
     return {"config": {"bits": bits}, "sources": source_digest(), "versions": library_versions(), **changes}
+
+
+def note(
+    cell: str, decision: sweeps.Decision, found: dict[str, object] | None = None, **changes: object
+) -> Note:
+    fields = {"key": cell, "label": "tiny gptq", "name": "main", "fingerprint": cell, "identity": found or {}}
+    return Note(**{**fields, "decision": decision, **changes})
+
+
+def leave(folder: Path, *notes: Note, sweep: str = "s1", asked: int | None = None) -> None:
+    cells = [AnnouncedCell(key=str(number), label="", name="main") for number in range(asked or len(notes))]
+    sweeps.announce(folder, Sweep(id=sweep, alone=False, cells=tuple(cells)))
+    for item in notes:
+        sweeps.leave_note(folder, sweep, item)
 
 
 def test_last_says_which_keys_made_a_cell_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,15 +35,21 @@ def test_last_says_which_keys_made_a_cell_new(tmp_path: Path, capsys: pytest.Cap
     far = make_record(identity=identity(2, config={"other": 1, "more": 2, "keys": 3}, versions={}))
     for item in (old, far):
         record.save(item, tmp_path)
-    note = {"results_dir": tmp_path, "sweep": "s1", "name": "main"}
-    explain.note_decision(**note, fingerprint="f" * 16, decision="computed", identity=identity(3))
-    explain.note_decision(**note, fingerprint="e" * 16, decision="reused", identity=identity(4))
+    leave(
+        tmp_path,
+        note("f" * 16, "computed", identity(3)),
+        note("e" * 16, "reused", identity(4)),
+        note("d" * 16, "failed", identity(5), reason="NumericalError: no"),
+        asked=5,
+    )
     assert explain.main(["last", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
+    assert "5 cells, 2 of them not taken up" in out
     assert "config.bits: 2 -> 3" in out
     assert f"versions.torch 2.0 -> {library_versions()['torch']}" in out
     assert out.index(old.fingerprint) < out.index(far.fingerprint), "the nearest record comes first"
     assert "e" * 16 + "  main: reused" in out
+    assert "  NumericalError: no" in out
 
 
 def test_a_record_says_whether_todays_code_would_reuse_it(tmp_path: Path) -> None:
@@ -61,38 +81,22 @@ def test_an_unknown_or_ambiguous_prefix_exits_2_with_the_alternatives(
 
 def test_nothing_run_yet_is_said_clearly(tmp_path: Path) -> None:
     assert "No sweep has been run" in explain.explain_last(tmp_path)
-    (tmp_path / "last.json").write_text("{broken")
+    (tmp_path / "sweeps" / "s").mkdir(parents=True)
+    (tmp_path / "sweeps" / "s" / "sweep.json").write_text("{broken")
     assert "No sweep has been run" in explain.explain_last(tmp_path)
 
 
-def test_only_the_last_sweep_and_the_last_decision_on_a_cell_are_kept(tmp_path: Path) -> None:
-    for sweep, cell, decision in [("a", "1", "computed"), ("b", "2", "failed"), ("b", "2", "computed")]:
-        explain.note_decision(
-            tmp_path, sweep=sweep, fingerprint=cell * 16, name="main", decision=decision, identity={}
-        )
-    assert [(note.sweep, note.decision) for note in explain.last_decisions(tmp_path)] == [("b", "computed")]
-    for bits in (2, 3):
-        explain.note_decision(
-            tmp_path, sweep=None, name="main", decision="computed", identity={"config": {"bits": bits}}
-        )
-    (alone,) = explain.last_decisions(tmp_path)
-    assert alone.fingerprint == fingerprint({"config": {"bits": 3}})
-    assert "Last run, one cell" in explain.explain_last(tmp_path)
-
-
-def _note(job: tuple[Path, int]) -> None:
-    folder, number = job
-    explain.note_decision(
-        folder, sweep="s", fingerprint=f"{number:016x}", name="main", decision="reused", identity={}
-    )
-
-
-def test_processes_of_one_sweep_do_not_lose_each_others_notes(tmp_path: Path) -> None:
-    import multiprocessing
-
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_note, [(tmp_path, number) for number in range(12)]))
-    assert len(explain.last_decisions(tmp_path)) == 12
+def test_only_the_last_decision_on_a_cell_and_the_last_sweeps_are_kept(tmp_path: Path) -> None:
+    leave(tmp_path, note("1" * 16, "computed"), sweep="20260101T000000Z")
+    leave(tmp_path, note("2" * 16, "failed"), note("2" * 16, "computed"), sweep="20260101T000001Z")
+    last = sweeps.last_sweep(tmp_path)
+    assert last is not None
+    assert [item.decision for item in sweeps.read_notes(tmp_path, last.id)] == ["computed"]
+    assert len(sweeps.read_notes(tmp_path, "20260101T000000Z")) == 1, "another sweep's notes are its own"
+    for number in range(sweeps.KEPT):
+        leave(tmp_path, sweep=f"20260102T0000{number:02}Z")
+    assert len(list((tmp_path / "sweeps").iterdir())) == sweeps.KEPT
+    assert sweeps.read_notes(tmp_path, "20260101T000001Z") == []
 
 
 def test_unreadable_records_are_mentioned(tmp_path: Path) -> None:

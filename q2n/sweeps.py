@@ -1,0 +1,130 @@
+"""What one command was asked to run and what became of each cell: ``<results_dir>/sweeps/<id>/``.
+
+Any process may run a cell, on any machine that sees the results folder, so what is known of a sweep lives
+there and nowhere else: ``sweep.json`` lists the cells that were asked for, and whoever takes a cell up
+leaves a note in a file of its own (no lock is needed, which not every shared file system has).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from q2n.files import write_json_atomic
+from q2n.fingerprint import plain
+
+Decision = Literal["reused", "computed", "forced", "failed", "unsupported", "skipped", "started"]
+"""``started`` is replaced when the cell ends; where it stays, the process was killed."""
+
+FOLDER = "sweeps"
+ANNOUNCEMENT = "sweep.json"
+VARIABLE = "Q2N_SWEEP"
+"""Environment variable by which a cell's process learns which sweep it belongs to."""
+
+KEPT = 20
+"""Sweeps whose notes are kept."""
+
+
+def now() -> str:
+    """The time in UTC to the millisecond, ISO 8601: sorts as text."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Note(_Frozen):
+    """What was decided about one cell. ``key`` is the digest of its configuration, known before its
+    fingerprint is; ``reason`` says why there is no record; ``exit_code`` is that of a command for just it."""
+
+    key: str
+    label: str
+    name: str
+    fingerprint: str
+    decision: Decision
+    identity: dict[str, Any]
+    reason: str = ""
+    exit_code: int = 0
+    host: str = Field(default_factory=socket.gethostname)
+    pid: int = Field(default_factory=os.getpid)
+    created: str = Field(default_factory=now)
+
+
+class AnnouncedCell(_Frozen):
+    """A cell that a command asked for."""
+
+    key: str
+    label: str
+    name: str
+
+
+class Sweep(_Frozen):
+    """A command. ``cells`` is empty where a sweeper decides on them as it goes; ``alone``: a single cell."""
+
+    id: str
+    created: str = Field(default_factory=now)
+    alone: bool
+    cells: tuple[AnnouncedCell, ...] = ()
+
+
+def new_id() -> str:
+    """``20260105T101500Z-node3-4711``: no two commands have the same."""
+    host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname()).strip("-")
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{host}-{os.getpid()}"
+
+
+def announce(results_dir: str | Path, sweep: Sweep) -> None:
+    """Write down what a command is about to run; the notes of long past sweeps go.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    root = Path(results_dir) / FOLDER
+    write_json_atomic(root / sweep.id / ANNOUNCEMENT, plain(sweep.model_dump()))
+    for past in sorted(root.iterdir(), key=lambda folder: folder.name, reverse=True)[KEPT:]:
+        shutil.rmtree(past, ignore_errors=True)
+
+
+def leave_note(results_dir: str | Path, sweep: str, note: Note) -> None:
+    """Remember a decision; an earlier one on this cell is replaced.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    write_json_atomic(Path(results_dir) / FOLDER / sweep / f"{note.key}.json", plain(note.model_dump()))
+
+
+def read_notes(results_dir: str | Path, sweep: str) -> list[Note]:
+    """Every readable note of a sweep, in the order they were made."""
+    folder = Path(results_dir) / FOLDER / sweep
+    notes = []
+    for path in folder.glob("*.json"):
+        if path.name != ANNOUNCEMENT:
+            with contextlib.suppress(OSError, ValidationError):  # a convenience, never a reason to stop
+                notes.append(Note.model_validate_json(path.read_text(encoding="utf-8")))
+    return sorted(notes, key=lambda note: (note.created, note.key))
+
+
+def read_sweep(results_dir: str | Path, sweep: str) -> Sweep | None:
+    """What was announced under an id, if it can be read."""
+    try:
+        path = Path(results_dir) / FOLDER / sweep / ANNOUNCEMENT
+        return Sweep.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def last_sweep(results_dir: str | Path) -> Sweep | None:
+    """The sweep that was started last, if any is known."""
+    folders = (Path(results_dir) / FOLDER).glob(f"*/{ANNOUNCEMENT}")
+    sweeps = [sweep for path in folders if (sweep := read_sweep(results_dir, path.parent.name))]
+    return max(sweeps, key=lambda sweep: (sweep.created, sweep.id), default=None)
