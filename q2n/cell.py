@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,31 +11,19 @@ import torch
 
 from q2n import provenance
 from q2n.activations import activation_store
+from q2n.checkpoint import Checkpoint, seed_block
 from q2n.config import RunConfig
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.known import guard
 from q2n.evaluation.reference import reference_metrics
+from q2n.expense import Expense, Spent
 from q2n.fingerprint import fingerprint
 from q2n.models.loading import LoadedModel
 from q2n.pipeline import Method, quantize_model
 from q2n.progress import CellProgress
+from q2n.record import checkpoint_folder
 from q2n.schema import Metric, RunRecord
 from q2n.types import LayerReport
-
-
-class Stopwatch:
-    """Wall seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 def compute(config: RunConfig, identity: Mapping[str, Any], title: str) -> RunRecord:
@@ -45,33 +31,52 @@ def compute(config: RunConfig, identity: Mapping[str, Any], title: str) -> RunRe
 
     Raises:
         UnsupportedError: model and method do not fit (found before calibration).
-        DataError, ModelError, NumericalError: see the stages.
+        CheckpointError, DataError, ModelError, NumericalError: see the stages.
+        Interrupted: SIGINT or SIGTERM; where the cell had got to is saved.
     """
-    device = torch.device(identity["hardware"]["device"])
     dtype: torch.dtype = getattr(torch, identity["hardware"]["dtype"])
-    cache_dir = config.scalars.cache_dir
-    watch = Stopwatch()
-    torch.manual_seed(config.scalars.seed)
-    provenance.reset_peak_memory()
-    with CellProgress(title) as bar, torch.no_grad():
+    device = torch.device(identity["hardware"]["device"])
+    cache_dir, seed = config.scalars.cache_dir, config.scalars.seed
+    expense = Expense()
+    with (
+        CellProgress(title) as bar,
+        _checkpoint(config, identity, expense, bar) as checkpoint,
+        torch.no_grad(),
+    ):
+        expense.earlier = Spent(**checkpoint.account)
         bar.begin("load")
-        with watch.stage("load"):
+        with expense.stage("load"):
             config.evaluation.prepare(cache_dir)
             loaded = config.model.load(dtype, cache_dir)
             config.baseline.check(loaded.adapter)
         context = EvaluationContext(loaded, device, dtype, cache_dir, bar.advance)
         bar.begin("reference")
-        with watch.stage("evaluate_unquantized"):
+        with expense.stage("evaluate_unquantized"):
             reference = reference_metrics(config.evaluation, context, identity)
             _guard(config, identity, reference)
             kept = config.evaluation.keep(context, identity)
         bar.begin("quantize")
-        layers = _quantize(config, loaded, device, watch, bar)
+        layers = _quantize(config, loaded, device, expense, bar, checkpoint)
         bar.begin("evaluate")
-        with watch.stage("evaluate"):
+        seed_block(seed, len(loaded.adapter.blocks))
+        with expense.stage("evaluate"):
             metrics = config.evaluation.evaluate(replace(context, kept=kept))
     metrics = [_with_reference(metric, reference) for metric in metrics]
-    return _record(config, identity, loaded, layers, metrics, watch.seconds)
+    return _record(config, identity, loaded, layers, metrics, expense.total, checkpoint.resumed_at)
+
+
+def _checkpoint(
+    config: RunConfig, identity: Mapping[str, Any], expense: Expense, bar: CellProgress
+) -> Checkpoint:
+    scalars, key = config.scalars, fingerprint(identity)
+    return Checkpoint(
+        checkpoint_folder(scalars.results_dir, scalars.name, key),
+        key,
+        resume=scalars.resume,
+        every=scalars.checkpoint_every,
+        account=expense.note,
+        say=bar.note,
+    )
 
 
 def _guard(config: RunConfig, identity: Mapping[str, Any], reference: list[Metric]) -> None:
@@ -88,10 +93,15 @@ def _guard(config: RunConfig, identity: Mapping[str, Any], reference: list[Metri
 
 
 def _quantize(
-    config: RunConfig, loaded: LoadedModel, device: torch.device, watch: Stopwatch, bar: CellProgress
+    config: RunConfig,
+    loaded: LoadedModel,
+    device: torch.device,
+    expense: Expense,
+    bar: CellProgress,
+    checkpoint: Checkpoint,
 ) -> list[LayerReport]:
     calibration, adapter = config.calibration, loaded.adapter
-    with watch.stage("tokenize"):
+    with expense.stage("tokenize"):
         text = calibration.tokens(loaded.tokenizer, config.scalars.cache_dir, config.heldout)
     count = len(adapter.blocks)
     steps = [f"{block.index}/{group.name}" for block in adapter.blocks for group in block.groups]
@@ -100,7 +110,7 @@ def _quantize(
         done = steps.index(f"{block}/{group}") / len(steps)
         bar.advance(done, f"block {block + 1}/{count} {group}")
 
-    with watch.stage("quantize"), activation_store(calibration.activations) as store:
+    with expense.stage("quantize"), activation_store(calibration.activations) as store:
         return quantize_model(
             adapter,
             text.tokens,
@@ -111,6 +121,8 @@ def _quantize(
             device=device,
             progress=progress,
             heldout=text.heldout,
+            seed=config.scalars.seed,
+            checkpoint=checkpoint,
         )
 
 
@@ -126,7 +138,8 @@ def _record(
     loaded: LoadedModel,
     layers: list[LayerReport],
     metrics: list[Metric],
-    seconds: dict[str, float],
+    spent: Spent,
+    resumed_at: tuple[int, ...],
 ) -> RunRecord:
     scalars = config.scalars
     weights = sum(report.shape[0] * report.shape[1] for report in layers)
@@ -147,8 +160,9 @@ def _record(
         ),
         layers=tuple(layers),
         metrics=tuple(metrics),
-        seconds=seconds,
-        peak_memory_bytes=provenance.peak_memory_bytes(),
-        peak_device_memory_bytes=provenance.peak_device_memory_bytes(),
+        seconds=spent.seconds,
+        peak_memory_bytes=spent.peak_memory_bytes,
+        peak_device_memory_bytes=spent.peak_device_memory_bytes,
+        resumed_at=resumed_at,
         bits_per_weight=bits / weights,
     )

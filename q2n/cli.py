@@ -1,7 +1,13 @@
 """The command line: check everything, hand over to Hydra, show the table, leave with an honest exit code.
 
-Exit codes: 0 all cells finished (or were reused), 1 a cell failed, 2 the configuration cannot be run,
-130 interrupted.
+Exit codes:
+
+* 0: all cells finished (or were reused)
+* 1: a cell failed
+* 2: the configuration cannot be run
+* 75: interrupted by SIGINT (Ctrl-C) or SIGTERM (a batch system's time limit); finished cells and the
+  checkpoint of the unfinished one are kept, and the same command goes on from there
+* 130, 143 (as a shell shows them): a second such signal, which does not wait for a checkpoint
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from q2n import interruption
 from q2n.config import RunConfig
 from q2n.exceptions import Q2NError
 from q2n.hydra_errors import explain
@@ -27,6 +34,10 @@ from q2n.sweeps import VARIABLE, new_id, read_sweep
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
+INTERRUPTED = (
+    "interrupted; finished cells are kept and will be reused, the unfinished one goes on from its checkpoint"
+)
+
 
 def main() -> None:
     """Entry point of ``run.py``."""
@@ -35,18 +46,19 @@ def main() -> None:
     arguments = sys.argv[1:]
     command = Command(new_id())
     try:
-        command = preflight(CONFIG_DIR, arguments, command.sweep)
-        if command.cells:
-            command.announce()
-            sys.argv.append(f"+hydra.job.env_set.{VARIABLE}={command.sweep}")
-        _hydra_main()
+        with interruption.graceful():
+            command = preflight(CONFIG_DIR, arguments, command.sweep)
+            if command.cells:
+                command.announce()
+                sys.argv.append(f"+hydra.job.env_set.{VARIABLE}={command.sweep}")
+            _hydra_main()
     except Q2NError as error:
         _leave(command, f"{type(error).__name__}: {error}", error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         message = explain(error, config_folders(CONFIG_DIR, arguments), arguments)
         _leave(command, f"ConfigurationError: {message}", 2)
-    except KeyboardInterrupt:
-        _leave(command, "interrupted; finished cells are kept and will be reused", 130)
+    except KeyboardInterrupt:  # Interrupted, too
+        _leave(command, INTERRUPTED, interruption.EXIT_CODE)
     except Exception:  # of a launcher: cells may have run all the same
         _leave(command, traceback.format_exc(), 1)
     outcomes = command.outcomes()
@@ -62,11 +74,11 @@ def _hydra_main(composed: DictConfig) -> None:
     runtime = HydraConfig.get()
     config = RunConfig.from_hydra(composed, runtime.runtime.choices, tuple(runtime.overrides.task))
     sweep = os.environ.get(VARIABLE)
+    title, group = f"[1/1] {config.label}", None
     if runtime.mode == hydra.types.RunMode.MULTIRUN:
-        title = f"[{runtime.job.num + 1}/{_cells(config, sweep)}] {config.label}"
-        run_cell(config, sweep, title, group=runtime.sweep.dir)
-    else:
-        run_cell(config, sweep, f"[1/1] {config.label}")
+        title, group = f"[{runtime.job.num + 1}/{_cells(config, sweep)}] {config.label}", runtime.sweep.dir
+    with interruption.graceful():  # in a launcher's worker process, too
+        run_cell(config, sweep, title, group)
 
 
 def _cells(config: RunConfig, sweep: str | None) -> int | str:

@@ -38,5 +38,9 @@ class NumericalError(Q2NError):
     """A factorisation, an eigendecomposition or a loss is not finite or does not exist."""
 
 
+class CheckpointError(Q2NError):
+    """A checkpoint that must be used is missing, damaged or another cell's."""
+
+
 class RecordError(Q2NError):
     """A record is unreadable or of a schema this version does not know."""

@@ -28,6 +28,7 @@ _SENTENCES = {
     "forced": "computed again because force=true, although a finished record may have been there",
     "failed": "failed: it left no record, so the next sweep runs it again",
     "unsupported": "not run: the method does not fit the model or the correction",
+    "interrupted": "interrupted by a signal: goes on from its checkpoint, if it has one",
     "started": "taken up, and not ended: at work still, or its process was killed",
 }
 

@@ -27,26 +27,33 @@ def _read_umask() -> int:
 _UMASK = _read_umask()  # read once: the mask can only be read by setting it, which is not safe among threads
 
 
-def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write UTF-8 ``text`` to ``path`` (folders are made) so that no reader ever sees a part of it.
+def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Make ``path`` (and the folders above it) with ``write``, so that no reader ever sees a part of it.
+
+    ``write`` is given the name of an empty file beside ``path``, which is moved into place when it is on the
+    disk.
 
     Raises:
         OSError: the folder cannot be written; the former file, if any, is untouched.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes private files; results are shared
+        write(temporary)
+        _settle_file(temporary)
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Write UTF-8 ``text`` to ``path`` by :func:`write_atomic`."""
+    write_atomic(path, lambda file: file.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
@@ -96,12 +103,18 @@ def make_folder_atomic(target: Path, fill: Callable[[Path], None], valid: Callab
 def _settle(folder: Path) -> None:
     """Everything in ``folder`` on the disk, and readable by whom the user's mask lets read."""
     for path in sorted(folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)
         if path.is_file():
-            with path.open("rb+") as stream:
-                os.fsync(stream.fileno())
+            _settle_file(path)
+        else:
+            path.chmod(0o777 & ~_UMASK)
     folder.chmod(0o777 & ~_UMASK)
     _sync_folder(folder)
+
+
+def _settle_file(path: Path) -> None:
+    path.chmod(0o666 & ~_UMASK)  # temporary files are made private; results are shared
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def _move_into_place(private: Path, target: Path, valid: Callable[[Path], bool]) -> None:

@@ -26,11 +26,13 @@ BOOKKEEPING = frozenset(
         "evaluation/known.py",
         "evaluation/statistics.py",
         "exceptions.py",
+        "expense.py",
         "explain.py",
         "failure.py",
         "files.py",
         "fingerprint.py",
         "hydra_errors.py",
+        "interruption.py",
         "outcomes.py",
         "preflight.py",
         "progress.py",
@@ -58,7 +60,18 @@ LIBRARIES = (
 )
 
 NEUTRAL_KEYS = frozenset(
-    {"name", "results_dir", "cache_dir", "force", "known", "sanity", "tracking", "hydra"}
+    {
+        "name",
+        "results_dir",
+        "cache_dir",
+        "force",
+        "resume",
+        "checkpoint_every",
+        "known",
+        "sanity",
+        "tracking",
+        "hydra",
+    }
 )
 """Top-level configuration keys that say where results go or how they are shown, not what they are."""
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Result = Decision | Literal["missing"]
 """``missing``: nobody took the cell up."""
 
-UNFINISHED = ("failed", "missing", "started")
+UNFINISHED = ("failed", "missing", "started", "interrupted")
 """Results that make a sweep fail; a cell that does not fit or was left out on purpose does not."""
 
 
@@ -111,6 +111,8 @@ def _of_note(note: Note, results_dir: str) -> Outcome:
         reason = str(error)
     if note.decision == "started":
         reason = f"process {note.pid} on {note.host} took it up and ended without a word, or is still at work"
+    if note.decision == "interrupted":
+        reason = "interrupted by a signal; the same command goes on with it"
     if record is None and note.decision in ("reused", "computed", "forced"):
         return Outcome(note.label, "missing", results_dir, reason=reason or "its record is gone", exit_code=1)
     return Outcome(note.label, note.decision, results_dir, record, failure, reason, note.exit_code)

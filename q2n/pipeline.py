@@ -12,6 +12,7 @@ from torch import Tensor
 
 from q2n.activations import ActivationStore
 from q2n.calibration import StagedForward, collect, start
+from q2n.checkpoint import Checkpoint, Position, seed_block, structure
 from q2n.diagnostics.layers import layer_reports
 from q2n.exceptions import NumericalError
 from q2n.linalg import require_finite
@@ -56,6 +57,8 @@ def quantize_model(
     device: torch.device,
     progress: Progress,
     heldout: Tensor | None = None,
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
 ) -> list[LayerReport]:
     """Quantize every linear of every decoder block in place, propagating the quantized model's activations.
 
@@ -67,34 +70,58 @@ def quantize_model(
         store: where activations that wait for their next stage are kept.
         device: where one block at a time is computed.
         heldout: sequences that go the same way, but that nothing is fitted to, ``(m, T)`` int64.
+        seed: with the block's index, seeds whatever draws from a global generator.
+        checkpoint: where to go on, and what is told of every finished block.
 
     Raises:
         NumericalError: an activation, a statistic or a factorisation is not finite; names block and layer.
+        CheckpointError: see :meth:`q2n.checkpoint.Checkpoint.restore`.
     """
     method.baseline.rewrite(adapter)
     adapter.prepare(tokens.shape[1])
     parts = tokens.split(batch_size or len(tokens))
     apart = heldout.split(batch_size or len(heldout)) if heldout is not None else ()
-    batches = [store.keep(adapter.embed(part)) for part in (*parts, *apart)]
-    reports: list[LayerReport] = []
-    for block in adapter.blocks:
-        block.module.to(device)
-        moved = [batch.to(device) for batch in batches]
-        method.baseline.prepare_block(block, moved[: len(parts)])
-        advance = _true_sequential if true_sequential else _whole_block
-        measure = partial(collect, wanted=method.requires, heldout=len(apart))
-        outputs = advance(block, moved, method, measure, store, partial(progress, block.index), reports)
-        batches = [store.keep(output) for output in outputs]
-        for batch in batches:
-            require_finite(batch, f"output of block {block.index}")
-        if device.type != "cpu":
-            block.module.to("cpu")
+    stage = _Stage(method, true_sequential, store, device, len(apart))
+    position = checkpoint.restore(adapter, store) if checkpoint else None
+    if position is None:
+        position = Position(0, tuple(store.keep(adapter.embed(part)) for part in (*parts, *apart)))
+    for block in adapter.blocks[position.next_block :]:
+        seed_block(seed, block.index)
+        with block.on(device):
+            position = stage.finish(block, position, partial(progress, block.index))
+            if checkpoint:
+                block.finish(checkpoint.finished)
+        if checkpoint:
+            checkpoint.reached(position)
     method.baseline.finish(adapter)
-    return reports
+    return list(position.reports)
 
 
 Notify = Callable[[str], None]
 Measure = Callable[[Sequence[StagedForward]], tuple[LinearGroup, Statistics]]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """How a block is quantized; the last ``heldout`` micro-batches are those nothing is fitted to."""
+
+    method: Method
+    true_sequential: bool
+    store: ActivationStore
+    device: torch.device
+    heldout: int
+
+    def finish(self, block: DecoderBlock, position: Position, notify: Notify) -> Position:
+        """Quantize one block; the position behind it."""
+        moved = [batch.to(self.device) for batch in position.batches]
+        self.method.baseline.prepare_block(block, moved[: len(moved) - self.heldout])
+        advance = _true_sequential if self.true_sequential else _whole_block
+        measure = partial(collect, wanted=self.method.requires, heldout=self.heldout)
+        outputs, reports = advance(block, moved, self.method, measure, self.store, notify)
+        batches = tuple(self.store.keep(output) for output in outputs)
+        for batch in batches:
+            require_finite(batch, f"output of block {block.index}")
+        return position.after(batches, reports, structure(block))
 
 
 def _true_sequential(
@@ -104,15 +131,15 @@ def _true_sequential(
     measure: Measure,
     store: ActivationStore,
     notify: Notify,
-    reports: list[LayerReport],
-) -> list[Tensor]:
+) -> tuple[list[Tensor], list[LayerReport]]:
     """One forward per block, suspended before each group while that group is solved."""
     forwards = start(block, batches, store.keep)
+    reports: list[LayerReport] = []
     for group in block.groups:
         notify(group.name)
         _, stats = measure(forwards)
         reports += solve_group(block, group, stats, method)
-    return [forward.finish() for forward in forwards]
+    return [forward.finish() for forward in forwards], reports
 
 
 def _whole_block(
@@ -122,17 +149,15 @@ def _whole_block(
     measure: Measure,
     store: ActivationStore,
     notify: Notify,
-    reports: list[LayerReport],
-) -> list[Tensor]:
+) -> tuple[list[Tensor], list[LayerReport]]:
     """Statistics of all groups from the unquantized block, then a second forward with the quantized one."""
     forwards = start(block, batches, store.keep)
     measured = []
     for group in block.groups:
         notify(group.name)
         measured.append(measure(forwards))
-    for group, stats in measured:
-        reports += solve_group(block, group, stats, method)
-    return [StagedForward(block, batch, store.keep).finish() for batch in batches]
+    reports = [report for group, stats in measured for report in solve_group(block, group, stats, method)]
+    return [StagedForward(block, batch, store.keep).finish() for batch in batches], reports
 
 
 def solve_group(

@@ -8,8 +8,11 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from q2n import interruption
+
 LOGGER = logging.getLogger(__name__)
 """Told of every step that begins."""
+_NOTES = logging.getLogger("q2n.notes")
 
 
 class CellProgress:
@@ -31,7 +34,7 @@ class CellProgress:
         self._phase = self._stage = ""
 
     def __enter__(self) -> CellProgress:
-        self._bar.console.print(self._title, markup=False, highlight=False)
+        self.note(self._title)
         self._bar.start()
         return self
 
@@ -40,6 +43,11 @@ class CellProgress:
     ) -> None:
         self._bar.stop()
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        _NOTES.info("%s", text)
+        self._bar.console.print(text, markup=False, highlight=False)
+
     def begin(self, phase: str) -> None:
         """A new phase (``quantize``): the bar starts again."""
         self._bar.reset(self._task, description=phase, total=1.0, stage="")
@@ -47,7 +55,12 @@ class CellProgress:
         LOGGER.info("%s", phase)
 
     def advance(self, fraction: float, stage: str) -> None:
-        """``fraction`` of the phase is done; ``stage`` (``block 3/30 mlp.down``) is what comes now."""
+        """``fraction`` of the phase is done; ``stage`` (``block 3/30 mlp.down``) is what comes now.
+
+        Raises:
+            Interrupted: a signal came, and its own exception was lost in a callback.
+        """
+        interruption.check()
         self._bar.update(self._task, completed=fraction, stage=stage)
         if stage != self._stage:
             self._stage = stage

@@ -37,6 +37,11 @@ def path_of(results_dir: str | Path, name: str, fingerprint: str) -> Path:
     return Path(results_dir) / name / fingerprint / FILE_NAME
 
 
+def checkpoint_folder(results_dir: str | Path, name: str, fingerprint: str) -> Path:
+    """Where an unfinished cell keeps what it has."""
+    return path_of(results_dir, name, fingerprint).with_name("checkpoint")
+
+
 def save(record: RunRecord, results_dir: str | Path) -> Path:
     """Write the record atomically to its place and return the path.
 
@@ -168,6 +173,7 @@ __all__ = [
     "RunRecord",
     "TaskProtocol",
     "UnreadableRecordWarning",
+    "checkpoint_folder",
     "find",
     "load",
     "load_all",

@@ -9,6 +9,7 @@ from q2n import failure as failures
 from q2n import fingerprint as fingerprints
 from q2n import record as records
 from q2n.cell_log import CellLog
+from q2n.checkpoint import discard
 from q2n.config import RunConfig
 from q2n.exceptions import UnsupportedError
 from q2n.failure import Failure
@@ -49,6 +50,9 @@ def run_cell(
             records.save(record, scalars.results_dir)
     except Exception as error:
         return _failed(config, identity, sweep, error, log)
+    except KeyboardInterrupt:
+        _note(config, identity, sweep, "interrupted")
+        raise
     outcome = _finished(config, identity, sweep, "forced" if scalars.force else "computed", record)
     config.tracking.log_run(record, group)
     return outcome
@@ -61,6 +65,7 @@ def _finished(
     partial = fingerprints.fingerprint(failures.partial_identity(config))
     with contextlib.suppress(OSError):
         failures.clear(scalars.results_dir, scalars.name, record.fingerprint, partial)
+    discard(records.checkpoint_folder(scalars.results_dir, scalars.name, record.fingerprint))
     _note(config, identity, sweep, decision)
     return Outcome(config.label, decision, scalars.results_dir, record)
 

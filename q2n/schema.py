@@ -172,7 +172,8 @@ class Cell(_Frozen):
 
 class RunRecord(_Frozen):
     """A finished cell. ``bits_per_weight`` is the average over the quantized linears, scales included;
-    ``identity`` is what ``fingerprint`` is the digest of."""
+    ``identity`` is what ``fingerprint`` is the digest of. ``resumed_at`` are the blocks at which another
+    process went on from a checkpoint: the times are then those of several processes."""
 
     schema_version: int = SCHEMA_VERSION
     fingerprint: str = Field(pattern=r"^[0-9a-f]{16}$")
@@ -189,6 +190,7 @@ class RunRecord(_Frozen):
     seconds: dict[str, float] = Field(default_factory=dict)
     peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
+    resumed_at: tuple[int, ...] = ()
     bits_per_weight: float
 
     @property

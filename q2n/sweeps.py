@@ -21,7 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from q2n.files import write_json_atomic
 from q2n.fingerprint import plain
 
-Decision = Literal["reused", "computed", "forced", "failed", "unsupported", "skipped", "started"]
+Decision = Literal[
+    "reused", "computed", "forced", "failed", "unsupported", "skipped", "started", "interrupted"
+]
 """``started`` is replaced when the cell ends; where it stays, the process was killed."""
 
 FOLDER = "sweeps"

@@ -114,10 +114,8 @@ def last_hidden_states(
     hidden = [adapter.embed(part).to(device) for part in windows.split(batch_size)]
     for block in adapter.blocks:
         progress(block.index / len(adapter.blocks))
-        block.module.to(device)
-        hidden = [block.forward(batch) for batch in hidden]
-        if device.type != "cpu":
-            block.module.to("cpu")
+        with block.on(device):
+            hidden = [block.forward(batch) for batch in hidden]
     adapter.final_norm.to(device)
     adapter.lm_head.to(device)
     return torch.cat([adapter.final_norm(batch) for batch in hidden])

@@ -6,6 +6,7 @@ code: nothing here re-implements attention.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,16 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from q2n.exceptions import ModelError
+from q2n.models.residency import InMemory
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from q2n.models.residency import FinishedBlocks, Residency
+
+_WRAPPED = re.compile(r"\.linear(?=\.[^.]+$)")
+"""What a wrapper adds to the names of a linear's own tensors."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class DecoderBlock:
     def __init__(self, index: int, module: nn.Module) -> None:
         self.index = index
         self.module = module
+        self.residency: Residency = InMemory()
         self._seqlen = 0
         self._kwargs: dict[str, Any] = {}
 
@@ -73,6 +83,53 @@ class DecoderBlock:
         """Put ``module`` where ``name`` is (a wrapper around the linear, say)."""
         parent, _, leaf = name.rpartition(".")
         setattr(self.module.get_submodule(parent), leaf, module)
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """Inside the block of code the weights are on ``device``."""
+        self.residency.enter(self, device)
+        try:
+            yield
+        finally:
+            self.residency.leave(self, device)
+
+    def rewrite(self, change: Callable[[DecoderBlock], None]) -> None:
+        """Change the original weights, now or, where they are streamed, whenever they are read: the way for a
+        rewrite of the whole model to change the weights of a block."""
+        self.residency.rewrite(self, change)
+
+    def finish(self, finished: FinishedBlocks) -> None:
+        """The weights are final, and may leave memory for ``finished`` when they are not in use."""
+        self.residency.finish(self, finished)
+
+    def restore(self, finished: FinishedBlocks) -> None:
+        """Take the final weights from ``finished``."""
+        self.residency.restore(self, finished)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by their names inside the block; those of a wrapped linear have the names
+        they had without the wrapper."""
+        state = self.module.state_dict(keep_vars=True)
+        return {_WRAPPED.sub("", name): tensor for name, tensor in state.items()}
+
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put other tensors in the place of all of :meth:`tensors`.
+
+        Raises:
+            ModelError: ``tensors`` are not those the block has.
+        """
+        odd = self.tensors().keys() ^ tensors.keys()
+        if odd:
+            raise ModelError(f"block {self.index}: {', '.join(sorted(odd)[:3])}: missing, or not the block's")
+        for name, tensor in tensors.items():
+            place, _, leaf = name.rpartition(".")
+            owner = self.module.get_submodule(place)
+            if leaf not in owner._parameters and leaf not in owner._buffers:
+                owner = owner.get_submodule("linear")
+            if leaf in owner._parameters:
+                owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+            else:
+                owner.register_buffer(leaf, tensor)
 
     def norm_before(self, group: LinearGroup) -> nn.Module | None:
         """The norm whose output is the group's input, or None where no norm comes just before."""

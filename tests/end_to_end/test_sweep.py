@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from helpers.commands import ROOT, SMALL, environment
+from helpers.commands import ROOT, numbers, records, run, start
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
-
-
-def start(cwd: Path, cache: Path, *arguments: str) -> subprocess.Popen[str]:
-    given = {argument.partition("=")[0] for argument in arguments}
-    rest = [argument for argument in SMALL if argument.partition("=")[0] not in given]
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *arguments, *rest],
-        cwd=cwd,
-        env=environment(cache),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run(cwd: Path, cache: Path, *arguments: str, code: int = 0) -> str:
-    process = start(cwd, cache, *arguments)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == code, err
-    return out + err
-
-
-def records(folder: Path) -> dict[str, dict]:
-    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("main/*/record.json")}
-
-
-def numbers(record: dict) -> str:
-    """The parts of a record that must not depend on when it was made."""
-    layers, metrics = (
-        [{key: value for key, value in part.items() if not key.endswith("seconds")} for part in record[name]]
-        for name in ("layers", "metrics")
-    )
-    return json.dumps([metrics, layers, record["bits_per_weight"], record["fingerprint"]])
 
 
 def test_a_sweep_over_models_records_reports_and_is_reused(tmp_path, cache):

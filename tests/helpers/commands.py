@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,3 +23,38 @@ SMALL = [
 def environment(cache: Path) -> dict[str, str]:
     """One thread, a wide terminal, and nothing shared with other commands but ``cache``."""
     return {**os.environ, "Q2N_CACHE": str(cache), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+
+
+def start(cwd: Path, cache: Path, *arguments: str) -> subprocess.Popen[str]:
+    """``run.py`` with :data:`SMALL` where ``arguments`` say nothing else."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    rest = [argument for argument in SMALL if argument.partition("=")[0] not in given]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *arguments, *rest],
+        cwd=cwd,
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(cwd: Path, cache: Path, *arguments: str, code: int = 0) -> str:
+    process = start(cwd, cache, *arguments)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, err
+    return out + err
+
+
+def records(folder: Path) -> dict[str, dict]:
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("main/*/record.json")}
+
+
+def numbers(record: dict) -> str:
+    """The parts of a record that must not depend on when it was made."""
+    layers, metrics = (
+        [{key: value for key, value in part.items() if not key.endswith("seconds")} for part in record[name]]
+        for name in ("layers", "metrics")
+    )
+    return json.dumps([metrics, layers, record["bits_per_weight"], record["fingerprint"]])
