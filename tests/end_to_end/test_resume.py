@@ -48,7 +48,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, cache, undisturbe
     ((key, record),) = records(tmp_path / "results").items()
     assert (key, numbers(record)) == undisturbed
     assert len(record["resumed_at"]) == 1
-    assert sorted(path.name for path in (tmp_path / "results/main" / key).iterdir()) == ["record.json"]
+    assert not (tmp_path / "results/main" / key / "checkpoint").exists()
 
 
 def test_required_fails_in_a_second_where_there_is_no_checkpoint(tmp_path, cache):
