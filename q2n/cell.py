@@ -13,6 +13,7 @@ from q2n import provenance
 from q2n.activations import activation_store
 from q2n.checkpoint import Checkpoint, seed_block
 from q2n.config import RunConfig
+from q2n.data.cache import cache_root
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.known import guard
 from q2n.evaluation.reference import reference_metrics
@@ -22,7 +23,12 @@ from q2n.models.loading import LoadedModel
 from q2n.pipeline import Method, quantize_model
 from q2n.progress import CellProgress
 from q2n.record import checkpoint_folder
-from q2n.schema import Metric, RunRecord
+from q2n.schema import Metric, Reuse, RunRecord
+from q2n.stages.context import StageContext
+from q2n.stages.keys import stage_keys
+from q2n.stages.ledger import Ledger
+from q2n.stages.static import StaticStages
+from q2n.stages.store import StageStore
 from q2n.types import LayerReport
 
 
@@ -37,7 +43,7 @@ def compute(config: RunConfig, identity: Mapping[str, Any], title: str) -> RunRe
     dtype: torch.dtype = getattr(torch, identity["hardware"]["dtype"])
     device = torch.device(identity["hardware"]["device"])
     cache_dir, seed = config.scalars.cache_dir, config.scalars.seed
-    expense = Expense()
+    expense, ledger = Expense(), Ledger()
     with (
         CellProgress(title) as bar,
         _checkpoint(config, identity, expense, bar) as checkpoint,
@@ -52,17 +58,19 @@ def compute(config: RunConfig, identity: Mapping[str, Any], title: str) -> RunRe
         context = EvaluationContext(loaded, device, dtype, cache_dir, bar.advance)
         bar.begin("reference")
         with expense.stage("evaluate_unquantized"):
-            reference = reference_metrics(config.evaluation, context, identity)
+            reference = reference_metrics(config.evaluation, context, identity, ledger)
             _guard(config, identity, reference)
             kept = config.evaluation.keep(context, identity)
         bar.begin("quantize")
-        layers = _quantize(config, loaded, device, expense, bar, checkpoint)
+        layers = _quantize(config, identity, loaded, device, expense, bar, checkpoint, ledger)
         bar.begin("evaluate")
         seed_block(seed, len(loaded.adapter.blocks))
         with expense.stage("evaluate"):
             metrics = config.evaluation.evaluate(replace(context, kept=kept))
     metrics = [_with_reference(metric, reference) for metric in metrics]
-    return _record(config, identity, loaded, layers, metrics, expense.total, checkpoint.resumed_at)
+    return _record(
+        config, identity, loaded, layers, metrics, expense.total, checkpoint.resumed_at, ledger.reused
+    )
 
 
 def _checkpoint(
@@ -94,13 +102,16 @@ def _guard(config: RunConfig, identity: Mapping[str, Any], reference: list[Metri
 
 def _quantize(
     config: RunConfig,
+    identity: Mapping[str, Any],
     loaded: LoadedModel,
     device: torch.device,
     expense: Expense,
     bar: CellProgress,
     checkpoint: Checkpoint,
+    ledger: Ledger,
 ) -> list[LayerReport]:
     calibration, adapter = config.calibration, loaded.adapter
+    method = Method(config.baseline, config.correction.bind(config.baseline))
     with expense.stage("tokenize"):
         text = calibration.tokens(loaded.tokenizer, config.scalars.cache_dir, config.heldout)
     count = len(adapter.blocks)
@@ -114,7 +125,7 @@ def _quantize(
         return quantize_model(
             adapter,
             text.tokens,
-            Method(config.baseline, config.correction.bind(config.baseline)),
+            method,
             batch_size=calibration.batch_size,
             true_sequential=calibration.stages == "true_sequential",
             store=store,
@@ -123,7 +134,28 @@ def _quantize(
             heldout=text.heldout,
             seed=config.scalars.seed,
             checkpoint=checkpoint,
+            static=_static_stages(config, identity, method, loaded, device, ledger),
         )
+
+
+def _static_stages(
+    config: RunConfig,
+    identity: Mapping[str, Any],
+    method: Method,
+    loaded: LoadedModel,
+    device: torch.device,
+    ledger: Ledger,
+) -> StaticStages | None:
+    if config.calibration.stages != "static":
+        return None
+    limit = int(config.scalars.cache_limit * 2**30)
+    return StaticStages(
+        StageContext(StageStore(cache_root(config.scalars.cache_dir) / "stages", limit), device, ledger),
+        stage_keys(identity, config.baseline, config.heldout),
+        method.baseline,
+        method.requires,
+        len(loaded.adapter.blocks),
+    )
 
 
 def _with_reference(metric: Metric, references: list[Metric]) -> Metric:
@@ -140,6 +172,7 @@ def _record(
     metrics: list[Metric],
     spent: Spent,
     resumed_at: tuple[int, ...],
+    reused: dict[str, Reuse],
 ) -> RunRecord:
     scalars = config.scalars
     weights = sum(report.shape[0] * report.shape[1] for report in layers)
@@ -161,6 +194,7 @@ def _record(
         layers=tuple(layers),
         metrics=tuple(metrics),
         seconds=spent.seconds,
+        reused=reused,
         peak_memory_bytes=spent.peak_memory_bytes,
         peak_device_memory_bytes=spent.peak_device_memory_bytes,
         resumed_at=resumed_at,

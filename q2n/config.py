@@ -47,6 +47,7 @@ class Scalars:
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     results_dir: Annotated[str, Field(min_length=1)]
     cache_dir: str | None
+    cache_limit: Annotated[float, Field(ge=0)]
     force: bool
     resume: Literal["auto", "never", "required"]
     checkpoint_every: Literal["auto"] | Annotated[int, Field(ge=0)]

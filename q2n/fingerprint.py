@@ -64,6 +64,7 @@ NEUTRAL_KEYS = frozenset(
         "name",
         "results_dir",
         "cache_dir",
+        "cache_limit",
         "force",
         "resume",
         "checkpoint_every",

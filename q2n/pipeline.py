@@ -17,6 +17,8 @@ from q2n.diagnostics.layers import layer_reports
 from q2n.exceptions import NumericalError
 from q2n.linalg import require_finite
 from q2n.models.adapter import DecoderBlock, LinearGroup, ModelAdapter
+from q2n.stages.solutions import Solve
+from q2n.stages.static import StaticStages
 from q2n.types import (
     Baseline,
     Correction,
@@ -59,6 +61,7 @@ def quantize_model(
     heldout: Tensor | None = None,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
+    static: StaticStages | None = None,
 ) -> list[LayerReport]:
     """Quantize every linear of every decoder block in place, propagating the quantized model's activations.
 
@@ -72,6 +75,7 @@ def quantize_model(
         heldout: sequences that go the same way, but that nothing is fitted to, ``(m, T)`` int64.
         seed: with the block's index, seeds whatever draws from a global generator.
         checkpoint: where to go on, and what is told of every finished block.
+        static: all statistics come from the unquantized model, by way of what other cells have left of it.
 
     Raises:
         NumericalError: an activation, a statistic or a factorisation is not finite; names block and layer.
@@ -81,23 +85,26 @@ def quantize_model(
     adapter.prepare(tokens.shape[1])
     parts = tokens.split(batch_size or len(tokens))
     apart = heldout.split(batch_size or len(heldout)) if heldout is not None else ()
-    stage = _Stage(method, true_sequential, store, device, len(apart))
+    ready = static is not None and static.ready
+    stage = _Stage(method, true_sequential, store, device, len(apart), static)
     position = checkpoint.restore(adapter, store) if checkpoint else None
     if position is None:
-        position = Position(0, tuple(store.keep(adapter.embed(part)) for part in (*parts, *apart)))
+        entering = () if ready else (*parts, *apart)
+        position = Position(0, tuple(store.keep(adapter.embed(part)) for part in entering))
     for block in adapter.blocks[position.next_block :]:
         seed_block(seed, block.index)
         with block.on(device):
             position = stage.finish(block, position, partial(progress, block.index))
             if checkpoint:
                 block.finish(checkpoint.finished)
-        if checkpoint:
+        if checkpoint and not ready:  # what has no activations cannot be gone on from, and takes seconds
             checkpoint.reached(position)
     method.baseline.finish(adapter)
     return list(position.reports)
 
 
 Notify = Callable[[str], None]
+_Advanced = tuple[list[Tensor], list[LayerReport]]
 Measure = Callable[[Sequence[StagedForward]], tuple[LinearGroup, Statistics]]
 
 
@@ -110,18 +117,34 @@ class _Stage:
     store: ActivationStore
     device: torch.device
     heldout: int
+    static: StaticStages | None
 
     def finish(self, block: DecoderBlock, position: Position, notify: Notify) -> Position:
         """Quantize one block; the position behind it."""
         moved = [batch.to(self.device) for batch in position.batches]
-        self.method.baseline.prepare_block(block, moved[: len(moved) - self.heldout])
-        advance = _true_sequential if self.true_sequential else _whole_block
-        measure = partial(collect, wanted=self.method.requires, heldout=self.heldout)
-        outputs, reports = advance(block, moved, self.method, measure, self.store, notify)
+        outputs, reports = (self._calibrated if self.static is None else self._static)(block, moved, notify)
         batches = tuple(self.store.keep(output) for output in outputs)
         for batch in batches:
             require_finite(batch, f"output of block {block.index}")
         return position.after(batches, reports, structure(block))
+
+    def _calibrated(self, block: DecoderBlock, batches: Sequence[Tensor], notify: Notify) -> _Advanced:
+        """With statistics of what the quantized blocks before this one leave of the activations."""
+        self.method.baseline.prepare_block(block, batches[: len(batches) - self.heldout])
+        advance = _true_sequential if self.true_sequential else _whole_block
+        measure = partial(collect, wanted=self.method.requires, heldout=self.heldout)
+        return advance(block, batches, self.method, measure, self.store, notify)
+
+    def _static(self, block: DecoderBlock, batches: Sequence[Tensor], notify: Notify) -> _Advanced:
+        """With statistics of the unquantized block, whose outputs are what the next block is given."""
+        assert self.static is not None
+        measured, outputs = self.static.measure(block, batches, self.heldout, self.store, notify)
+        reports = []
+        with self.static.solving(block) as solve:
+            for group, stats in measured:
+                notify(group.name)
+                reports += solve_group(block, group, stats, self.method, solve)
+        return outputs, reports
 
 
 def _true_sequential(
@@ -131,7 +154,7 @@ def _true_sequential(
     measure: Measure,
     store: ActivationStore,
     notify: Notify,
-) -> tuple[list[Tensor], list[LayerReport]]:
+) -> _Advanced:
     """One forward per block, suspended before each group while that group is solved."""
     forwards = start(block, batches, store.keep)
     reports: list[LayerReport] = []
@@ -149,7 +172,7 @@ def _whole_block(
     measure: Measure,
     store: ActivationStore,
     notify: Notify,
-) -> tuple[list[Tensor], list[LayerReport]]:
+) -> _Advanced:
     """Statistics of all groups from the unquantized block, then a second forward with the quantized one."""
     forwards = start(block, batches, store.keep)
     measured = []
@@ -161,9 +184,9 @@ def _whole_block(
 
 
 def solve_group(
-    block: DecoderBlock, group: LinearGroup, stats: Statistics, method: Method
+    block: DecoderBlock, group: LinearGroup, stats: Statistics, method: Method, solve: Solve | None = None
 ) -> list[LayerReport]:
-    """Solve, correct and write back all layers of one group."""
+    """Solve, correct and write back all layers of one group; ``solve`` in place of the baseline's own."""
     layers = [block.linear(name) for name in group.linears]
     weight = torch.cat([layer.weight.float() for layer in layers])
     problem = LinearProblem(group.linears, tuple(layer.out_features for layer in layers), weight, stats)
@@ -175,7 +198,7 @@ def solve_group(
         timed = TimedCorrection(method.correction)
         began = time.perf_counter()
         try:
-            solution = method.baseline.solve(part, timed)
+            solution = (solve or method.baseline.solve)(part, timed)
         except NumericalError as error:
             raise NumericalError(f"block {block.index} {', '.join(part.names)}: {error}") from error
         seconds = time.perf_counter() - began - timed.seconds

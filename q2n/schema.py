@@ -159,6 +159,16 @@ class Metric(_Frozen):
         )
 
 
+class Reuse(_Frozen):
+    """What a cell found of one stage: ``found`` of its ``parts`` (blocks, layers, matrices), which once took
+    ``saved_seconds`` to make."""
+
+    key: str
+    parts: int
+    found: int
+    saved_seconds: float
+
+
 class Cell(_Frozen):
     """A cell's place in the tables: the labels of its choices. ``correction`` is the choice of ``q2n``."""
 
@@ -188,6 +198,7 @@ class RunRecord(_Frozen):
     layers: tuple[Layer, ...] = ()
     metrics: tuple[Metric, ...] = ()
     seconds: dict[str, float] = Field(default_factory=dict)
+    reused: dict[str, Reuse] = Field(default_factory=dict)
     peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
     resumed_at: tuple[int, ...] = ()

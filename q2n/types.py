@@ -54,6 +54,8 @@ class Statistics:
     sequences: int
     tokens: int
     heldout: Statistics | None = None
+    decompose: Callable[[Tensor], Spectrum] | None = field(default=None, repr=False, compare=False)
+    """How a symmetric ``(C, C)`` float64 matrix is decomposed; None: by ``q2n.linalg.symmetric_spectrum``."""
 
     def __getitem__(self, statistic: Statistic) -> Tensor:
         return self.values[statistic]
@@ -98,7 +100,7 @@ class Statistics:
         if statistic not in self._spectra:
             value = self.values[statistic].double()
             matrix = value if statistic is Statistic.GRAM else value.T @ value
-            self._spectra[statistic] = symmetric_spectrum(matrix)
+            self._spectra[statistic] = (self.decompose or symmetric_spectrum)(matrix)
         return self._spectra[statistic]
 
     def mapped(self, right: Tensor) -> Statistics:
@@ -279,6 +281,9 @@ class Correction(Protocol):
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear: ...
 
 
+Quantize = Callable[[LinearProblem], QuantizedLinear]
+
+
 class Baseline(Protocol):
     """A quantization method. :class:`q2n.baselines.base.LayerwiseBaseline` has defaults for all but one."""
 
@@ -290,6 +295,17 @@ class Baseline(Protocol):
     @property
     def requires(self) -> frozenset[Statistic]:
         """Statistics the solver needs of every linear layer's input."""
+        ...
+
+    @property
+    def rewrite_fields(self) -> tuple[str, ...] | None:
+        """Fields that decide what :meth:`rewrite` and :meth:`prepare_block` make of a model: cells that agree
+        in them may share its statistics. Empty: they do nothing; None: any field may matter."""
+        ...
+
+    @property
+    def prepares_blocks(self) -> bool:
+        """Whether :meth:`prepare_block` does anything."""
         ...
 
     def check(self, adapter: ModelAdapter) -> None:
@@ -304,8 +320,17 @@ class Baseline(Protocol):
         """Function-preserving rewrite of one block before its layers are solved (scale migration)."""
         ...
 
-    def solve(self, problem: LinearProblem, correction: Correction) -> Solution:
-        """Quantize, apply ``correction`` in the basis the solver worked in, and return to the layer's own."""
+    def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        """The solver: the problem in the method's number format, in the basis it is given in."""
+        ...
+
+    def solve(
+        self, problem: LinearProblem, correction: Correction, quantize: Quantize | None = None
+    ) -> Solution:
+        """Quantize, apply ``correction`` in the basis the solver worked in, and return to the layer's own.
+
+        ``quantize`` stands in for :meth:`quantize` where its result may be known already.
+        """
         ...
 
     def finish(self, adapter: ModelAdapter) -> None:
@@ -319,6 +344,7 @@ __all__ = [
     "Format",
     "LayerReport",
     "LinearProblem",
+    "Quantize",
     "QuantizedLinear",
     "Solution",
     "Statistic",

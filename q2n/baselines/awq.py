@@ -35,6 +35,10 @@ class AWQ(LayerwiseBaseline):
     clip_tokens: Annotated[int, Field(ge=1)] = 512
 
     @property
+    def rewrite_fields(self) -> tuple[str, ...]:
+        return ("bits", "group_size", "scale_steps", "search_tokens")
+
+    @property
     def requires(self) -> frozenset[Statistic]:
         return frozenset({Statistic.TOKEN_SAMPLE} if self.clip else ())
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from q2n.corrections.recipes import ReleasedRecipe
 from q2n.exceptions import UnsupportedError
-from q2n.types import Correction, LinearProblem, QuantizedLinear, Solution, Statistic
+from q2n.types import Correction, LinearProblem, Quantize, QuantizedLinear, Solution, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,16 @@ class LayerwiseBaseline(ABC):
     def requires(self) -> frozenset[Statistic]:
         return frozenset({Statistic.GRAM})
 
+    @property
+    def rewrite_fields(self) -> tuple[str, ...] | None:
+        """Every field, for a method that changes the model before it is solved; see :class:`Baseline`."""
+        rewrites = type(self).rewrite is not LayerwiseBaseline.rewrite
+        return None if rewrites or self.prepares_blocks else ()
+
+    @property
+    def prepares_blocks(self) -> bool:
+        return type(self).prepare_block is not LayerwiseBaseline.prepare_block
+
     def check(self, adapter: ModelAdapter) -> None:
         """Groups of columns (the field ``group_size``, where a method has it) fit into every layer.
 
@@ -68,6 +78,8 @@ class LayerwiseBaseline(ABC):
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         """The layer in the method's number format."""
 
-    def solve(self, problem: LinearProblem, correction: Correction) -> Solution:
-        base = self.quantize(problem)
+    def solve(
+        self, problem: LinearProblem, correction: Correction, quantize: Quantize | None = None
+    ) -> Solution:
+        base = (quantize or self.quantize)(problem)
         return Solution(base, correction.correct(problem, base))

@@ -63,6 +63,10 @@ class QuaRot(LayerwiseBaseline):
     released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False, skip=())
 
     @property
+    def rewrite_fields(self) -> tuple[str, ...]:
+        return ("seed", "rotation", "head_rotation", "center_embeddings")
+
+    @property
     def requires(self) -> frozenset[Statistic]:
         return frozenset({Statistic.GRAM} if self.weight_solver == "gptq" else ())
 

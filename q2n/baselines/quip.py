@@ -11,7 +11,7 @@ from q2n.baselines.base import LayerwiseBaseline
 from q2n.baselines.fields import Bits, Damping, GroupSize
 from q2n.corrections.recipes import INERT, ReleasedRecipe
 from q2n.options import option
-from q2n.types import Correction, LinearProblem, QuantizedLinear, Solution
+from q2n.types import Correction, LinearProblem, Quantize, QuantizedLinear, Solution
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,15 +47,23 @@ class QuIP(LayerwiseBaseline):
             raise ValueError("a per-tensor grid has one scale: set group_size=-1, or grid=uniform for groups")
         return self
 
-    def solve(self, problem: LinearProblem, correction: Correction) -> Solution:
+    def solve(
+        self, problem: LinearProblem, correction: Correction, quantize: Quantize | None = None
+    ) -> Solution:
         from q2n.transforms.incoherence import draw_incoherence
 
-        return self.solve_in(problem, correction, draw_incoherence(problem, self.seed))
+        return self.solve_in(problem, correction, draw_incoherence(problem, self.seed), quantize)
 
-    def solve_in(self, problem: LinearProblem, correction: Correction, basis: Incoherence) -> Solution:
+    def solve_in(
+        self,
+        problem: LinearProblem,
+        correction: Correction,
+        basis: Incoherence,
+        quantize: Quantize | None = None,
+    ) -> Solution:
         """Quantize and correct in the rotated ``basis``, then return to the layer's own."""
         rotated = basis.problem(problem)
-        base = self.quantize(rotated)
+        base = (quantize or self.quantize)(rotated)
         corrected = correction.correct(rotated, base)
         return Solution(_back(problem, base, basis), _back(problem, corrected, basis))
 

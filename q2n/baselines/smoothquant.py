@@ -38,6 +38,10 @@ class SmoothQuant(LayerwiseBaseline):
     percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
 
     @property
+    def rewrite_fields(self) -> tuple[str, ...]:
+        return ("alpha",)
+
+    @property
     def requires(self) -> frozenset[Statistic]:
         return frozenset({Statistic.GRAM} if self.weight_solver == "gptq" else ())
 

@@ -71,8 +71,9 @@ class CalibrationOption:
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=8, ge=0)
     """Sequences a forward pass takes at once; 0: all."""
-    stages: Literal["true_sequential", "whole_block"] = "true_sequential"
-    """Statistics of a group of linears come from a block whose earlier groups are quantized, or are not."""
+    stages: Literal["true_sequential", "whole_block", "static"] = "true_sequential"
+    """Statistics of a group of linears come from a block whose earlier groups are quantized, from one none of
+    which is, or from the unquantized model."""
     activations: Literal["memory", "disk"] = "memory"
     heldout: int | None = Field(default=None, ge=0)
     """Further sequences of the text that no statistic of a solver or correction is made of: layer errors

@@ -13,6 +13,7 @@ from q2n.evaluation.base import Evaluation, EvaluationContext
 from q2n.files import write_json_atomic
 from q2n.fingerprint import fingerprint, plain
 from q2n.schema import Metric
+from q2n.stages.ledger import Ledger
 
 _METRICS = TypeAdapter(list[Metric])
 
@@ -20,15 +21,18 @@ _RELEVANT_SOURCES = ("q2n/models/", "q2n/data/", "q2n/evaluation/")
 
 
 def reference_metrics(
-    evaluation: Evaluation, context: EvaluationContext, identity: Mapping[str, Any]
+    evaluation: Evaluation, context: EvaluationContext, identity: Mapping[str, Any], ledger: Ledger
 ) -> list[Metric]:
     """From the cache if this model was measured so, by this code and these libraries; else measured now."""
     key = fingerprint(reference_identity(identity))
     path = cache_root(context.cache_dir) / "reference" / f"{key}.json"
     try:
-        return _METRICS.validate_python(json.loads(path.read_text(encoding="utf-8")))
+        metrics = _METRICS.validate_python(json.loads(path.read_text(encoding="utf-8")))
+        ledger.note("reference", key, True, sum(metric.seconds or 0.0 for metric in metrics))
+        return metrics
     except (OSError, ValueError, ValidationError):
         pass  # not there, or unreadable: measured again and replaced
+    ledger.note("reference", key, False)
     metrics = evaluation.evaluate(context)
     write_json_atomic(path, [plain(metric.model_dump()) for metric in metrics])
     return metrics

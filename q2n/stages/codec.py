@@ -1,0 +1,108 @@
+"""A quantized layer as named tensors and plain facts, and back, exactly.
+
+Formats are frozen dataclasses whose fields are tensors, plain values and other formats; nothing here knows
+one of them. Tensors are contiguous on the way out and on the way in, also when nothing is written: the
+arrangement of a matrix in memory decides the order in which a product adds up.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from q2n.types import QuantizedLinear
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def encode(quantized: QuantizedLinear) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of everything but ``original``, which is the weight of the problem.
+
+    Raises:
+        TypeError: a format or a diagnostic is of a kind that has no exact image.
+    """
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {"format": _encode_object("format", quantized.format, tensors)}
+    if not _same(quantized.compensated, quantized.original):
+        tensors["compensated"] = quantized.compensated.contiguous()
+    for name in ("order", "kept"):
+        value = getattr(quantized, name)
+        if value is not None:
+            tensors[name] = value.contiguous()
+    facts["diagnostics"] = {
+        name: _encode_value(f"diagnostics.{name}", value, tensors)
+        for name, value in quantized.diagnostics.items()
+    }
+    return tensors, facts
+
+
+def decode(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], original: Tensor) -> QuantizedLinear:
+    """What :func:`encode` was given, for the weight ``original`` ``(R, C)`` of the same problem.
+
+    Raises:
+        KeyError, TypeError, ValueError: these are not the parts of a quantized layer of this version.
+    """
+    return QuantizedLinear(
+        format=_decode_value(facts["format"], tensors),
+        original=original,
+        compensated=tensors.get("compensated", original),
+        order=tensors.get("order"),
+        kept=tensors.get("kept"),
+        diagnostics={name: _decode_value(item, tensors) for name, item in facts["diagnostics"].items()},
+    )
+
+
+def canonical(quantized: QuantizedLinear) -> QuantizedLinear:
+    """``quantized`` as it would be read back."""
+    return decode(*encode(quantized), quantized.original)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one, other))
+
+
+def _encode_value(path: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[path] = value.contiguous()
+        return {"tensor": path}
+    if isinstance(value, _PLAIN):
+        return {
+            "value": value.hex() if isinstance(value, float) else value,
+            "float": isinstance(value, float),
+        }
+    return _encode_object(path, value, tensors)
+
+
+def _encode_object(path: str, value: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    cls = type(value)
+    if not is_dataclass(value) or not cls.__module__.startswith("q2n."):
+        raise TypeError(f"{path}: {cls.__module__}.{cls.__qualname__} cannot be kept as tensors and numbers")
+    parts = {
+        item.name: _encode_value(f"{path}.{item.name}", getattr(value, item.name), tensors)
+        for item in fields(value)
+    }
+    return {"class": f"{cls.__module__}.{cls.__qualname__}", "fields": parts}
+
+
+def _decode_value(item: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if "tensor" in item:
+        return tensors[item["tensor"]]
+    if "class" in item:
+        build = _dataclass(item["class"])
+        return build(**{name: _decode_value(part, tensors) for name, part in item["fields"].items()})
+    return float.fromhex(item["value"]) if item["float"] else item["value"]
+
+
+def _dataclass(path: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    if not module.startswith("q2n."):
+        raise ValueError(f"{path}: not a class of this package")
+    cls = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(cls, type) and is_dataclass(cls)):
+        raise ValueError(f"{path}: not a dataclass")
+    return cls
