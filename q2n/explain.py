@@ -102,7 +102,16 @@ def _explain_record(record: RunRecord) -> str:
         lines.append("  its sources and versions are today's: the same configuration and data reuse it")
     else:
         lines += ["  not reused by today's code and libraries:", *_indent(changes)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_found(record)])
+
+
+def _found(record: RunRecord) -> list[str]:
+    """What the cell did not have to make itself."""
+    lines = [
+        f"    {stage} {tally.key}: {tally.found} of {tally.parts}, saved {tally.saved_seconds:.1f} s"
+        for stage, tally in record.reused.items()
+    ]
+    return ["  stages it found ready made:", *lines] if lines else []
 
 
 def _explain_note(note: Note, records: Sequence[RunRecord]) -> str:

@@ -67,7 +67,7 @@ def static_cell(text: Path, folder: Path, *overrides: str, cache: str = "cache",
             {str(key): value for key, value in resolved.items()}, {**dict.fromkeys(GROUPS, ""), **choices}, ()
         )
     )
-    assert outcome.error is None, outcome.reason
+    assert outcome.record is not None, outcome.why
     return outcome.record
 
 

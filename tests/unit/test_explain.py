@@ -9,6 +9,7 @@ from helpers.records import make_record
 
 from q2n import explain, record, sweeps
 from q2n.fingerprint import library_versions, source_digest
+from q2n.schema import Reuse
 from q2n.sweeps import AnnouncedCell, Note, Sweep
 
 
@@ -50,6 +51,17 @@ def test_last_says_which_keys_made_a_cell_new(tmp_path: Path, capsys: pytest.Cap
     assert out.index(old.fingerprint) < out.index(far.fingerprint), "the nearest record comes first"
     assert "e" * 16 + "  main: reused" in out
     assert "  NumericalError: no" in out
+
+
+def test_a_record_says_what_it_found_ready_made(tmp_path: Path) -> None:
+    tally = Reuse(key="0123456789abcdef", parts=30, found=29, saved_seconds=12.34)
+    warm, cold = make_record(reused={"statistics": tally}), make_record(bits=4)
+    for item in (warm, cold):
+        record.save(item, tmp_path)
+    assert "statistics 0123456789abcdef: 29 of 30, saved 12.3 s" in explain.explain_cell(
+        tmp_path, warm.fingerprint
+    )
+    assert "ready made" not in explain.explain_cell(tmp_path, cold.fingerprint)
 
 
 def test_a_record_says_whether_todays_code_would_reuse_it(tmp_path: Path) -> None:
