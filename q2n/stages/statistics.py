@@ -31,7 +31,7 @@ class _Part:
     seconds: float
 
     @classmethod
-    def measured(cls, statistic: Statistic, groups: Mapping[str, Statistics], seconds: float) -> _Part:
+    def measured(cls, statistic: Statistic, groups: Groups, seconds: float) -> _Part:
         apart = {f"{HELDOUT}{name}": stats.heldout for name, stats in groups.items() if stats.heldout}
         having = {name: stats for name, stats in (groups | apart).items() if statistic in stats}
         return cls(
