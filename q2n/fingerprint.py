@@ -51,6 +51,7 @@ LIBRARIES = (
     "transformers",
     "numpy",
     "scipy",
+    "numba",
     "tokenizers",
     "datasets",
     "gensim",

@@ -8,11 +8,13 @@ in the layer's own column order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from q2n.kernels import Floats
 from q2n.types import Format
 
 
@@ -73,6 +75,50 @@ class UnboundedEncoder(ColumnEncoder, Protocol):
     def snap(self, position: int, column: Tensor) -> Tensor:
         """The nearest level of the continued grid for one column ``(R,)``; remembers nothing."""
         ...
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A few neighbouring columns to be rounded one after the other, the first one at ``start``.
+
+    The tensors are the arguments that the kernels of :mod:`q2n.kernels.columns` share. If ``continued``, what
+    is pushed is the error on the grid continued without end; values and codes are those of the grid itself.
+    """
+
+    start: int
+    current: Tensor
+    push: Tensor
+    errors: Tensor
+    diagonal: Tensor
+    target: Tensor
+    values: Tensor
+    continued: bool = False
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.start + len(self.current))
+
+    def arrays(self) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
+        """The tensors' memory, in the order in which kernels take it."""
+        current, push, errors = self.current.numpy(), self.push.numpy(), self.errors.numpy()
+        return current, push, errors, self.diagonal.numpy(), self.target.numpy(), self.values.numpy()
+
+
+StripRounder = Callable[[Strip], None]
+
+
+@runtime_checkable
+class StripEncoder(Protocol):
+    """An encoder with a compiled kernel, which does for a strip what the loop does with ``encode``."""
+
+    def strips(self) -> StripRounder | None:
+        """None: not after all (a part of the format has no kernel)."""
+        ...
+
+
+def strip_rounder(encoder: object) -> StripRounder | None:
+    """The encoder's kernel, if it has one."""
+    return encoder.strips() if isinstance(encoder, StripEncoder) else None
 
 
 class Grid(Protocol):

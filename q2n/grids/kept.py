@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from q2n.grids.base import ColumnEncoder, Grid, SolverView
+from q2n.grids.base import ColumnEncoder, Grid, SolverView, StripRounder, strip_rounder
 from q2n.types import Format
 
 VALUE_BITS = 16
@@ -89,6 +89,9 @@ class KeptColumnsEncoder:
 
     def encode(self, position: int, column: Tensor) -> Tensor:
         return self._inner.encode(position, column)
+
+    def strips(self) -> StripRounder | None:
+        return strip_rounder(self._inner)
 
     def finish(self, compensated: Tensor) -> KeptFormat:
         columns, place = torch.sort(self._order[self._count :])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from q2n.grids.base import SolverView
+from q2n.grids.base import SolverView, StripRounder
 from q2n.grids.kmeans import cluster_rows
 
 ENTRY_BITS = 16
@@ -87,6 +87,12 @@ class LutEncoder:
         torch.gt(column, self._middles, out=self._above)
         codes = torch.sum(self._above, dim=0, out=self._codes[position])
         return self._table.gather(1, codes.long()[:, None])[:, 0]
+
+    def strips(self) -> StripRounder:
+        from q2n.kernels.columns import round_table
+
+        codes, table, middles = self._codes.numpy(), self._table.T.contiguous().numpy(), self._middles.numpy()
+        return lambda strip: round_table(*strip.arrays(), codes[strip.columns], table, middles)
 
     def finish(self, compensated: Tensor) -> LutFormat:
         codes = self._codes.to(torch.uint8)[torch.argsort(self._order)]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from q2n.grids.base import SolverView
+from q2n.grids.base import SolverView, Strip, StripRounder
 from q2n.grids.uniform import UniformFormat, UniformGrid
 from q2n.grids.xnor import XnorFormat, XnorGrid
 from q2n.linalg import kth_smallest
@@ -87,17 +87,29 @@ class SalientEncoder:
         mask = grid.mask(view)
         self._low, self._high = grid.low.encoder(view, mask), grid.high.encoder(view)
         self._mask = mask.T
-        # Weighted sums with weights of 0 and 1 are exact, and faster than a selection.
-        held = self._mask.to(view.weight)
-        self._weights = list(zip(held.unbind(), (1 - held).unbind(), strict=True))
+        self._levels = grid.high.levels
 
     def enter(self, position: int, buffer: Tensor) -> None:
         self._high.enter(position, buffer)
 
     def encode(self, position: int, column: Tensor) -> Tensor:
         low, high = self._low.encode(position, column), self._high.encode(position, column)
-        held_low, held_high = self._weights[position]
-        return high.mul_(held_high).addcmul_(low, held_low)
+        return torch.where(self._mask[position], low, high)
+
+    def strips(self) -> StripRounder:
+        from q2n.kernels.columns import round_salient
+
+        held, levels = self._mask.to(torch.float32).numpy(), float(self._levels)
+        signs, mean, spread, low_group = self._low.arrays()
+        codes, scale, zero, high_group = self._high.arrays()
+
+        def rounder(strip: Strip) -> None:
+            columns = strip.columns
+            low = (signs[columns], mean, spread, low_group[columns], held[columns])
+            high = (codes[columns], scale, zero, high_group[columns], levels)
+            round_salient(*strip.arrays(), *low, *high)
+
+        return rounder
 
     def finish(self, compensated: Tensor) -> MaskedFormat:
         mask = self._mask[torch.argsort(self._order)].T.contiguous()

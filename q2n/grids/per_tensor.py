@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from q2n.grids.base import SolverView
+from q2n.grids.base import SolverView, Strip, StripRounder
 
 RANGE_RMS = 2.4
 """Half the grid's range in units of the matrix' root mean square."""
@@ -94,6 +95,21 @@ class PerTensorEncoder:
         codes = torch.div(column, self._step, out=self._codes[position])
         codes.add_(self._offset).round_().clamp_(0, self._levels)
         return codes.sub(self._offset).mul_(self._step)
+
+    def strips(self) -> StripRounder:
+        from q2n.kernels.columns import round_uniform
+
+        codes = self._codes.numpy()
+        step, shift, zero = (
+            np.full((1, codes.shape[1]), float(value), np.float32) for value in (self._step, self._offset, 0)
+        )
+        group, levels = np.zeros(len(codes), np.int64), float(self._levels)
+
+        def rounder(strip: Strip) -> None:
+            own, places = codes[strip.columns], group[strip.columns]
+            round_uniform(*strip.arrays(), own, step, shift, zero, places, levels, strip.continued)
+
+        return rounder
 
     def snap(self, position: int, column: Tensor) -> Tensor:
         """The nearest level of the grid continued without end."""

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from q2n.grids.base import SolverView
+from q2n.grids.base import SolverView, Strip, StripRounder
 from q2n.grids.clip import search_range
+from q2n.kernels import Floats, Places
 
 SCALE_BITS = 16
 """A stored scale is a float16; a stored zero point is an integer of as many bits as a code."""
@@ -166,6 +168,22 @@ class UniformEncoder:
         scale, zero = self._parameters[position]
         codes = torch.div(column, scale, out=self._columns_of_codes[position]).round_().add_(zero)
         return codes.clamp_(0, self._grid.levels).sub(zero).mul_(scale)
+
+    def arrays(self) -> tuple[Floats, Floats, Floats, Places]:
+        """Codes ``(C, R)``, scale and zero ``(G, R)``, and each column's group ``(C,)``."""
+        return self._codes.numpy(), self._scale.numpy(), self._zero.numpy(), self._group.numpy()
+
+    def strips(self) -> StripRounder:
+        from q2n.kernels.columns import round_uniform
+
+        codes, scale, zero, group = self.arrays()
+        shift, levels = np.zeros_like(scale), float(self._grid.levels)
+
+        def rounder(strip: Strip) -> None:
+            own, places = codes[strip.columns], group[strip.columns]
+            round_uniform(*strip.arrays(), own, scale, shift, zero, places, levels, strip.continued)
+
+        return rounder
 
     def snap(self, position: int, column: Tensor) -> Tensor:
         """The nearest level of the grid continued without end."""

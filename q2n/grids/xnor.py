@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from q2n.grids.base import SolverView
+from q2n.grids.base import SolverView, Strip, StripRounder
+from q2n.kernels import Floats, Places
 
 PARAMETER_BITS = 16
 
@@ -87,6 +89,23 @@ class XnorEncoder:
         mean, scale = self._parameters[position]
         signs = torch.sub(column, mean, out=self._signs[position]).sign_()
         return torch.addcmul(mean, scale, signs)
+
+    def arrays(self) -> tuple[Floats, Floats, Floats, Places]:
+        """Signs ``(C, R)``, mean and scale ``(G, R)``, and each column's group ``(C,)``."""
+        return self._signs.numpy(), self._mean.numpy(), self._scale.numpy(), self._group.numpy()
+
+    def strips(self) -> StripRounder:
+        from q2n.kernels.columns import round_salient
+
+        signs, mean, scale, group = self.arrays()
+        none = np.empty((0, 0), np.float32)
+
+        def rounder(strip: Strip) -> None:
+            columns = strip.columns
+            low = (signs[columns], mean, scale, group[columns])
+            round_salient(*strip.arrays(), *low, none, none, none, none, group[columns], 0.0)
+
+        return rounder
 
     def finish(self, compensated: Tensor) -> XnorFormat:
         inverse = torch.argsort(self._order)

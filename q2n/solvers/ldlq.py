@@ -8,14 +8,21 @@ coordinate descent on the same proxy loss ``tr((Q - W) H (Q - W)^T)``, with that
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from q2n.exceptions import NumericalError, UnsupportedError
-from q2n.grids.base import ColumnRounder, Grid, SolverView, UnboundedEncoder
+from q2n.grids.base import (
+    ColumnEncoder,
+    ColumnRounder,
+    Grid,
+    SolverView,
+    StripRounder,
+    UnboundedEncoder,
+    strip_rounder,
+)
 from q2n.linalg import require_finite, triangular_factors
 from q2n.solvers.obs import sweep_columns
 from q2n.types import LinearProblem, QuantizedLinear
@@ -56,13 +63,11 @@ def solve_ldlq(
             f"greedy passes need a grid of evenly spaced levels, which {type(grid).__name__} is not: "
             "set npasses to 0"
         )
-    recorder = _Recorder(
-        lambda position, _: encoder.enter(position, aim), encoder.encode, torch.empty_like(aim)
-    )
-    sweep_columns(aim.clone(), unit.flip(0, 1), recorder, columns, target=aim)
+    values = torch.empty_like(aim)
+    sweep_columns(aim.clone(), unit.flip(0, 1), _Recorder(encoder, values, aim), columns, target=aim)
     done = 0
     if isinstance(encoder, UnboundedEncoder):
-        done = _greedy(aim, hessian.flip(0, 1).to(aim), encoder, recorder.values, npasses)
+        done = _greedy(aim, hessian.flip(0, 1).to(aim), encoder, values, npasses)
     return QuantizedLinear(
         format=encoder.finish(aim),
         original=problem.weight,
@@ -91,31 +96,53 @@ def _greedy(aim: Tensor, hessian: Tensor, encoder: UnboundedEncoder, values: Ten
     """
     push = hessian / hessian.diagonal()
     for done in range(npasses):
-        previous = values
-        recorder = _Recorder(_nothing, encoder.snap, torch.empty_like(values))
+        previous, values = values, torch.empty_like(values)
         start = previous - push.T @ (previous - aim)
-        sweep_columns(start, push, recorder, len(values), target=previous)
-        clipped = [encoder.encode(position, column) for position, column in enumerate(recorder.values)]
-        values = torch.stack(clipped)
+        sweep_columns(start, push, _Continuer(encoder, values), len(values), target=previous)
         if torch.equal(values, previous):
             return done + 1
     return npasses
 
 
-def _nothing(position: int, buffer: Tensor) -> None:
-    """No group begins in a greedy pass: parameters stay as the first rounding left them."""
+@dataclass(frozen=True)
+class _Recorder(ColumnRounder):
+    """Rounds with ``encoder``, whose groups are fitted on ``source`` ``(C, R)``, and remembers the ``values``
+    ``(C, R)``."""
+
+    encoder: ColumnEncoder
+    values: Tensor
+    source: Tensor
+
+    def enter(self, position: int, buffer: Tensor) -> None:
+        self.encoder.enter(position, self.source)
+
+    def encode(self, position: int, column: Tensor) -> Tensor:
+        return self.values[position].copy_(self.encoder.encode(position, column))
+
+    def strips(self) -> StripRounder | None:
+        return _recording(strip_rounder(self.encoder), self.values, continued=False)
 
 
 @dataclass(frozen=True)
-class _Recorder(ColumnRounder):
-    """Rounds with the given functions and remembers the values ``(C, R)``."""
+class _Continuer(ColumnRounder):
+    """Rounds to the grid continued without end, and remembers codes and ``values`` ``(C, R)`` of the grid."""
 
-    entering: Callable[[int, Tensor], None]
-    rounding: Callable[[int, Tensor], Tensor]
+    encoder: UnboundedEncoder
     values: Tensor
 
     def enter(self, position: int, buffer: Tensor) -> None:
-        self.entering(position, buffer)
+        """No group begins in a greedy pass: parameters stay as the first rounding left them."""
 
     def encode(self, position: int, column: Tensor) -> Tensor:
-        return self.values[position].copy_(self.rounding(position, column))
+        continued = self.encoder.snap(position, column)
+        self.values[position] = self.encoder.encode(position, continued)
+        return continued
+
+    def strips(self) -> StripRounder | None:
+        return _recording(strip_rounder(self.encoder), self.values, continued=True)
+
+
+def _recording(rounder: StripRounder | None, values: Tensor, continued: bool) -> StripRounder | None:
+    if rounder is None:
+        return None
+    return lambda strip: rounder(replace(strip, values=values[strip.columns], continued=continued))

@@ -8,11 +8,13 @@ argument (:class:`~q2n.grids.base.Grid`), a column order is an argument, kept co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from q2n.grids.base import ColumnRounder, Grid, SolverView
+from q2n.grids.base import ColumnRounder, Grid, SolverView, Strip, StripRounder, strip_rounder
+from q2n.kernels import usable
 from q2n.linalg import damped_inverse_factor
 from q2n.types import LinearProblem, QuantizedLinear
 
@@ -95,9 +97,11 @@ def sweep_columns(
     the weight, and coordinate descent, where it is the previous rounding.
     """
     loss = 0.0
+    compiled = strip_rounder(encoder) if usable(buffer) else None
+    rounder = compiled or partial(_round_strip, encoder)
     for start in range(0, stop, BLOCK):
         end = min(start + BLOCK, stop)
-        errors = _sweep_block(buffer, push, encoder, start, end, target)
+        errors = _sweep_block(buffer, push, encoder, rounder, start, end, target)
         loss += float(torch.linalg.vector_norm(errors)) ** 2 / 2
         if end < len(buffer):
             buffer[end:].addmm_(push[start:end, end:].T, errors, alpha=-1)
@@ -105,25 +109,45 @@ def sweep_columns(
 
 
 def _sweep_block(
-    buffer: Tensor, push: Tensor, encoder: ColumnRounder, start: int, end: int, target: Tensor | None
+    buffer: Tensor,
+    push: Tensor,
+    encoder: ColumnRounder,
+    rounder: StripRounder,
+    start: int,
+    end: int,
+    target: Tensor | None,
 ) -> Tensor:
     """Columns ``start .. end-1``; returns their errors ``(end-start, R)`` and leaves ``buffer`` as it was."""
     errors = torch.empty(end - start, buffer.shape[1], dtype=buffer.dtype, device=buffer.device)
-    error_rows, diagonal = errors.unbind(), push.diagonal()[start:end].tolist()
+    nothing = buffer.new_empty(0, 0)
     for near in range(start, end, LOOKBACK):
         stop, done = min(near + LOOKBACK, end), near - start
         current = buffer[near:stop].clone()
         if done:
             current.addmm_(push[start:near, near:stop].T, errors[:done], alpha=-1)
-        weights = push[near:stop, near:stop].T.contiguous()
-        for local, column in enumerate(current.unbind()):
-            position, error = near + local, error_rows[done + local]
-            if local:
-                column.addmv_(errors[done : done + local].T, weights[local, :local], alpha=-1)
+        strip = Strip(
+            start=near,
+            current=current,
+            push=push[near:stop, near:stop].contiguous(),
+            errors=errors[done : stop - start],
+            diagonal=push.diagonal()[near:stop].contiguous(),
+            target=nothing if target is None else target[near:stop],
+            values=nothing,
+        )
+        for position in range(near, stop):
             encoder.enter(position, buffer)
-            value = encoder.encode(position, column)
-            if target is None:
-                torch.sub(column, value, out=error).div_(diagonal[done + local])
-            else:
-                torch.sub(value, target[position], out=error)
+        rounder(strip)
     return errors
+
+
+def _round_strip(encoder: ColumnRounder, strip: Strip) -> None:
+    """What kernels do, for any encoder and device."""
+    weights, diagonal = strip.push.T.contiguous(), strip.diagonal.tolist()
+    for local, (column, error) in enumerate(zip(strip.current, strip.errors, strict=True)):
+        if local:
+            column.addmv_(strip.errors[:local].T, weights[local, :local], alpha=-1)
+        value = encoder.encode(strip.start + local, column)
+        if len(strip.target):
+            torch.sub(value, strip.target[local], out=error)
+        else:
+            torch.sub(column, value, out=error).div_(diagonal[local])
