@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -38,6 +39,9 @@ INTERRUPTED = (
     "interrupted; finished cells are kept and will be reused, the unfinished one goes on from its checkpoint"
 )
 
+_busy: list[tuple[RunConfig, str, str | None]] = []
+"""Cells to come back to: configuration, title, group."""
+
 
 def main() -> None:
     """Entry point of ``run.py``."""
@@ -52,6 +56,7 @@ def main() -> None:
                 command.announce()
                 sys.argv.append(f"+hydra.job.env_set.{VARIABLE}={command.sweep}")
             _hydra_main()
+            _visit_busy_again(command.sweep)
     except Q2NError as error:
         _leave(command, f"{type(error).__name__}: {error}", error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -78,12 +83,30 @@ def _hydra_main(composed: DictConfig) -> None:
     if runtime.mode == hydra.types.RunMode.MULTIRUN:
         title, group = f"[{runtime.job.num + 1}/{_cells(config, sweep)}] {config.label}", runtime.sweep.dir
     with interruption.graceful():  # in a launcher's worker process, too
-        run_cell(config, sweep, title, group)
+        outcome = run_cell(config, sweep, title, group, wait=not _one_after_the_other(runtime))
+    if outcome.decision == "busy":
+        _busy.append((config, title, group))
+
+
+def _one_after_the_other(runtime: HydraConf) -> bool:
+    """Whether this process runs all cells of a grid itself, so that it can come back to one."""
+    launcher, sweeper = str(runtime.launcher._target_), str(runtime.sweeper._target_)
+    sweep = runtime.mode == hydra.types.RunMode.MULTIRUN
+    return sweep and launcher.endswith(".BasicLauncher") and sweeper.endswith(".BasicSweeper")
 
 
 def _cells(config: RunConfig, sweep: str | None) -> int | str:
     found = read_sweep(config.scalars.results_dir, sweep) if sweep else None
     return len(found.cells) if found and found.cells else "?"
+
+
+def _visit_busy_again(sweep: str) -> None:
+    """Cells that another sweep was at when their turn came: reused where it has finished them by now."""
+    from q2n.run import run_cell
+
+    for config, title, group in _busy:
+        run_cell(config, sweep, title, group)
+    _busy.clear()
 
 
 def _leave(command: Command, message: str, code: int) -> NoReturn:

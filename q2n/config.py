@@ -51,6 +51,7 @@ class Scalars:
     force: bool
     resume: Literal["auto", "never", "required"]
     checkpoint_every: Literal["auto"] | Annotated[int, Field(ge=0)]
+    retry: Literal["all", "failed", "none"]
     sanity: Literal["stop", "warn", "off"]
     known: str | None
 

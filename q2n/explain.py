@@ -26,9 +26,11 @@ _SENTENCES = {
     "reused": "reused: a finished record with the same identity was there",
     "computed": "computed: no finished record had this identity",
     "forced": "computed again because force=true, although a finished record may have been there",
-    "failed": "failed: it left no record, so the next sweep runs it again",
+    "failed": "failed: it left no record, so the next sweep runs it again (but with retry=none)",
     "unsupported": "not run: the method does not fit the model or the correction",
     "interrupted": "interrupted by a signal: goes on from its checkpoint, if it has one",
+    "skipped": "left out on purpose",
+    "busy": "not run: another process is at it",
     "started": "taken up, and not ended: at work still, or its process was killed",
 }
 

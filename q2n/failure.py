@@ -6,12 +6,14 @@ a later success removes it. ``cell.log`` beside it is what the cell said while i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,9 +26,6 @@ from q2n.schema import Cell, Tree
 from q2n.sweeps import now
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
     from q2n.config import RunConfig
 
 FILE_NAME = "failure.json"
@@ -73,9 +72,14 @@ class Failure(BaseModel):
         return f"{self.error_type}: {self.message}{while_}"
 
 
+def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that says what is computed."""
+    return {key: plain(value) for key, value in config.items() if key not in NEUTRAL_KEYS}
+
+
 def partial_identity(config: RunConfig) -> dict[str, Any]:
     """What stands for a cell whose whole identity could not be found out (no weights, no text)."""
-    return {"config": {key: value for key, value in config.tree.items() if key not in NEUTRAL_KEYS}}
+    return {"config": relevant(config.tree)}
 
 
 def of_error(
@@ -160,20 +164,22 @@ def find(results_dir: str | Path, name: str, fingerprint: str) -> Failure | None
     return load(path) if path.exists() else None
 
 
-def clear(results_dir: str | Path, name: str, *fingerprints: str) -> None:
-    """Forget former failures of a cell that now has a record."""
-    for fingerprint in fingerprints:
-        folder = folder_of(results_dir, name, fingerprint)
+def of_config(results_dir: str | Path, name: str, config: Mapping[str, Any]) -> list[Failure]:
+    """Every failure of a configuration, oldest first, whatever code, data or libraries it was tried with."""
+    wanted = relevant(config)
+    failures, _ = read_all(results_dir, name)
+    return [failure for failure in failures if relevant(failure.config) == wanted]
+
+
+def clear(results_dir: str | Path, name: str, config: Mapping[str, Any]) -> None:
+    """Forget the failures of a configuration that now has a record."""
+    for failure in of_config(results_dir, name, config):
+        folder = folder_of(results_dir, name, failure.fingerprint)
         (folder / FILE_NAME).unlink(missing_ok=True)
-        if not (folder / RECORD_NAME).exists() and folder.is_dir():
-            # It held only what a try left that did not get as far as the cell's fingerprint.
+        if not (folder / RECORD_NAME).exists():  # of other code: nothing there is of use any more
             (folder / LOG_NAME).unlink(missing_ok=True)
-            _remove_if_empty(folder)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
-        folder.rmdir()
+            with contextlib.suppress(OSError):  # not empty after all
+                folder.rmdir()
 
 
 def read_all(results_dir: str | Path, name: str | None = None) -> tuple[list[Failure], list[str]]:

@@ -6,6 +6,7 @@ the same exit code follow whoever ran them.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from q2n import failure as failures
+from q2n import killed, lease
 from q2n import record as records
 from q2n.exceptions import ConfigurationError, RecordError
 from q2n.failure import Failure
 from q2n.record import RunRecord
-from q2n.sweeps import AnnouncedCell, Decision, Note, Sweep, announce, read_notes
+from q2n.sweeps import AnnouncedCell, Decision, Note, Sweep, announce, leave_note, read_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 Result = Decision | Literal["missing"]
 """``missing``: nobody took the cell up."""
 
-UNFINISHED = ("failed", "missing", "started", "interrupted")
+UNFINISHED = ("failed", "missing", "started", "interrupted", "busy")
 """Results that make a sweep fail; a cell that does not fit or was left out on purpose does not."""
 
 
@@ -89,17 +91,17 @@ class Command:
             return []
         notes = {folder: read_notes(folder, self.sweep) for folder in self.folders}
         if not self.complete:
-            return [_of_note(note, folder) for folder, found in notes.items() for note in found]
+            return [_of_note(note, folder, self.sweep) for folder, found in notes.items() for note in found]
         by_key = {(folder, note.key): note for folder, found in notes.items() for note in found}
         outcomes = []
         for config in self.cells:
             folder = config.scalars.results_dir
             note = by_key.get((folder, config.key))
-            outcomes.append(_of_note(note, folder) if note else _missing(config))
+            outcomes.append(_of_note(note, folder, self.sweep) if note else _missing(config))
         return outcomes
 
 
-def _of_note(note: Note, results_dir: str) -> Outcome:
+def _of_note(note: Note, results_dir: str, sweep: str) -> Outcome:
     record = failure = None
     reason = note.reason
     try:
@@ -110,12 +112,28 @@ def _of_note(note: Note, results_dir: str) -> Outcome:
     except RecordError as error:
         reason = str(error)
     if note.decision == "started":
-        reason = f"process {note.pid} on {note.host} took it up and ended without a word, or is still at work"
+        return _of_silent(note, results_dir, sweep)
     if note.decision == "interrupted":
         reason = "interrupted by a signal; the same command goes on with it"
     if record is None and note.decision in ("reused", "computed", "forced"):
         return Outcome(note.label, "missing", results_dir, reason=reason or "its record is gone", exit_code=1)
     return Outcome(note.label, note.decision, results_dir, record, failure, reason, note.exit_code)
+
+
+def _of_silent(note: Note, results_dir: str, sweep: str) -> Outcome:
+    """A cell that was taken up and of whose end nothing is known: its process lives, or was killed."""
+    who = f"process {note.pid} on {note.host}"
+    folder = failures.folder_of(results_dir, note.name, note.fingerprint)
+    if not lease.abandoned(folder):
+        held = lease.holder_of(folder) is not None
+        reason = f"{who} is at work still, or was killed" if held else f"{who} was interrupted"
+        return Outcome(note.label, "started", results_dir, reason=reason, exit_code=1)
+    failure = killed.failure_of(note, results_dir, sweep)
+    with contextlib.suppress(OSError):
+        failures.save(failure, results_dir)
+        left = {"decision": "failed", "reason": failure.reason, "exit_code": failure.exit_code}
+        leave_note(results_dir, sweep, note.model_copy(update=left))
+    return Outcome(note.label, "failed", results_dir, failure=failure, reason=failure.reason, exit_code=1)
 
 
 def _missing(config: RunConfig) -> Outcome:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from q2n import failure as failures
 from q2n import fingerprint as fingerprints
+from q2n import lease
 from q2n import record as records
 from q2n.cell_log import CellLog
 from q2n.checkpoint import discard
@@ -18,9 +23,16 @@ from q2n.outcomes import Outcome
 from q2n.record import RunRecord
 from q2n.sweeps import Decision, Note, leave_note
 
+POLL = 2.0
+"""Seconds between two looks at a cell that another process works on."""
+
 
 def run_cell(
-    config: RunConfig, sweep: str | None = None, title: str = "", group: str | None = None
+    config: RunConfig,
+    sweep: str | None = None,
+    title: str = "",
+    group: str | None = None,
+    wait: bool = True,
 ) -> Outcome:
     """Run the cell, or reuse its record; errors become failures on disk, and never touch finished records.
 
@@ -28,83 +40,140 @@ def run_cell(
         sweep: the command's id (:mod:`q2n.sweeps`), under which the cell leaves a note; None: no note.
         title: what the progress bar calls the cell.
         group: what cells of one sweep share in Weights & Biases.
+        wait: whether to wait while another process works on the cell, or to return (``busy``).
     """
-    scalars = config.scalars
-    identity = failures.partial_identity(config)  # until the whole one is known
+    cell = _Cell(config, sweep, title or config.label)
     try:
-        identity = identify(config)
-        key = fingerprints.fingerprint(identity)
-        record = None if scalars.force else records.find(scalars.results_dir, scalars.name, key)
+        cell.identity = identify(config)
+        outcome = cell.settled()
+        return outcome or cell.run(wait, group)
     except Exception as error:
-        return _failed(config, identity, sweep, error, None)
-    if record is not None:
-        return _finished(config, identity, sweep, "reused", record)
-    path = failures.folder_of(scalars.results_dir, scalars.name, key) / failures.LOG_NAME
-    _note(config, identity, sweep, "started")
-    log = CellLog(path, config.label)
-    try:
-        with log:
-            from q2n.cell import compute
-
-            record = compute(config, identity, title or config.label)
-            records.save(record, scalars.results_dir)
-    except Exception as error:
-        return _failed(config, identity, sweep, error, log)
-    except KeyboardInterrupt:
-        _note(config, identity, sweep, "interrupted")
-        raise
-    outcome = _finished(config, identity, sweep, "forced" if scalars.force else "computed", record)
-    config.tracking.log_run(record, group)
-    return outcome
+        return cell.failed(error)
 
 
-def _finished(
-    config: RunConfig, identity: dict[str, Any], sweep: str | None, decision: Decision, record: RunRecord
-) -> Outcome:
-    scalars = config.scalars
-    partial = fingerprints.fingerprint(failures.partial_identity(config))
-    with contextlib.suppress(OSError):
-        failures.clear(scalars.results_dir, scalars.name, record.fingerprint, partial)
-    discard(records.checkpoint_folder(scalars.results_dir, scalars.name, record.fingerprint))
-    _note(config, identity, sweep, decision)
-    return Outcome(config.label, decision, scalars.results_dir, record)
+class _Cell:
+    """A cell on its way from its configuration to its outcome."""
 
+    def __init__(self, config: RunConfig, sweep: str | None, title: str) -> None:
+        self._config, self._sweep, self._title = config, sweep, title
+        self._log: CellLog | None = None
+        self._began = datetime.now(UTC).isoformat(timespec="seconds")
+        self.identity = failures.partial_identity(config)  # until the whole one is known
 
-def _failed(
-    config: RunConfig, identity: dict[str, Any], sweep: str | None, error: Exception, log: CellLog | None
-) -> Outcome:
-    scalars = config.scalars
-    stage, seconds = (log.stage, log.seconds) if log else ("identify", 0.0)
-    failure = failures.of_error(error, config, identity, sweep=sweep, stage=stage, seconds=seconds)
-    decision: Decision = "unsupported" if isinstance(error, UnsupportedError) else "failed"
-    if decision == "failed":
+    @property
+    def _key(self) -> str:
+        return fingerprints.fingerprint(self.identity)
+
+    def settled(self) -> Outcome | None:
+        """The outcome where nothing is to be computed."""
+        record = self._record()
+        if record is not None:
+            return self.finished("reused", record)
+        scalars = self._config.scalars
+        if scalars.retry == "all":
+            return None
+        before = failures.of_config(scalars.results_dir, scalars.name, self._config.tree)
+        tried = bool(before) or lease.holder_of(self._folder) is not None
+        if scalars.retry == "failed" and not tried:
+            return self._give("skipped", reason="it did not fail before, and retry=failed runs just those")
+        if scalars.retry == "none" and before:
+            return self._give("failed", failure=before[-1])
+        return None
+
+    def run(self, wait: bool, group: str | None) -> Outcome:
+        """Compute the cell, unless another process does."""
+        watch, before = lease.Watch(), ""
+        while (held := watch.take(self._folder)) is None:
+            said = f"{lease.holder_of(self._folder) or 'another process'} works on it"
+            if not wait:
+                return self._give("busy", reason=said, code=1)
+            if said != before:
+                print(f"{self._title}: waiting, {said}", file=sys.stderr)
+                before = said
+            time.sleep(POLL)
+        with held:
+            record = self._record()  # whoever held the lease before may have finished
+            if record is not None:
+                return self.finished("reused", record)
+            try:
+                record = self._computed()
+            except KeyboardInterrupt:
+                self._note("interrupted")
+                raise
+        outcome = self.finished("forced" if self._config.scalars.force else "computed", record)
+        self._config.tracking.log_run(record, group)
+        return outcome
+
+    def _record(self) -> RunRecord | None:
+        scalars = self._config.scalars
+        record = records.find(scalars.results_dir, scalars.name, self._key)
+        # forced: only what was made since, by a process that was at it already
+        return record if record and (not scalars.force or record.created > self._began) else None
+
+    def _computed(self) -> RunRecord:
+        from q2n.cell import compute
+
+        self._note("started")
+        self._log = CellLog(self._folder / failures.LOG_NAME, self._config.label)
+        with self._log:
+            record = compute(self._config, self.identity, self._title)
+            records.save(record, self._config.scalars.results_dir)
+        return record
+
+    @property
+    def _folder(self) -> Path:
+        scalars = self._config.scalars
+        return failures.folder_of(scalars.results_dir, scalars.name, self._key)
+
+    def finished(self, decision: Decision, record: RunRecord) -> Outcome:
+        scalars = self._config.scalars
+        with contextlib.suppress(OSError):
+            failures.clear(scalars.results_dir, scalars.name, self._config.tree)
+        discard(records.checkpoint_folder(scalars.results_dir, scalars.name, record.fingerprint))
+        return self._give(decision, record)
+
+    def failed(self, error: Exception) -> Outcome:
+        stage, seconds = (self._log.stage, self._log.seconds) if self._log else ("identify", 0.0)
+        failure = failures.of_error(
+            error, self._config, self.identity, sweep=self._sweep, stage=stage, seconds=seconds
+        )
+        if isinstance(error, UnsupportedError):
+            return self._give("unsupported", failure=failure)
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-            failures.save(failure, scalars.results_dir)
-    _note(config, identity, sweep, decision, failure)
-    return Outcome(config.label, decision, scalars.results_dir, None, failure)
+            failures.save(failure, self._config.scalars.results_dir)
+        return self._give("failed", failure=failure)
 
+    def _give(
+        self,
+        decision: Decision,
+        record: RunRecord | None = None,
+        failure: Failure | None = None,
+        reason: str = "",
+        code: int = 0,
+    ) -> Outcome:
+        if failure is not None:
+            reason, code = failure.reason, failure.exit_code
+        self._note(decision, reason, code)
+        folder = self._config.scalars.results_dir
+        return Outcome(self._config.label, decision, folder, record, failure, reason, code)
 
-def _note(
-    config: RunConfig,
-    identity: dict[str, Any],
-    sweep: str | None,
-    decision: Decision,
-    failure: Failure | None = None,
-) -> None:
-    if sweep is None:
-        return
-    note = Note(
-        key=config.key,
-        label=config.label,
-        name=config.scalars.name,
-        fingerprint=fingerprints.fingerprint(identity),
-        decision=decision,
-        identity=identity,
-        reason=failure.reason if failure else "",
-        exit_code=failure.exit_code if failure else 0,
-    )
-    with contextlib.suppress(OSError):  # a note is not worth a finished cell
-        leave_note(config.scalars.results_dir, sweep, note)
+    def _note(self, decision: Decision, reason: str = "", code: int = 0) -> None:
+        if self._sweep is None:
+            return
+        config = self._config
+        note = Note(
+            key=config.key,
+            label=config.label,
+            name=config.scalars.name,
+            fingerprint=self._key,
+            cell=config.cell,
+            decision=decision,
+            identity=self.identity,
+            reason=reason,
+            exit_code=code,
+        )
+        with contextlib.suppress(OSError):  # a note is not worth a finished cell
+            leave_note(config.scalars.results_dir, self._sweep, note)
 
 
 def identify(config: RunConfig) -> dict[str, Any]:

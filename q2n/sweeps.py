@@ -20,11 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from q2n.files import write_json_atomic
 from q2n.fingerprint import plain
+from q2n.schema import Cell
 
 Decision = Literal[
-    "reused", "computed", "forced", "failed", "unsupported", "skipped", "started", "interrupted"
+    "reused", "computed", "forced", "failed", "unsupported", "skipped", "started", "interrupted", "busy"
 ]
-"""``started`` is replaced when the cell ends; where it stays, the process was killed."""
+"""``skipped``: left out on purpose (``retry``). ``started`` and ``busy`` (another process is at it) are
+replaced when the cell ends; where ``started`` stays, the process was killed."""
 
 FOLDER = "sweeps"
 ANNOUNCEMENT = "sweep.json"
@@ -52,6 +54,7 @@ class Note(_Frozen):
     label: str
     name: str
     fingerprint: str
+    cell: Cell
     decision: Decision
     identity: dict[str, Any]
     reason: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,25 @@ def test_a_cell_that_fails_leaves_the_others_and_an_exit_code(tmp_path, cache):
     (left,) = (tmp_path / "results" / "main").glob("*/failure.json")
     assert json.loads(left.read_text())["stage"] == "quantize"
     assert "need 640000000" in (left.parent / "cell.log").read_text()
+
+
+def test_two_sweeps_on_one_folder_compute_no_cell_twice(tmp_path, cache):
+    sweep = ["-m", "model=tiny_llama", "bits=2,3,4", "q2n=on,off"]
+    both = [start(tmp_path, cache, *sweep) for _ in range(2)]
+    outputs = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    computed = [int((re.findall(r"(\d+) computed", out) or ["0"])[0]) for out, _ in outputs]
+    assert sum(computed) == 6 == len(records(tmp_path / "results"))
+    logs = [path.read_text() for path in (tmp_path / "results" / "main").glob("*/cell.log")]
+    assert [log.count("begun by process") for log in logs] == [1] * 6
+    assert not list((tmp_path / "results" / "main").glob("*/lease.*"))
+
+
+def test_retry_runs_just_the_cells_that_failed(tmp_path, cache):
+    sweep = ["-m", "model=tiny_llama", "calibration.nsamples=4,10000000"]
+    run(tmp_path, cache, *sweep, code=1)
+    out = run(tmp_path, cache, *sweep, "q2n=on,off", "retry=failed", code=1)
+    assert "1 reused, 2 skipped, 1 failed" in out or "1 reused, 1 failed, 2 skipped" in out
 
 
 def test_explain_says_why(tmp_path, cache):

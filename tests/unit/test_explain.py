@@ -21,6 +21,7 @@ def note(
     cell: str, decision: sweeps.Decision, found: dict[str, object] | None = None, **changes: object
 ) -> Note:
     fields = {"key": cell, "label": "tiny gptq", "name": "main", "fingerprint": cell, "identity": found or {}}
+    fields["cell"] = make_record().cell
     return Note(**{**fields, "decision": decision, **changes})
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
 import pytest
 from helpers.records import make_record
 
-from q2n import cell, failure, record, run, sweeps
+from q2n import cell, failure, lease, record, run, sweeps
 from q2n.cli import CONFIG_DIR
 from q2n.exceptions import NumericalError, RecordError
 from q2n.outcomes import UNFINISHED, Command, exit_code
@@ -113,17 +120,110 @@ def test_the_outcome_of_a_command_is_what_its_cells_left_on_disk(command, monkey
     assert command.outcomes()[0].decision == "missing"
 
 
-def test_a_cell_that_was_taken_up_and_not_ended_is_said_so(command):
-    class Killed(BaseException):
-        """As sudden as a signal."""
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from q2n import cell, run
+from q2n.cli import CONFIG_DIR
+from q2n.preflight import preflight
+from q2n.progress import LOGGER
+def compute(config, identity, title):
+    LOGGER.info("quantize: block 2/30 mlp.up")
+    os.kill(os.getpid(), signal.SIGKILL)
+cell.compute = compute
+run.run_cell(preflight(CONFIG_DIR, sys.argv[1:], "s1").cells[0], "s1")
+"""
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cell, "compute", failing(Killed()))
-        with pytest.raises(Killed):
-            run.run_cell(command.cells[0], "s1")
+
+def test_a_cell_whose_process_was_killed_is_a_failure_for_whoever_looks_next(command, monkeypatch):
+    config, folder = command.cells[0], command.folders[0]
+    done = subprocess.run([sys.executable, "-c", KILLED, *config.overrides], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert failure.read_all(folder) == ([], [])
     outcome = command.outcomes()[0]
+    assert outcome.decision == "failed"
+    assert outcome.failure.error_type == "Killed"
+    assert outcome.failure.stage == "quantize: block 2/30 mlp.up"
+    assert failure.read_all(folder)[0] == [outcome.failure]
+    assert command.outcomes()[0].failure == outcome.failure
+    monkeypatch.setattr(cell, "compute", succeeding)
+    assert run.run_cell(config, "s1").decision == "computed", "its lease does not stand in the way"
+    assert failure.read_all(folder) == ([], [])
+
+
+def test_a_cell_that_was_interrupted_is_no_failure_and_not_finished(command, monkeypatch):
+    monkeypatch.setattr(cell, "compute", failing(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run.run_cell(command.cells[0], "s1")
+    outcome = command.outcomes()[0]
+    assert outcome.decision == "interrupted"
     assert outcome.decision in UNFINISHED
-    assert "ended without a word" in outcome.why
+    assert failure.read_all(command.folders[0]) == ([], [])
+
+
+def retried(command, how):
+    """Decisions on both cells with ``retry=how``."""
+    for config in command.cells:
+        object.__setattr__(config.scalars, "retry", how)
+    return [run.run_cell(config, "s1").decision for config in command.cells]
+
+
+def test_retry_says_which_of_the_cells_without_a_record_are_run(command, monkeypatch):
+    monkeypatch.setattr(cell, "compute", failing(NumericalError("NaN")))
+    run.run_cell(command.cells[0], "s1")
+    assert retried(command, "all") == ["failed", "failed"]
+    for folder in Path(command.folders[0], "main").iterdir():
+        shutil.rmtree(folder)
+    run.run_cell(command.cells[0], "s1")
+    monkeypatch.setattr(cell, "compute", succeeding)
+    assert retried(command, "none") == ["failed", "computed"]
+    assert exit_code(command.outcomes(), multirun=True) == 1
+    assert "NaN" in command.outcomes()[0].why
+    assert retried(command, "failed") == ["computed", "reused"]
+
+
+def test_a_cell_that_was_never_tried_is_not_retried(command, monkeypatch):
+    monkeypatch.setattr(cell, "compute", failing(NumericalError("NaN")))
+    run.run_cell(command.cells[0], "s1")
+    monkeypatch.setattr(cell, "compute", succeeding)
+    assert retried(command, "failed") == ["computed", "skipped"]
+    assert exit_code(command.outcomes(), multirun=True) == 0
+    assert "just those" in command.outcomes()[1].why
+
+
+def test_a_failure_of_other_code_is_retried_and_goes(command, monkeypatch):
+    """The usual case: the cell failed, the code was mended, and so its fingerprint is another."""
+    identify = run.identify
+    with monkeypatch.context() as before:
+        before.setattr(run, "identify", lambda config: {**identify(config), "sources": {"q2n/a.py": "old"}})
+        before.setattr(cell, "compute", failing(NumericalError("NaN")))
+        old = run.run_cell(command.cells[0], "s1").failure
+    monkeypatch.setattr(cell, "compute", succeeding)
+    assert retried(command, "failed")[0] == "computed"
+    assert not left_folder(command.folders[0], old).exists()
+
+
+def test_a_cell_another_process_works_on_is_left_or_waited_for(command, monkeypatch, capsys):
+    config, folder = command.cells[0], command.folders[0]
+    monkeypatch.setattr(run, "POLL", 0.05)
+    monkeypatch.setattr(cell, "compute", lambda *_: pytest.fail("computed twice"))
+    identity = run.identify(config)
+    key = run.fingerprints.fingerprint(identity)
+    held = lease.Watch().take(failure.folder_of(folder, "main", key))
+    assert run.run_cell(config, "s1", wait=False).decision == "busy"
+    assert f"process {os.getpid()}" in command.outcomes()[0].why
+    assert exit_code(command.outcomes(), multirun=True) == 1
+
+    def finish_elsewhere():
+        with held:
+            time.sleep(0.3)
+            record.save(succeeding(config, identity, ""), folder)
+
+    thread = threading.Thread(target=finish_elsewhere)
+    thread.start()
+    assert run.run_cell(config, "s1").decision == "reused"
+    thread.join()
+    assert capsys.readouterr().err.count("waiting") == 1
 
 
 def test_where_a_sweeper_chooses_the_cells_those_that_were_run_count(command, monkeypatch):
