@@ -53,7 +53,7 @@ def compute(config: RunConfig, identity: Mapping[str, Any], title: str) -> RunRe
         bar.begin("load")
         with expense.stage("load"):
             config.evaluation.prepare(cache_dir)
-            loaded = config.model.load(dtype, cache_dir)
+            loaded = config.model.load(dtype, cache_dir, config.scalars.streaming)
             config.baseline.check(loaded.adapter)
         context = EvaluationContext(loaded, device, dtype, cache_dir, bar.advance)
         bar.begin("reference")

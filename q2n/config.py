@@ -13,12 +13,12 @@ from q2n.baselines.fields import Bits, GroupSize
 from q2n.evaluation.known import known_values
 from q2n.exceptions import ConfigurationError
 from q2n.fingerprint import fingerprint
+from q2n.models.spec import ModelSpec, Streaming
 from q2n.options import build, construct, did_you_mean, option
 
 if TYPE_CHECKING:
     from q2n.data.sources import CalibrationOption
     from q2n.evaluation.base import Evaluation
-    from q2n.models.spec import ModelSpec
     from q2n.schema import Cell
     from q2n.tracking.base import Tracking
     from q2n.types import Baseline, Correction
@@ -52,6 +52,7 @@ class Scalars:
     resume: Literal["auto", "never", "required"]
     checkpoint_every: Literal["auto"] | Annotated[int, Field(ge=0)]
     retry: Literal["all", "failed", "none"]
+    streaming: Streaming
     sanity: Literal["stop", "warn", "off"]
     known: str | None
 

@@ -72,6 +72,7 @@ NEUTRAL_KEYS = frozenset(
         "retry",
         "resume",
         "checkpoint_every",
+        "streaming",
         "known",
         "sanity",
         "tracking",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 from q2n.exceptions import ConfigurationError
 
 
@@ -41,3 +46,45 @@ def resolve_dtype(dtype: str, device: str) -> str:
     if device == "cpu" and any(getattr(torch.cpu, probe, lambda: False)() for probe in native):
         return "bfloat16"
     return "float32"
+
+
+def available_memory() -> int:
+    """Bytes of memory this process may still fill: what the machine has free, or less where a control group
+    (a container, a batch system's job) or a limit of the process allows less."""
+    import psutil
+
+    free = [psutil.virtual_memory().available, *_room_in_groups(), *_room_in_limits()]
+    return max(0, int(min(free)))
+
+
+def _room_in_groups() -> Iterator[int]:
+    try:
+        entries = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return  # not Linux
+    for _, controllers, place in entries:
+        root, limit, usage = (
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+            if controllers
+            else ("/sys/fs/cgroup", "memory.max", "memory.current")
+        )
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        # a container sees its own group as the root of the tree
+        for folder in (Path(root + place), Path(root)):
+            with contextlib.suppress(OSError, ValueError):  # no such group here; "max": no limit
+                yield int((folder / limit).read_text()) - int((folder / usage).read_text())
+
+
+def _room_in_limits() -> Iterator[int]:
+    if sys.platform == "win32":
+        return
+    import resource
+
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    for name, used in (("RLIMIT_AS", memory.vms), ("RLIMIT_DATA", getattr(memory, "data", 0))):
+        limit, _ = resource.getrlimit(getattr(resource, name))
+        if limit != resource.RLIM_INFINITY:
+            yield limit - used

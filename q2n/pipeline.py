@@ -81,7 +81,8 @@ def quantize_model(
         NumericalError: an activation, a statistic or a factorisation is not finite; names block and layer.
         CheckpointError: see :meth:`q2n.checkpoint.Checkpoint.restore`.
     """
-    method.baseline.rewrite(adapter)
+    with adapter.rewriting():
+        method.baseline.rewrite(adapter)
     adapter.prepare(tokens.shape[1])
     parts = tokens.split(batch_size or len(tokens))
     apart = heldout.split(batch_size or len(heldout)) if heldout is not None else ()
@@ -99,7 +100,8 @@ def quantize_model(
                 block.finish(checkpoint.finished)
         if checkpoint and not ready:  # what has no activations cannot be gone on from, and takes seconds
             checkpoint.reached(position)
-    method.baseline.finish(adapter)
+    with adapter.rewriting():
+        method.baseline.finish(adapter)
     return list(position.reports)
 
 

@@ -7,7 +7,7 @@ of its modules and therefore in force.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -142,9 +142,5 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 @contextmanager
 def harness_model(context: EvaluationContext, batch_size: int | str) -> Iterator[HarnessModel]:
     """The model on its device as a whole, and back on the CPU afterwards."""
-    model = cast(Callable[..., Any], context.loaded.model.to)
-    model(context.device)
-    try:
+    with context.loaded.adapter.on(context.device):
         yield HarnessModel(context, batch_size)
-    finally:
-        model("cpu")

@@ -7,7 +7,7 @@ Families served: Llama, Mistral, Qwen2/2.5 and dense Qwen3.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from q2n.exceptions import ModelError
 from q2n.models.block import DOWN, GATE_UP, O_PROJ, QKV, DecoderBlock, LinearGroup
+from q2n.models.residency import InMemory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +49,36 @@ class ModelAdapter:
     @property
     def tied(self) -> bool:
         return self.lm_head.weight is self.embeddings.weight
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """Inside, the model can be called as a whole, inputs on ``device``; afterwards it is on the CPU."""
+        with ExitStack() as stack:
+            for block in self.blocks:
+                stack.enter_context(block.residency.during_calls(block, device))
+            try:
+                self._around_blocks_to(device)
+                yield
+            finally:
+                self._around_blocks_to(torch.device("cpu"))
+
+    def _around_blocks_to(self, device: torch.device) -> None:
+        for parent, inside in ((self.model, "model"), (self.base, "layers")):
+            for name, child in parent.named_children():
+                if name != inside:
+                    child.to(device)
+
+    def rewriting(self) -> AbstractContextManager[object]:
+        """Inside, a method may rewrite the model as a whole (and blocks by :meth:`DecoderBlock.rewrite`).
+
+        Raises:
+            UnsupportedError: it tries to change weights that are not in memory.
+        """
+        if all(isinstance(block.residency, InMemory) for block in self.blocks):
+            return nullcontext()
+        from q2n.models.streaming import OnlyInMemory
+
+        return cast(AbstractContextManager[object], cast(Any, OnlyInMemory)())
 
     def embed(self, ids: Tensor) -> Tensor:
         """Hidden states ``(B, T, D)`` that enter the first block, for token ids ``(B, T)``."""

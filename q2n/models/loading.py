@@ -15,13 +15,20 @@ from transformers.utils import logging as transformers_logging
 
 from q2n.data.text import tokenizer_digest
 from q2n.exceptions import ModelError
+from q2n.hardware import available_memory
 from q2n.models.adapter import ModelAdapter, adapt, require_family
+from q2n.models.streaming import WeightFiles, stream_blocks, streamed_model
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from q2n.models.spec import Streaming
+
+
+MEMORY_SHARE = 0.5
+"""With ``streaming='auto'``: a larger model is streamed. What is left is for activations and the solver."""
 
 DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
@@ -56,11 +63,16 @@ def load_pretrained(
     provenance: Mapping[str, Any],
     revision: str | None = None,
     trust_remote_code: bool = False,
+    streaming: Streaming = "off",
 ) -> LoadedModel:
     """Read model and tokenizer from a folder or from the hub.
 
     The configuration comes first, so that a model that cannot be served is refused before its weights are
     downloaded. Weights are read from safetensors only: pickled ones can run code.
+
+    Args:
+        streaming: whether blocks stay in files until they are used; ``auto``: if the model would take more
+            than :data:`MEMORY_SHARE` of the memory that is free.
 
     Raises:
         ModelError: not found, not reachable, not permitted, damaged, incomplete, quantized already, or of an
@@ -73,15 +85,11 @@ def load_pretrained(
             config = AutoConfig.from_pretrained(path, **common)
             _require_plain(config, name)
             tokenizer = AutoTokenizer.from_pretrained(path, **common)
-            model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
-                path,
-                config=config,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                output_loading_info=True,
-                **common,
-            )
+            files = _files_to_stream(path, common["revision"], dtype, streaming)
+            if files is None:
+                model = _whole(path, config, dtype, name, common)
+            else:
+                model = streamed_model(path, config, files, dtype, common["revision"])
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model {name}: cannot load {path!r}: {_first_line(error)}\n"
@@ -90,11 +98,40 @@ def load_pretrained(
             "read; code that comes with a model runs with model.trust_remote_code=true only. "
             "model=smollm2_135m needs no hub."
         ) from error
+    commit = getattr(config, "_commit_hash", None)  # which one `main` was, for a model of the hub
+    loaded = ready(model, tokenizer, {**provenance, **({"commit": commit} if commit else {})})
+    if files is not None:
+        stream_blocks(loaded.adapter.blocks, files, dtype)
+    return loaded
+
+
+def _files_to_stream(
+    path: str, revision: str, dtype: torch.dtype, streaming: Streaming
+) -> WeightFiles | None:
+    """The files blocks will be read from; None: the model is read whole."""
+    if streaming == "off":
+        return None
+    files = WeightFiles.find(path, revision)
+    fits = files.bytes(dtype) <= MEMORY_SHARE * available_memory()
+    return None if streaming == "auto" and fits else files
+
+
+def _whole(path: str, config: Any, dtype: torch.dtype, name: str, common: Mapping[str, Any]) -> nn.Module:
+    model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
+        path,
+        config=config,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        output_loading_info=True,
+        **common,
+    )
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"model {name}: {path!r} lacks {len(info['missing_keys'])} weights: {missing}, ...")
-    commit = getattr(config, "_commit_hash", None)  # which one `main` was, for a model of the hub
-    return ready(model, tokenizer, {**provenance, **({"commit": commit} if commit else {})})
+    for parameter in model.parameters():  # mapped from the file; see read_tensors
+        parameter.data = parameter.data.clone()
+    return cast("nn.Module", model)
 
 
 def _require_plain(config: Any, name: str) -> None:

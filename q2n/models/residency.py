@@ -7,6 +7,7 @@ the device, or in memory at all (:mod:`q2n.models.streaming`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -90,6 +91,10 @@ class Residency(Protocol):
         """They are not needed on ``device`` for a while."""
         ...
 
+    def during_calls(self, block: DecoderBlock, device: torch.device) -> AbstractContextManager[None]:
+        """Inside, the block's module can be called by whoever has it, with inputs on ``device``."""
+        ...
+
     def rewrite(self, block: DecoderBlock, change: Callable[[DecoderBlock], None]) -> None:
         """Change the original weights, at the latest when they are next used."""
         ...
@@ -112,6 +117,9 @@ class InMemory:
     def leave(self, block: DecoderBlock, device: torch.device) -> None:
         if device.type != "cpu":
             block.module.to("cpu")
+
+    def during_calls(self, block: DecoderBlock, device: torch.device) -> AbstractContextManager[None]:
+        return block.on(device)
 
     def rewrite(self, block: DecoderBlock, change: Callable[[DecoderBlock], None]) -> None:
         change(block)

