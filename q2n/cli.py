@@ -27,10 +27,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from q2n import interruption
 from q2n.config import RunConfig
-from q2n.exceptions import Q2NError
+from q2n.exceptions import Q2NError, UnsupportedError
 from q2n.hydra_errors import explain
 from q2n.outcomes import Command, exit_code, show
+from q2n.plan.fit import misfit
 from q2n.preflight import config_folders, preflight
+from q2n.sweeper import leaving_out
 from q2n.sweeps import VARIABLE, new_id, read_sweep
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
@@ -52,10 +54,12 @@ def main() -> None:
     try:
         with interruption.graceful():
             command = preflight(CONFIG_DIR, arguments, command.sweep)
+            misfits = _misfits(command)
             if command.cells:
-                command.announce()
+                command.announce(misfits)
                 sys.argv.append(f"+hydra.job.env_set.{VARIABLE}={command.sweep}")
-            _hydra_main()
+            with leaving_out(config.overrides for config, _ in misfits):
+                _hydra_main()
             _visit_busy_again(command.sweep)
     except Q2NError as error:
         _leave(command, f"{type(error).__name__}: {error}", error.exit_code)
@@ -69,6 +73,18 @@ def main() -> None:
     outcomes = command.outcomes()
     show(outcomes)
     sys.exit(exit_code(outcomes, command.multirun))
+
+
+def _misfits(command: Command) -> list[tuple[RunConfig, UnsupportedError]]:
+    """The cells of a grid that can never run, and why.
+
+    Raises:
+        UnsupportedError: it is the only cell.
+    """
+    found = [(config, error) for config in command.cells if (error := misfit(config))]
+    if found and not command.multirun:
+        raise found[0][1]
+    return found if command.complete else []
 
 
 @hydra.main(config_path=str(CONFIG_DIR), config_name="config", version_base="1.3")

@@ -18,6 +18,7 @@ from q2n import killed, lease
 from q2n import record as records
 from q2n.exceptions import ConfigurationError, RecordError
 from q2n.failure import Failure
+from q2n.fingerprint import fingerprint as digest
 from q2n.record import RunRecord
 from q2n.sweeps import AnnouncedCell, Decision, Note, Sweep, announce, leave_note, read_notes
 
@@ -63,8 +64,11 @@ class Command:
     multirun: bool = False
     _announced: bool = field(default=False, repr=False)
 
-    def announce(self) -> None:
+    def announce(self, misfits: Sequence[tuple[RunConfig, ConfigurationError]] = ()) -> None:
         """Write down what is about to run, in each results folder of the cells.
+
+        Args:
+            misfits: cells that cannot run, and why.
 
         Raises:
             ConfigurationError: a results folder cannot be written.
@@ -79,6 +83,8 @@ class Command:
                 announce(folder, Sweep(id=self.sweep, alone=not self.multirun, cells=cells))
             except OSError as error:
                 raise ConfigurationError(f"results_dir={folder}: cannot be written: {error}") from None
+        for config, why in misfits:
+            leave_note(config.scalars.results_dir, self.sweep, _misfit_note(config, why))
         self._announced = True
 
     @property
@@ -99,6 +105,21 @@ class Command:
             note = by_key.get((folder, config.key))
             outcomes.append(_of_note(note, folder, self.sweep) if note else _missing(config))
         return outcomes
+
+
+def _misfit_note(config: RunConfig, error: ConfigurationError) -> Note:
+    identity = failures.partial_identity(config)
+    return Note(
+        key=config.key,
+        label=config.label,
+        name=config.scalars.name,
+        fingerprint=digest(identity),
+        cell=config.cell,
+        decision="unsupported",
+        identity=identity,
+        reason=f"{type(error).__name__}: {error}",
+        exit_code=error.exit_code,
+    )
 
 
 def _of_note(note: Note, results_dir: str, sweep: str) -> Outcome:
@@ -145,8 +166,10 @@ def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
     """0 if nothing failed.
 
     In a sweep, cells whose parts do not fit each other are expected and only listed; a command that asked for
-    just that cell fails.
+    nothing else fails.
     """
+    if outcomes and all(outcome.decision == "unsupported" for outcome in outcomes):
+        return ConfigurationError.exit_code
     if multirun:
         return int(any(outcome.decision in UNFINISHED for outcome in outcomes))
     return max((outcome.exit_code for outcome in outcomes), default=0)

@@ -75,7 +75,7 @@ class QuaRot(LayerwiseBaseline):
         return self.released if self.weight_solver == "gptq" else None
 
     def check(self, adapter: ModelAdapter) -> None:
-        from q2n.transforms.hadamard import require_hadamard
+        from q2n.transforms.hadamard_orders import require_hadamard
 
         super().check(adapter)
         if self.rotation == "hadamard":
@@ -105,7 +105,7 @@ class QuaRot(LayerwiseBaseline):
 
     def rotates_across_heads(self, num_heads: int) -> bool:
         """What ``head_rotation`` comes to for a model."""
-        from q2n.transforms.hadamard import hadamard_order
+        from q2n.transforms.hadamard_orders import hadamard_order
 
         exists = num_heads > 1 and hadamard_order(num_heads) is not None
         return self.head_rotation != "per_head" and exists

@@ -46,7 +46,7 @@ class SmoothQuant(LayerwiseBaseline):
         return frozenset({Statistic.GRAM} if self.weight_solver == "gptq" else ())
 
     def prepare_block(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
-        from q2n.models.block import GATE_UP, QKV
+        from q2n.models.groups import GATE_UP, QKV
         from q2n.transforms.block_inputs import largest_inputs
         from q2n.transforms.scaling import migrate
 

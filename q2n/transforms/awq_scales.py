@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from q2n.models.block import DOWN, GATE_UP, O_PROJ, QKV, LinearGroup
+from q2n.models.groups import DOWN, GATE_UP, O_PROJ, QKV, LinearGroup
 from q2n.transforms.scaling import migrate
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from q2n.models.block import DecoderBlock, LinearGroup
+    from q2n.models.block import DecoderBlock
+    from q2n.models.groups import LinearGroup
 
 
 def spread_sequences(batches: Sequence[Tensor], tokens: int | None) -> list[Tensor]:

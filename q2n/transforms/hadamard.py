@@ -12,43 +12,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from q2n.exceptions import UnsupportedError
-from q2n.transforms.hadamard_matrices import TABULATED, hadamard_matrix, is_known
+from q2n.transforms.hadamard_matrices import hadamard_matrix
+from q2n.transforms.hadamard_orders import require_hadamard
 
 DIRECT = 128
 """Largest Sylvester matrix that is multiplied at once; a larger one is a product of two of half its bits."""
-
-
-def hadamard_order(width: int) -> int | None:
-    """``K`` of ``width = K 2^m``, or None where no Hadamard matrix of this width is known here.
-
-    A tabulated order comes first, as in the official code; else the smallest that can be constructed.
-    """
-    odd = width
-    while odd > 1 and odd % 2 == 0:
-        odd //= 2
-    if odd == 1:
-        return 1
-    candidates = [odd << power for power in range(width.bit_length()) if width % (odd << power) == 0]
-    tabulated = [order for order in TABULATED if order in candidates]
-    return next((order for order in (*tabulated, *candidates) if is_known(order)), None)
-
-
-def require_hadamard(width: int, what: str, advice: str = "") -> int:
-    """:func:`hadamard_order`.
-
-    Raises:
-        UnsupportedError: there is none; names the nearest widths that would fit, and gives ``advice``.
-    """
-    order = hadamard_order(width)
-    if order is None:
-        below = next(size for size in range(width, 0, -1) if hadamard_order(size) is not None)
-        above = next(size for size in range(width, 2 * width + 1) if hadamard_order(size) is not None)
-        raise UnsupportedError(
-            f"{what} is {width}: no Hadamard matrix of that size is known here (nearest that would fit: "
-            f"{below} and {above}; in general a power of two, times 12, 20, 28, 36, ...){advice}"
-        )
-    return order
 
 
 def hadamard_transform(rows: Tensor, *, inverse: bool = False) -> Tensor:

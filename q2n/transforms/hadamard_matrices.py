@@ -13,13 +13,12 @@ Orders outside this list are made by Paley's constructions where those exist.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-TABULATED = (172, 156, 148, 140, 108, 60, 52, 36, 28, 40, 20, 12)
-"""Orders with an official matrix, in the order in which a divisor of a width is looked for."""
+from q2n.transforms.hadamard_orders import is_prime
 
 WILLIAMSON_ROWS = {
     52: ("1010011", "1000111", "1101001", "1000010"),
@@ -47,31 +46,18 @@ def hadamard_matrix(order: int) -> Tensor:
     """``(order, order)`` int8 of +1 and -1 with orthogonal rows; do not write into it.
 
     Raises:
-        ValueError: neither tabulated nor constructed; ask :func:`is_known` first.
+        ValueError: neither tabulated nor constructed; ask ``hadamard_orders.is_known`` first.
     """
     if order in WILLIAMSON_ROWS:
         return _williamson(WILLIAMSON_ROWS[order])
     if order == 40:
         smaller = _paley_first(19)
         return torch.kron(torch.tensor([[1, 1], [1, -1]], dtype=torch.int8), smaller)
-    if _is_prime(order - 1) and order % 4 == 0:
+    if is_prime(order - 1) and order % 4 == 0:
         return _paley_first(order - 1)
-    if order % 4 == 0 and order // 2 % 4 == 2 and _is_prime(order // 2 - 1):
+    if order % 4 == 0 and order // 2 % 4 == 2 and is_prime(order // 2 - 1):
         return _paley_second(order // 2 - 1)
     raise ValueError(f"no Hadamard matrix of order {order} is tabulated or constructed here")
-
-
-def is_known(order: int) -> bool:
-    """Whether :func:`hadamard_matrix` has this order."""
-    if order in TABULATED:
-        return True
-    half = order // 2
-    return order % 4 == 0 and (_is_prime(order - 1) or (half % 4 == 2 and _is_prime(half - 1)))
-
-
-@cache
-def _is_prime(number: int) -> bool:
-    return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
 
 def _residues(prime: int) -> Tensor:

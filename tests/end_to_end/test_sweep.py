@@ -72,9 +72,22 @@ def test_kill_in_the_middle_of_a_sweep_loses_no_finished_cell(tmp_path, cache):
 
 
 def test_cells_whose_parts_do_not_fit_are_listed_and_the_others_run(tmp_path, cache):
-    out = run(tmp_path, cache, "-m", "model=tiny_llama", "baseline=rtn", "q2n=off,released")
-    assert "not run: tiny_llama rtn q2n=released" in out
+    out = run(
+        tmp_path, cache, "-m", "model=tiny_llama", "baseline=rtn", "q2n=off,released", "group_size=32,128"
+    )
+    assert "not run: tiny_llama rtn q2n=released 3 bit: UnsupportedError: the official release" in out
+    assert "baseline.group_size=128: self_attn.q_proj has only 64 columns" in out
+    assert "1 computed" in out
+    assert "3 unsupported" in out
     assert len(records(tmp_path / "results")) == 1
+    assert "[1/4]" in out
+    assert "[2/4]" not in out, "no job is started for a cell that cannot run"
+
+
+def test_a_lone_cell_that_does_not_fit_ends_before_anything_is_loaded(tmp_path, cache):
+    out = run(tmp_path, cache, "model=tiny_llama", "group_size=128", code=2)
+    assert out.startswith("UnsupportedError: baseline.group_size=128")
+    assert not (tmp_path / "results" / "main").exists()
 
 
 def test_a_cell_that_fails_leaves_the_others_and_an_exit_code(tmp_path, cache):

@@ -14,7 +14,8 @@ from q2n.baselines.awq import AWQ
 from q2n.calibration import Accumulators
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.grids.awq import AwqGrid, clamp_groups
-from q2n.models.block import DOWN, GATE_UP, O_PROJ, QKV, DecoderBlock
+from q2n.models.block import DecoderBlock
+from q2n.models.groups import DOWN, GATE_UP, O_PROJ, QKV
 from q2n.transforms.awq_scales import fold_scales, mean_magnitude, search_scales
 from q2n.types import LinearProblem, Statistic
 

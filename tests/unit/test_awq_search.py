@@ -10,7 +10,7 @@ from helpers.tiny_models import FAMILIES, SHAPES, TOKENS, difference, logits, qu
 from q2n.baselines.awq import AWQ
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.grids.awq import AwqGrid, clip_limits
-from q2n.models.block import DOWN, GATE_UP, O_PROJ, QKV
+from q2n.models.groups import DOWN, GATE_UP, O_PROJ, QKV
 from q2n.transforms.awq_scales import channel_scale, fold_scales, mean_magnitude, search_scales
 from q2n.transforms.block_inputs import group_inputs, spread_sequences
 

@@ -9,8 +9,9 @@ from helpers.tiny_models import SHAPES, TOKENS, difference, logits, tiny
 from q2n.baselines.quarot import QuaRot
 from q2n.exceptions import UnsupportedError
 from q2n.models.adapter import adapt
-from q2n.transforms.hadamard import hadamard_order, hadamard_transform, require_hadamard
-from q2n.transforms.hadamard_matrices import TABULATED, hadamard_matrix, is_known
+from q2n.transforms.hadamard import hadamard_transform
+from q2n.transforms.hadamard_matrices import hadamard_matrix
+from q2n.transforms.hadamard_orders import TABULATED, hadamard_order, is_known, require_hadamard
 from q2n.transforms.online import OnlineHadamard, OnlineLinear
 from q2n.transforms.rotation import random_rotation, rotate_model
 

@@ -7,7 +7,7 @@ from helpers.tiny_models import FAMILIES, SHAPES, TOKENS, difference, logits, qu
 
 from q2n.baselines.smoothquant import SmoothQuant
 from q2n.grids.activation import ActivationQuantizer
-from q2n.models.block import GATE_UP, QKV
+from q2n.models.groups import GATE_UP, QKV
 from q2n.transforms.block_inputs import largest_inputs
 from q2n.transforms.online import quantize_inputs
 

@@ -1,0 +1,135 @@
+"""What a model's configuration says of its sizes: enough to see whether a method fits, and what it takes.
+
+No weights and no torch: a plan of a hundred cells is a matter of arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from q2n.exceptions import ModelError
+from q2n.models.groups import GROUPS, LinearGroup
+
+
+@dataclass(frozen=True)
+class ModelShapes:
+    """Sizes of a decoder of the served families; ``biases`` are those of queries, keys and values,
+    ``head_norms`` norms of every query and key head."""
+
+    family: str
+    vocab: int
+    hidden: int
+    intermediate: int
+    num_blocks: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tied: bool
+    biases: bool = False
+    head_norms: bool = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], name: str) -> ModelShapes:
+        """From a ``config.json``.
+
+        Raises:
+            ModelError: it lacks a size.
+        """
+        try:
+            heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+            family = str(config["model_type"])
+            return cls(
+                family=family,
+                vocab=int(config["vocab_size"]),
+                hidden=hidden,
+                intermediate=int(config["intermediate_size"]),
+                num_blocks=int(config["num_hidden_layers"]),
+                heads=heads,
+                kv_heads=int(config.get("num_key_value_heads") or heads),
+                head_dim=int(config.get("head_dim") or hidden // heads),
+                tied=bool(config.get("tie_word_embeddings", False)),
+                biases=bool(config.get("attention_bias", family == "qwen2")),
+                head_norms=family == "qwen3",
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"model {name}: config.json does not say its sizes: {error}") from None
+
+    @cached_property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Output rows and input columns of every linear layer of a block."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "self_attn.q_proj": (queries, self.hidden),
+            "self_attn.k_proj": (keys, self.hidden),
+            "self_attn.v_proj": (keys, self.hidden),
+            "self_attn.o_proj": (self.hidden, queries),
+            "mlp.gate_proj": (self.intermediate, self.hidden),
+            "mlp.up_proj": (self.intermediate, self.hidden),
+            "mlp.down_proj": (self.hidden, self.intermediate),
+        }
+
+    @property
+    def block_weights(self) -> int:
+        """Numbers of one block: linears, biases, norms."""
+        linears = sum(rows * columns for rows, columns in self.linears.values())
+        biases = (self.heads + 2 * self.kv_heads) * self.head_dim if self.biases else 0
+        return linears + biases + 2 * self.hidden + (2 * self.head_dim if self.head_norms else 0)
+
+    @property
+    def embedding_weights(self) -> int:
+        """Numbers of the embedding; the head has as many, unless it is ``tied``."""
+        return self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        heads = 1 if self.tied else 2
+        return heads * self.embedding_weights + self.hidden + self.num_blocks * self.block_weights
+
+
+class Skeleton:
+    """What :class:`q2n.models.adapter.ModelAdapter` says of sizes, for ``baseline.check``."""
+
+    def __init__(self, shapes: ModelShapes) -> None:
+        self.family = shapes.family
+        self.tied = shapes.tied
+        self.hidden_size = shapes.hidden
+        self.intermediate_size = shapes.intermediate
+        self.num_heads = shapes.heads
+        self.num_kv_heads = shapes.kv_heads
+        self.head_dim = shapes.head_dim
+        linears = {name: SkeletonLinear(*shape) for name, shape in shapes.linears.items()}
+        self.blocks = [SkeletonBlock(index, linears) for index in range(shapes.num_blocks)]
+
+
+@dataclass(frozen=True)
+class SkeletonBlock:
+    """A block that knows its linears' sizes."""
+
+    index: int
+    linears: Mapping[str, SkeletonLinear]
+
+    @property
+    def groups(self) -> tuple[LinearGroup, ...]:
+        return GROUPS
+
+    def linear(self, name: str) -> SkeletonLinear:
+        return self.linears[name]
+
+
+@dataclass(frozen=True)
+class SkeletonLinear:
+    """A linear layer without a weight; ``weight.shape`` is there as in the true one."""
+
+    out_features: int
+    in_features: int
+
+    @property
+    def weight(self) -> SkeletonLinear:
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
