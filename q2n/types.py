@@ -7,17 +7,21 @@ it before it returns (released code that did not is the subject of docs/reproduc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from q2n.linalg import Spectrum
     from q2n.models.adapter import DecoderBlock, ModelAdapter
+
+
+T = TypeVar("T")
 
 
 class Statistic(StrEnum):
@@ -213,6 +217,23 @@ class QuantizedLinear:
     def weight(self) -> Tensor:
         """The dequantized weight ``(R, C)`` float32: always ``format.dequantize()``."""
         return self.format.dequantize()
+
+    def recall(self, what: Hashable, of: tuple[Any, ...], compute: Callable[[], T]) -> T:
+        """``compute()``, once: what follows from this layer and the objects ``of``, as long as those are the
+        very same ones.
+
+        Cells that differ after the solver only may share a layer (:mod:`q2n.stages`); what is asked of it
+        under the same ``what`` must follow from it and ``of`` alone.
+        """
+        known = self._recalled.get(what)
+        if known is None or not all(ref() is item for ref, item in zip(known[0], of, strict=True)):
+            known = self._recalled[what] = (tuple(weakref.ref(item) for item in of), compute())
+        value: T = known[1]
+        return value
+
+    @cached_property
+    def _recalled(self) -> dict[Hashable, tuple[tuple[weakref.ref[Any], ...], Any]]:
+        return {}
 
     @property
     def bits_per_weight(self) -> float:

@@ -51,8 +51,12 @@ def layer_reports(
 def _errors(problem: LinearProblem, solution: Solution, stats: Statistics) -> tuple[list[float], list[float]]:
     """Relative output errors of each layer before and after the correction."""
     original, gram = problem.weight, stats.gram
-    energy = quadratic_rows(original, gram)
-    before = quadratic_rows(original - solution.base.weight, gram)
+
+    def uncorrected() -> tuple[Tensor, Tensor]:
+        return quadratic_rows(original, gram), quadratic_rows(original - solution.base.weight, gram)
+
+    part = "calibration" if stats is problem.stats else "heldout"
+    energy, before = solution.base.recall(("errors", part), (gram,), uncorrected)
     changed = solution.corrected is not solution.base
     after = quadratic_rows(original - solution.corrected.weight, gram) if changed else before
     rows = list(problem.rows)

@@ -1,0 +1,78 @@
+"""What a (t, lambda) map of static cells costs, in units of one ordinary cell.
+
+    python benchmarks/map_cost.py --t 0.01,0.02,0.05,0.1,0.2,0.5 --lam 0,0.1,0.2,0.5,1,2 evaluation.windows=8
+
+Two commands, one after the other, each with an empty cache but for the converted model and the cleaned text:
+one cell with true-sequential calibration, and the map with ``calibration.stages=static``. Times are wall
+seconds of the whole commands, from the interpreter's start to the table. Overrides apply to both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from q2n.data.cache import cache_root
+from q2n.record import load_all
+
+RUN = Path(__file__).resolve().parent.parent / "run.py"
+MADE_ONCE = ("models", "text")
+"""Parts of the cache folder that any first command makes."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--t", default="0.01,0.02,0.05,0.1,0.2,0.5")
+    parser.add_argument("--lam", default="0,0.1,0.2,0.5,1,2")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="q2n-map-") as folder:
+        single = measured(Path(folder) / "single", options.overrides)
+        grid = ["-m", "calibration.stages=static", f"q2n.t={options.t}", f"q2n.lam={options.lam}"]
+        whole = measured(Path(folder) / "map", [*grid, *options.overrides])
+    print(f"map / cell: {whole / single:.2f}")
+
+
+def measured(folder: Path, arguments: list[str]) -> float:
+    """Wall seconds of one command; prints what they are made of."""
+    (folder / "cache").mkdir(parents=True)
+    for name in MADE_ONCE:
+        (cache_root() / name).mkdir(parents=True, exist_ok=True)
+        os.symlink(cache_root() / name, folder / "cache" / name)
+    places = [f"results_dir={folder / 'results'}", f"cache_dir={folder / 'cache'}", "name=map_cost"]
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, str(RUN), *arguments, *places],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    wall = time.perf_counter() - began
+    records = load_all(folder / "results")
+    spent: Counter[str] = Counter()
+    for record in records:
+        spent.update(record.seconds)
+    spent["rest"] = wall - sum(spent.values())
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in spent.items())
+    print(f"{len(records):3} cells {wall:7.1f} s: {stages}", flush=True)
+    kept = sum(file.stat().st_size for file in folder.glob("cache/stages/*/*"))
+    first, *others = sorted(records, key=lambda record: record.seconds["quantize"], reverse=True)
+    if others:
+        quantize = sum(record.seconds["quantize"] for record in others) / len(others)
+        evaluate = sum(record.seconds["evaluate"] for record in others) / len(others)
+        print(
+            f"    first cell: quantize {first.seconds['quantize']:.1f} s; others on average: {quantize:.2f} s"
+        )
+        print(f"    evaluate, on average: {evaluate:.2f} s; kept on disk: {kept / 2**20:.0f} MiB")
+    return wall
+
+
+if __name__ == "__main__":
+    main()
