@@ -37,14 +37,14 @@ class SpectraStage:
         if found is None:
             began = time.perf_counter()
             spectrum = symmetric_spectrum(matrix)
-            spectrum = Spectrum(spectrum.values.contiguous(), spectrum.vectors.contiguous())
+            tensors = {"values": spectrum.values.contiguous(), "vectors": spectrum.vectors.contiguous()}
+            spectrum = Spectrum(**tensors)
             seconds = time.perf_counter() - began
-            self._context.store.write(address, vars(spectrum), {"seconds": seconds})
+            self._context.store.write(address, tensors, {"seconds": seconds})
         else:
             spectrum, seconds = found
         self._context.ledger.note(STAGE, self._key, found is not None, seconds)
-        size = 8 * (spectrum.vectors.numel() + spectrum.values.numel())
-        self._context.remember(address, (spectrum, seconds), size)
+        self._context.remember(address, (spectrum, seconds), 8 * spectrum.vectors.numel())
         return spectrum
 
     def _read(self, address: Address) -> tuple[Spectrum, float] | None:
