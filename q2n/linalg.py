@@ -21,10 +21,18 @@ SMALL_TRIANGLE = 192
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues ``(C,)`` descending and eigenvectors ``(C, C)`` (columns), float64."""
+    """Eigenvalues ``(m,)`` descending, float64, and eigenvectors ``(C, m)`` (columns) of a symmetric matrix.
+
+    ``m`` is ``C`` unless only the leading ones were computed. Then ``total`` is the sum of all eigenvalues
+    (``None``: that of ``values``). ``method`` says how it was made, ``residual`` how exact an iteration is:
+    ``max ||H v - sigma v|| / sigma_1``.
+    """
 
     values: Tensor
     vectors: Tensor
+    total: float | None = None
+    method: str = "eigh"
+    residual: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,15 +51,15 @@ def require_finite(tensor: Tensor, what: str) -> None:
         raise NumericalError(f"{what}: {bad} of {tensor.numel()} entries are not finite")
 
 
-def symmetric_spectrum(matrix: Tensor) -> Spectrum:
-    """Full eigendecomposition of a symmetric ``(C, C)`` matrix in float64, largest first.
+def symmetric_spectrum(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Spectrum:
+    """Full eigendecomposition of a symmetric ``(C, C)`` matrix in ``dtype``, largest first.
 
     Raises:
         NumericalError: the matrix is not finite.
     """
     require_finite(matrix, "matrix to be decomposed")
-    values, vectors = torch.linalg.eigh(matrix.double())
-    return Spectrum(values.flip(0), vectors.flip(1))
+    values, vectors = torch.linalg.eigh(matrix.to(dtype))
+    return Spectrum(values.flip(0).double(), vectors.flip(1))
 
 
 def damped_inverse_factor(hessian: Tensor, damping: Sequence[float]) -> InverseFactor:

@@ -89,23 +89,31 @@ class Statistics:
         return self.centred_gram * (self.sequences / (2 * self.tokens))
 
     @cached_property
-    def _spectra(self) -> dict[Statistic, Spectrum]:
+    def _cache(self) -> dict[Hashable, Any]:
         return {}
 
+    def cached(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What ``compute`` returned the first time it was asked for under ``key``: work that follows from
+        the statistics is done once for all layers that share the input."""
+        if key not in self._cache:
+            self._cache[key] = compute()
+        value: T = self._cache[key]
+        return value
+
     def spectrum(self, statistic: Statistic) -> Spectrum:
-        """Eigendecomposition of the statistic's ``(C, C)`` second moment, computed once and shared by
-        all layers that share the input.
+        """Full eigendecomposition of the statistic's ``(C, C)`` second moment in float64, computed once.
 
         Raises:
             NumericalError: the statistic is not finite.
         """
         from q2n.linalg import symmetric_spectrum
 
-        if statistic not in self._spectra:
+        def compute() -> Spectrum:
             value = self.values[statistic].double()
             matrix = value if statistic is Statistic.GRAM else value.T @ value
-            self._spectra[statistic] = (self.decompose or symmetric_spectrum)(matrix)
-        return self._spectra[statistic]
+            return (self.decompose or symmetric_spectrum)(matrix)
+
+        return self.cached((statistic.value, "eigh", "float64"), compute)
 
     def mapped(self, right: Tensor) -> Statistics:
         """Statistics of ``x' = R x``, ``R = right`` ``(C', C)``: ``H -> R H R^T``, rows ``A -> A R^T``,
@@ -261,7 +269,8 @@ class Solution:
 class LayerReport:
     """What the record keeps of one linear layer. Errors are relative squared output errors
     ``||(W - Q) X||^2 / ||W X||^2`` on the calibration inputs, before and after the correction; ``heldout_``
-    on inputs from held-out sequences, ``None`` without any."""
+    on inputs from held-out sequences, ``None`` without any. ``decomposition`` says how the spectrum was made
+    and why not as asked, ``decomposition_residual`` how exact an iteration was."""
 
     block: int
     name: str
@@ -277,6 +286,8 @@ class LayerReport:
     correct_seconds: float = 0.0
     heldout_error_before: float | None = None
     heldout_error_after: float | None = None
+    decomposition: str | None = None
+    decomposition_residual: float | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -14,103 +14,108 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from q2n.corrections.base import RowwiseCorrection
+from q2n.nullspace.alpha import TINY, adam_row_scale, adam_to_convergence, reached, row_norms
+from q2n.nullspace.estimator import Decomposition, Estimator, Precision, Signs
+from q2n.nullspace.moments import Moment
+from q2n.nullspace.rank import IndexRule, RankRule, RuleName
 from q2n.options import option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IndexRule = Literal["released", "textbook"]
-
 
 @option
 class NullSpaceScale(RowwiseCorrection):
-    """The closed-form row scale, every choice the paper and its released code make being a field.
+    """The row scale towards the inputs' null space, every choice of the paper, its released code and its
+    reviewers being a field.
 
-    ``statistic`` is whose null space is meant, ``drop_first`` leaves the leading eigenvalue out of the
-    ratio, ``reference`` is the weight the error is measured from, ``skip`` lists patterns of layer names that
-    are left alone. Columns kept in full precision are not scaled; ``kept_columns='exclude'`` therefore leaves
+    ``statistic`` is whose null space is meant and ``decomposition`` how it is computed, in ``precision``.
+    ``rank_rule`` says where the null space begins (:class:`q2n.nullspace.rank.RankRule`): ``t``,
+    ``index_rule`` and ``drop_first`` (the leading eigenvalue is left out of the comparison) belong to
+    ``prefix_suffix``, ``energy``, ``nscl_a`` and ``rank`` to the rules ``energy``, ``adam_nscl`` and
+    ``fixed``. ``alpha`` is the solver; ``lam_scale='relative'`` multiplies ``lam`` by the row's squared norm.
+    ``reference`` is the weight the error is measured from, ``skip`` lists patterns of layer names that are
+    left alone. Columns kept in full precision are not scaled; ``kept_columns='exclude'`` therefore leaves
     them out of what is fitted (their errors still count through the projection), ``'include'`` fits as if
     they were scaled.
     """
 
     t: Annotated[float, Field(ge=0)]
     lam: Annotated[float, Field(ge=0)]
-    statistic: Literal["gram", "position_mean"] = "gram"
+    lam_scale: Literal["absolute", "relative"] = "absolute"
+    statistic: Moment = "gram"
+    decomposition: Decomposition = "auto"
+    precision: Precision = "float64"
+    rank_rule: RuleName = "prefix_suffix"
     index_rule: IndexRule = "released"
     drop_first: bool = True
-    eigenvalues: Literal["clamp", "abs"] = "clamp"
+    energy: Annotated[float, Field(gt=0, le=1)] = 0.95
+    nscl_a: Annotated[float, Field(ge=1)] = 10.0
+    rank: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0
+    eigenvalues: Signs = "clamp"
+    alpha: Literal["closed", "adam20", "adam"] = "closed"
     reference: Literal["original", "compensated"] = "original"
     kept_columns: Literal["include", "exclude"] = "exclude"
     skip: list[str] = Field(default_factory=lambda: ["*down_proj"])
 
+    @model_validator(mode="after")
+    def _smallest_is_known(self) -> NullSpaceScale:
+        if self.rank_rule == "adam_nscl" and self.decomposition == "partial":
+            raise ValueError(
+                "rank_rule=adam_nscl compares with the smallest eigenvalue, which decomposition=partial does "
+                "not compute; use decomposition=eigh, svd or auto"
+            )
+        return self
+
+    @property
+    def estimator(self) -> Estimator:
+        """How the null space is estimated."""
+        rule = RankRule(
+            self.rank_rule, self.t, self.index_rule, self.drop_first, self.energy, self.nscl_a, self.rank
+        )
+        return Estimator(self.statistic, self.decomposition, self.precision, rule, self.eigenvalues)
+
     @property
     def requires(self) -> frozenset[Statistic]:
-        return frozenset({Statistic(self.statistic)})
+        return self.estimator.requires
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
         if all(self._skips(name) for name in problem.names):
             return quantized
-        spectrum = problem.stats.spectrum(Statistic(self.statistic))
-        values = spectrum.values.abs() if self.eigenvalues == "abs" else spectrum.values.clamp(min=0)
-        rank = range_rank(values, self.t, self.index_rule, self.drop_first)
+        null_space = self.estimator.estimate(problem.stats)
+        spectrum = null_space.spectrum
         reference = quantized.original if self.reference == "original" else quantized.compensated
-        error = reference.double() - quantized.weight.double()
         scaled = quantized.weight
         if quantized.kept is not None and self.kept_columns == "exclude":
             scaled = scaled.masked_fill(quantized.kept, 0)
-        alpha = row_scale(error, scaled, spectrum.vectors, rank, self.lam)
+        error = reference - quantized.weight
+        shared = reached(error, scaled, spectrum.vectors, null_space.rank)
+        alpha, notes = self._solve(shared, row_norms(scaled))
         for name, rows in zip(problem.names, alpha.split(list(problem.rows)), strict=True):
             if self._skips(name):
                 rows.fill_(1)
-        return quantized.scaled_rows(alpha, null_rank=len(values) - rank)
+        return quantized.scaled_rows(
+            alpha,
+            null_rank=null_space.dimension,
+            decomposition=spectrum.method,
+            decomposition_residual=spectrum.residual,
+            extra=notes,
+        )
+
+    def _solve(self, shared: Tensor, norms: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """``alpha`` of ``<E_r (I - P), Q_r>`` and ``||Q_r||^2``, and notes for the record."""
+        lam = self.lam * norms if self.lam_scale == "relative" else self.lam
+        if self.alpha == "closed":
+            return 1 + shared / (norms + lam + TINY), {}
+        fit = 1 + shared / (norms + TINY)
+        if self.alpha == "adam20":
+            return adam_row_scale(fit, norms, lam), {}
+        descent = adam_to_convergence(fit, norms, lam)
+        return descent.alpha, {"alpha_steps": descent.steps, "alpha_distance": descent.distance}
 
     def _skips(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.skip)
-
-
-def range_rank(values: Tensor, t: float, rule: IndexRule = "released", drop_first: bool = True) -> int:
-    """Number ``k`` of leading eigenvectors that span the inputs' range; the others span the null space.
-
-    Prefix-suffix ratio: the smallest ``k`` with ``sum(values after k) / sum(values up to k) <= t``, the
-    leading eigenvalue left out of both sums with ``drop_first``. The released code's ratio skips one more
-    eigenvalue, so that its null space has one direction more (``rule='released'``).
-
-    Args:
-        values: non-negative eigenvalues, descending, ``(C,)``.
-
-    Returns:
-        ``0`` if everything but the dropped eigenvalue vanishes: all directions are null.
-    """
-    import torch
-
-    offset = 1 if drop_first else 0
-    energies = values.double()[offset:]
-    prefix = torch.cumsum(energies, dim=0)
-    skipped = 2 if rule == "released" else 1
-    suffix = prefix[-1] - prefix[skipped - 1 :] if len(prefix) >= skipped else prefix[:0]
-    leading = prefix[: len(suffix)]
-    found = torch.nonzero((leading > 1e-12) & (suffix <= t * leading))
-    return int(found[0]) + 1 + offset if len(found) else 0
-
-
-def row_scale(error: Tensor, scaled: Tensor, vectors: Tensor, rank: int, lam: float) -> Tensor:
-    """``alpha_r = 1 + <E_r (I - P), Q_r> / (||Q_r||^2 + lambda)`` with ``E = W - Q``; ``(R,)`` float64.
-
-    ``I - P = V V^T`` with ``V`` the ``rank`` leading columns of ``vectors`` ``(C, C)``, so the projector is
-    never formed: ``<E (I - P), Q> = <E V, Q V>``, through whichever of range and null basis is thinner.
-
-    Args:
-        error: ``E`` ``(R, C)``.
-        scaled: what ``alpha`` multiplies, ``(R, C)``: ``Q``, with zeros in columns that are not scaled.
-    """
-    error, scaled = error.double(), scaled.double()
-    null = rank > len(vectors) // 2
-    basis = vectors[:, rank:] if null else vectors[:, :rank]
-    shared = ((error @ basis) * (scaled @ basis)).sum(dim=1)
-    if null:
-        shared = (error * scaled).sum(dim=1) - shared
-    return 1 + shared / (scaled.square().sum(dim=1) + lam + 1e-8)

@@ -15,14 +15,13 @@ from pydantic import Field
 
 from q2n.corrections.recipes import ReleasedRecipe
 from q2n.exceptions import UnsupportedError
+from q2n.nullspace.alpha import adam_row_scale, row_norms, row_scale
+from q2n.nullspace.rank import range_rank
 from q2n.options import option
 from q2n.types import Baseline, Correction, LinearProblem, QuantizedLinear, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ADAM_STEPS = 20
-ADAM_RATE = 2e-3
 
 
 @option
@@ -100,8 +99,6 @@ class BoundRelease:
     def _alpha(
         self, problem: LinearProblem, quantized: QuantizedLinear, statistic: Statistic
     ) -> tuple[Tensor, int]:
-        from q2n.corrections.null_space import range_rank, row_scale
-
         recipe = self.recipe
         spectrum = problem.stats.spectrum(statistic)
         rank = range_rank(spectrum.values.clamp(min=0), self.t, "released")
@@ -111,28 +108,8 @@ class BoundRelease:
             values = values.masked_fill(quantized.kept, 0)
         if not recipe.aligned and quantized.order is not None:
             reference, values = reference[:, quantized.order], values[:, quantized.order]
-        error = reference.double() - values.double()
+        error = reference - values
         if recipe.alpha == "closed":
             return row_scale(error, values, spectrum.vectors, rank, self.lam), rank
         fit = row_scale(error, values, spectrum.vectors, rank, lam=0.0)
-        return adam_row_scale(fit, values.double().square().sum(dim=1), self.lam), rank
-
-
-def adam_row_scale(fit: Tensor, norms: Tensor, lam: float) -> Tensor:
-    """20 steps of ``torch.optim.Adam`` (its defaults, rate 2e-3) from one on ``n (a - f)^2 + lam (a - 1)^2``.
-
-    That is the released loss ``||B - diag(a) Q||^2 + lam ||a - 1||^2`` up to a constant, with ``norms`` ``n``
-    the squared norms of the rows of ``Q`` and ``fit`` ``f`` the least-squares scales; rows do not interact.
-    ``(R,)``.
-    """
-    import torch
-
-    alpha = torch.ones_like(fit)
-    mean, square = torch.zeros_like(fit), torch.zeros_like(fit)
-    for step in range(1, ADAM_STEPS + 1):
-        gradient = 2 * norms * (alpha - fit) + 2 * lam * (alpha - 1)
-        mean.lerp_(gradient, 1 - 0.9)
-        square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
-        denominator = (square / (1 - 0.999**step)).sqrt_().add_(1e-8)
-        alpha = alpha - ADAM_RATE / (1 - 0.9**step) * mean / denominator
-    return alpha
+        return adam_row_scale(fit, row_norms(values), self.lam), rank

@@ -41,6 +41,9 @@ def layer_reports(
                 alpha_max=None if alpha is None else float(alpha[part].max()),
                 null_rank=diagnostics.get("null_rank"),
                 damping=diagnostics.get("damping"),
+                decomposition=diagnostics.get("decomposition"),
+                decomposition_residual=diagnostics.get("decomposition_residual"),
+                extra=diagnostics.get("extra", {}),
                 solve_seconds=solve_seconds * share,
                 correct_seconds=correct_seconds * share,
             )

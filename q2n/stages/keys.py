@@ -12,7 +12,14 @@ from typing import Any
 from q2n.fingerprint import fingerprint
 from q2n.types import Baseline
 
-_AFTER_SOLVING = ("q2n/corrections/", "q2n/evaluation/", "q2n/diagnostics/", "q2n/cell.py", "q2n/run.py")
+_AFTER_SOLVING = (
+    "q2n/corrections/",
+    "q2n/nullspace/",
+    "q2n/evaluation/",
+    "q2n/diagnostics/",
+    "q2n/cell.py",
+    "q2n/run.py",
+)
 """Sources that solved layers do not depend on."""
 
 _AFTER_MEASURING = (*_AFTER_SOLVING, "q2n/baselines/", "q2n/grids/", "q2n/solvers/")

@@ -38,7 +38,7 @@ class SpectraStage:
             began = time.perf_counter()
             spectrum = symmetric_spectrum(matrix)
             tensors = {"values": spectrum.values.contiguous(), "vectors": spectrum.vectors.contiguous()}
-            spectrum = Spectrum(**tensors)
+            spectrum = Spectrum(tensors["values"], tensors["vectors"])
             seconds = time.perf_counter() - began
             self._context.store.write(address, tensors, {"seconds": seconds})
         else:
@@ -51,7 +51,8 @@ class SpectraStage:
         entry = self._context.store.open(address)
         if entry is None:
             return None
-        return Spectrum(**self._context.placed(entry.tensors())), float(entry.facts["seconds"])
+        tensors = self._context.placed(entry.tensors())
+        return Spectrum(tensors["values"], tensors["vectors"]), float(entry.facts["seconds"])
 
 
 def _digest(matrix: Tensor) -> str:

@@ -5,8 +5,9 @@ import torch
 from golden.golden_data import Golden, relative
 
 from q2n.baselines.gptq import GPTQ
-from q2n.corrections.null_space import NullSpaceScale, range_rank
+from q2n.corrections.null_space import NullSpaceScale
 from q2n.grids.uniform import UniformFormat, UniformGrid
+from q2n.nullspace.rank import range_rank
 from q2n.types import Statistic
 
 CASES = [

@@ -8,8 +8,8 @@ from helpers.layers import layer
 
 from q2n.baselines.gptq import GPTQ
 from q2n.baselines.rtn import RTN
-from q2n.corrections.null_space import NullSpaceScale, row_scale
-from q2n.corrections.released import adam_row_scale
+from q2n.corrections.null_space import NullSpaceScale
+from q2n.nullspace.alpha import adam_row_scale, row_scale
 from q2n.types import LinearProblem, Statistic, Statistics
 
 R, C = 24, 40
@@ -100,7 +100,9 @@ def test_low_rank_is_the_dense_formula(rank):
     null = vectors[:, rank:] @ vectors[:, rank:].T
     shared = ((error.double() @ (torch.eye(C) - null)) * values.double()).sum(dim=1)
     expected = 1 + shared / (values.double().square().sum(dim=1) + 0.2 + 1e-8)
-    assert torch.allclose(row_scale(error, values, vectors, rank, 0.2), expected, rtol=0, atol=1e-12)
+    exact = row_scale(error.double(), values.double(), vectors, rank, 0.2)
+    assert torch.allclose(exact, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(row_scale(error, values, vectors, rank, 0.2), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from q2n.baselines.gptq import GPTQ
 from q2n.baselines.owq import OWQ
-from q2n.corrections.null_space import NullSpaceScale, range_rank
+from q2n.corrections.null_space import NullSpaceScale
+from q2n.nullspace.rank import range_rank
 from q2n.types import LinearProblem, Statistic, Statistics
 
 R, C = 24, 40
