@@ -54,6 +54,8 @@ def main() -> None:
     try:
         with interruption.graceful():
             command = preflight(CONFIG_DIR, arguments, command.sweep)
+            if any(config.scalars.plan for config in command.cells):
+                sys.exit(_show_plan(command))
             misfits = _misfits(command)
             if command.cells:
                 command.announce(misfits)
@@ -73,6 +75,12 @@ def main() -> None:
     outcomes = command.outcomes()
     show(outcomes)
     sys.exit(exit_code(outcomes, command.multirun))
+
+
+def _show_plan(command: Command) -> int:
+    from q2n.plan.table import plan, show_plan
+
+    return show_plan(plan(command.cells), command.complete)
 
 
 def _misfits(command: Command) -> list[tuple[RunConfig, UnsupportedError]]:

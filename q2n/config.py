@@ -53,6 +53,7 @@ class Scalars:
     checkpoint_every: Literal["auto"] | Annotated[int, Field(ge=0)]
     retry: Literal["all", "failed", "none"]
     streaming: Streaming
+    plan: bool
     sanity: Literal["stop", "warn", "off"]
     known: str | None
 

@@ -38,6 +38,10 @@ class NumericalError(Q2NError):
     """A factorisation, an eigendecomposition or a loss is not finite or does not exist."""
 
 
+class OutOfMemoryError(Q2NError):
+    """Host or device has too little memory for a cell; says what would make it fit."""
+
+
 class CheckpointError(Q2NError):
     """A checkpoint that must be used is missing, damaged or another cell's."""
 

@@ -32,6 +32,7 @@ BOOKKEEPING = frozenset(
         "files.py",
         "fingerprint.py",
         "hydra_errors.py",
+        "identity.py",
         "interruption.py",
         "killed.py",
         "lease.py",
@@ -67,6 +68,7 @@ LIBRARIES = (
 NEUTRAL_KEYS = frozenset(
     {
         "name",
+        "plan",
         "results_dir",
         "cache_dir",
         "cache_limit",

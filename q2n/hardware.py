@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from q2n.exceptions import ConfigurationError
+
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""One of these is there where Linux can have a CUDA (or ROCm) device; asking torch takes a second or more."""
 
 
 def resolve_device(device: str) -> str:
@@ -16,6 +20,8 @@ def resolve_device(device: str) -> str:
     Raises:
         ConfigurationError: the device asked for is not there.
     """
+    if device == "cpu" or (device == "auto" and _surely_none()):
+        return "cpu"
     import torch
 
     if device == "auto":
@@ -36,16 +42,33 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
     A CPU without such instructions emulates them and is several times slower in bfloat16 than in float32.
     """
-    import torch
-
     if dtype != "auto":
         return dtype
+    flags = _processor_flags() if device == "cpu" else None
+    if flags is not None:
+        return "bfloat16" if {"amx_tile", "avx512_bf16"} & flags else "float32"
+    import torch
+
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
     native = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     if device == "cpu" and any(getattr(torch.cpu, probe, lambda: False)() for probe in native):
         return "bfloat16"
     return "float32"
+
+
+def _surely_none() -> bool:
+    return sys.platform == "linux" and not any(os.path.exists(path) for path in DRIVERS)
+
+
+def _processor_flags() -> set[str] | None:
+    """What a processor of Intel's family says it can do; None where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    lines = [line for line in text.splitlines() if line.startswith("flags")]
+    return set(lines[0].partition(":")[2].split()) if lines else None
 
 
 def available_memory() -> int:

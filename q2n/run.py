@@ -7,7 +7,6 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from q2n import failure as failures
 from q2n import fingerprint as fingerprints
@@ -18,8 +17,9 @@ from q2n.checkpoint import discard
 from q2n.config import RunConfig
 from q2n.exceptions import UnsupportedError
 from q2n.failure import Failure
-from q2n.hardware import resolve_device, resolve_dtype
+from q2n.identity import identify
 from q2n.outcomes import Outcome
+from q2n.plan.out_of_memory import explained
 from q2n.record import RunRecord
 from q2n.sweeps import Decision, Note, leave_note
 
@@ -133,6 +133,7 @@ class _Cell:
         return self._give(decision, record)
 
     def failed(self, error: Exception) -> Outcome:
+        error = explained(error, self._config, self.identity)
         stage, seconds = (self._log.stage, self._log.seconds) if self._log else ("identify", 0.0)
         failure = failures.of_error(
             error, self._config, self.identity, sweep=self._sweep, stage=stage, seconds=seconds
@@ -174,21 +175,3 @@ class _Cell:
         )
         with contextlib.suppress(OSError):  # a note is not worth a finished cell
             leave_note(config.scalars.results_dir, self._sweep, note)
-
-
-def identify(config: RunConfig) -> dict[str, Any]:
-    """Everything that can change the cell's number; loads no weights.
-
-    Raises:
-        UnsupportedError: the correction is not defined after the baseline.
-        ConfigurationError: the device is not there.
-        ModelError, DataError: weights or text are not where the configuration says.
-    """
-    config.correction.bind(config.baseline)
-    device = resolve_device(config.scalars.device)
-    return fingerprints.identity(
-        config.tree,
-        weights=config.model.identity(),
-        data={"calibration": config.calibration.identity(), "evaluation": config.evaluation.identity()},
-        hardware={"device": device, "dtype": resolve_dtype(config.scalars.dtype, device)},
-    )

@@ -1,0 +1,169 @@
+"""``plan=true``: what a command would do, cell by cell, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from q2n import failure as failures
+from q2n import lease
+from q2n import record as records
+from q2n.exceptions import Q2NError, RecordError
+from q2n.fingerprint import fingerprint
+from q2n.identity import identify
+from q2n.plan.disk import disk
+from q2n.plan.fit import misfit
+from q2n.plan.machine import device_memory, host_memory
+from q2n.plan.memory import Memory, predict
+from q2n.plan.remedies import GIB, advice, fits, size
+from q2n.plan.time import Duration, Past, duration, read_past
+from q2n.plan.workload import workload
+
+if TYPE_CHECKING:
+    from q2n.config import RunConfig
+
+RUN = ("to run", "failed before", "forced")
+"""States of cells that would be computed."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One cell. ``state``: reused, one of :data:`RUN`, busy, skipped, pruned, or ``cannot run``; ``why`` for
+    the last four; the predictions are there for cells that would be computed."""
+
+    label: str
+    state: str
+    why: str = ""
+    memory: Memory | None = None
+    disk: float | None = None
+    time: Duration | None = None
+    too_large: str = ""
+
+
+def plan(cells: Sequence[RunConfig]) -> list[Planned]:
+    """What would become of each cell."""
+    past: dict[str, list[Past]] = {}
+    for config in cells:
+        folder = config.scalars.results_dir
+        past.setdefault(folder, read_past(folder) if folder not in past else [])
+    return [_planned(config, past[config.scalars.results_dir]) for config in cells]
+
+
+def _planned(config: RunConfig, past: Sequence[Past]) -> Planned:
+    error = misfit(config)
+    if error is not None:
+        return Planned(config.label, "pruned", str(error))
+    try:
+        identity = identify(config)
+        state, why = _state(config, fingerprint(identity))
+        if state not in RUN:
+            return Planned(config.label, state, why)
+        work = workload(config, config.model.shapes(download=True), identity["hardware"])
+    except Q2NError as error:
+        return Planned(config.label, "cannot run", f"{type(error).__name__}: {error}")
+    memory, there = predict(work), (host_memory(), device_memory(work.device))
+    return Planned(
+        config.label,
+        state,
+        why,
+        memory,
+        disk(work, config),
+        duration(config, work, identity["hardware"], past),
+        "" if fits(memory, *there) else _too_large(memory, there, advice(work, *there)),
+    )
+
+
+def _too_large(memory: Memory, there: tuple[int | None, int | None], help_: str) -> str:
+    host, device = there
+    parts = []
+    if host is not None and memory.host > host:
+        parts.append(f"{size(memory.host)} of memory (most in: {memory.phase}), and there are {size(host)}")
+    if device is not None and memory.device is not None and memory.device > device:
+        parts.append(f"{size(memory.device)} of the device's memory, and there are {size(device)}")
+    return f"needs {' and '.join(parts)}; {help_}"
+
+
+def _state(config: RunConfig, key: str) -> tuple[str, str]:
+    scalars = config.scalars
+    folder = failures.folder_of(scalars.results_dir, scalars.name, key)
+    try:
+        finished = records.find(scalars.results_dir, scalars.name, key) is not None
+    except RecordError as error:
+        return "cannot run", str(error)
+    if finished:
+        return ("forced", "") if scalars.force else ("reused", "")
+    holder = lease.holder_of(folder)
+    if holder is not None and not lease.abandoned(folder):
+        return "busy", f"{holder} works on it"
+    before = failures.of_config(scalars.results_dir, scalars.name, config.tree)
+    if scalars.retry == "failed" and not before and holder is None:
+        return "skipped", "it did not fail before, and retry=failed runs just those"
+    if scalars.retry == "none" and before:
+        return "skipped", f"retry=none, and it failed before: {before[-1].reason}"
+    return ("failed before", before[-1].reason) if before else ("to run", "")
+
+
+def show_plan(cells: Sequence[Planned], complete: bool) -> int:
+    """Print the plan; the exit code: 1 if a cell cannot run or cannot fit."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1), collapse_padding=True)
+    table.add_column("cell", no_wrap=True)
+    table.add_column("what", no_wrap=True)
+    for head in ("host memory", "device memory", "disk", "time", "time from"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for cell in cells:
+        table.add_row(*_row(cell))
+    console.print(table)
+    for line in _notes(cells, complete):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return int(any(cell.too_large or cell.state == "cannot run" for cell in cells))
+
+
+def _row(cell: Planned) -> list[str]:
+    from rich.markup import escape
+
+    memory, time = cell.memory, cell.time
+    return [
+        escape(cell.label),
+        f"[red]{cell.state}: does not fit[/]" if cell.too_large else cell.state,
+        size(memory.host) if memory else "",
+        size(memory.device) if memory and memory.device is not None else "",
+        size(cell.disk)
+        if cell.disk and cell.disk >= 0.05 * GIB
+        else ""
+        if cell.disk is None
+        else "< 0.1 GiB",
+        clock(time.seconds) if time else "",
+        time.source if time else "",
+    ]
+
+
+def _notes(cells: Sequence[Planned], complete: bool) -> list[str]:
+    counts = Counter(cell.state for cell in cells)
+    lines = [f"{cell.state}: {cell.label}: {cell.why}" for cell in cells if cell.why]
+    lines += [f"DOES NOT FIT: {cell.label}: {cell.too_large}" for cell in cells if cell.too_large]
+    seconds = sum(cell.time.seconds for cell in cells if cell.time)
+    largest = max((cell.memory.host for cell in cells if cell.memory), default=0)
+    lines.append("cells    " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    if seconds:
+        lines.append(f"in all   {clock(seconds)} one after the other, at most {size(largest)} of memory")
+    if any(cell.time and cell.time.source == "estimate" for cell in cells):
+        lines.append("estimate: operations over a guessed rate, searches of a method not counted; the first")
+        lines.append("          finished cells of this machine replace it")
+    if not complete:
+        lines.append("the sweeper chooses the cells as it goes: this is what one of them takes")
+    return lines
+
+
+def clock(seconds: float) -> str:
+    """``45 s``, ``3 min``, ``2 h 05 min``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

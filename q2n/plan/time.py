@@ -1,0 +1,133 @@
+"""How long a cell will take: as long as like cells took here, or a count of operations over a stated rate."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from q2n.plan.workload import Workload
+from q2n.provenance import cpu_model
+from q2n.record import FILE_NAME
+
+if TYPE_CHECKING:
+    from q2n.config import RunConfig
+
+RATES = {"cpu": 40e9, "cuda": 60e12, "mps": 2e12}
+"""Multiply-adds counted as two operations, a second: of one thread of a processor, of one device. A guess for
+machines without records."""
+EIGEN_SLOWER = 10
+"""How much slower an eigendecomposition's operations are than a matrix product's."""
+NEWEST = 200
+"""Records that are looked at."""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds, and where they come from: ``records`` (of like cells), ``scaled`` (of records with other
+    numbers of tokens), or ``estimate``."""
+
+    seconds: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a record says of its time."""
+
+    like: tuple[str, ...]
+    tokens: int
+    windows: int
+    seconds: float
+
+
+def read_past(results_dir: str | Path) -> list[Past]:
+    """The newest records of cells this processor computed."""
+    paths = list(Path(results_dir).glob(f"*/*/{FILE_NAME}"))
+    newest = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)[:NEWEST]
+    found = (_past(path) for path in newest)
+    return [past for past in found if past is not None]
+
+
+def _past(path: Path) -> Past | None:
+    """Read without its schema: of a hundred records only a few numbers are of interest."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        provenance, config = record["provenance"], record["config"]
+        if provenance["cpu"] != cpu_model() or not record["seconds"]:
+            return None
+        hardware = {"device": provenance["device"], "dtype": provenance["dtype"]}
+        tokens, windows = _amounts(config)
+        return Past(_like(config, hardware), tokens, windows, sum(record["seconds"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def duration(
+    config: RunConfig, work: Workload, hardware: Mapping[str, str], past: Iterable[Past]
+) -> Duration:
+    """The cell's time: the median of like cells (same model, baseline, correction and device),
+    scaled by tokens where they had others, else operations over :data:`RATES`."""
+    like = [item for item in past if item.like == _like(config.tree, hardware)]
+    tokens, windows = _amounts(config.tree)
+    same = [item.seconds for item in like if (item.tokens, item.windows) == (tokens, windows)]
+    if same:
+        return Duration(median(same), "records")
+    if like:
+        total = tokens + windows
+        scaled = [item.seconds * total / max(1, item.tokens + item.windows) for item in like]
+        return Duration(median(scaled), "scaled")
+    return Duration(operations(work) / rate(hardware["device"]), "estimate")
+
+
+def rate(device: str) -> float:
+    """Operations a second of what a cell runs on."""
+    kind = device.partition(":")[0]
+    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))) if kind == "cpu" else 1
+    return RATES.get(kind, RATES["cpu"]) * threads
+
+
+def _like(config: Mapping[str, Any], hardware: Mapping[str, str]) -> tuple[str, ...]:
+    targets = (json.dumps(config["model"], sort_keys=True), config["baseline"]["_target_"])
+    return (
+        *targets,
+        config["q2n"]["_target_"],
+        config["calibration"]["stages"],
+        *map(str, hardware.values()),
+    )
+
+
+def _amounts(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of calibration, tokens of evaluation's windows."""
+    calibration = config["calibration"]
+    return calibration["nsamples"] * calibration["seqlen"], sum(_windows(config["evaluation"]))
+
+
+def _windows(tree: Mapping[str, Any]) -> Iterable[int]:
+    if "parts" in tree:
+        for part in tree["parts"].values():
+            yield from _windows(part)
+    elif "windows" in tree:
+        yield tree["windows"] * tree["seqlen"] * len(tree["datasets"])
+    else:
+        yield int(tree.get("limit") or 0)
+
+
+def operations(work: Workload) -> float:
+    """Floating-point operations that must be done; a method's own searches are not counted."""
+    shapes = work.shapes
+    layers = [rows * columns for rows, columns in shapes.linears.values()]
+    forward = 2.0 * sum(layers) * shapes.num_blocks
+    widths = (shapes.hidden, shapes.heads * shapes.head_dim, shapes.hidden, shapes.intermediate)
+    gram = work.tokens * sum(width**2 for width in widths)
+    factorising = sum(4 * width**3 for width in widths)
+    columns = sum(2 * rows * width**2 for rows, width in shapes.linears.values())
+    eigen = EIGEN_SLOWER * sum(9 * width**3 for width in work.corrected)
+    per_block = gram + factorising + columns + eigen
+    evaluated = sum(windows.tokens for windows in work.windows)
+    head = 2.0 * shapes.embedding_weights * evaluated
+    return forward * (work.forwards * work.tokens + 2 * evaluated) + shapes.num_blocks * per_block + 2 * head

@@ -1,0 +1,157 @@
+"""The sizes of a cell that decide what it takes: model, calibration, evaluation, where things are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from q2n.evaluation.composite import Composite
+from q2n.evaluation.divergence import Divergence
+from q2n.evaluation.windows import WindowedText
+from q2n.models.spec import TinyModel
+from q2n.plan.machine import free_memory
+
+if TYPE_CHECKING:
+    from q2n.config import RunConfig
+    from q2n.evaluation.base import Evaluation
+    from q2n.models.shapes import ModelShapes
+
+ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+TEXTS = {
+    ("wiki", "calibration"): 2_142_818,
+    ("wiki", "evaluation"): 527_628,
+    ("news", "calibration"): 253_227,
+    ("news", "evaluation"): 123_146,
+}
+"""Characters of the bundled text."""
+
+CHARACTERS_A_TOKEN = 4.5
+"""Of English in a usual vocabulary (the bundled model: 4.5 to 4.8)."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that is cut into tokens as a whole."""
+
+    name: str
+    characters: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Windows:
+    """An evaluation's forward passes: ``count`` windows of ``length`` tokens, ``batch`` at a time."""
+
+    count: int
+    length: int
+    batch: int
+    keeps: bool = False
+    """Whether the unquantized model's states and head stay in memory (divergence)."""
+
+    @property
+    def tokens(self) -> int:
+        return self.count * self.length
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What :mod:`q2n.plan.memory` and :mod:`q2n.plan.time` compute with. ``element`` is the size of one
+    number of the model in bytes, ``forwards`` how often calibration goes through each block, ``corrected``
+    the input widths whose second moment a correction decomposes."""
+
+    shapes: ModelShapes
+    element: int
+    device: str
+    sequences: int
+    length: int
+    micro_batch: int
+    forwards: int
+    on_disk: bool
+    streamed: bool
+    streamable: bool
+    corrected: tuple[int, ...]
+    calibration_text: Text
+    evaluation_texts: tuple[Text, ...]
+    windows: tuple[Windows, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+
+def workload(config: RunConfig, shapes: ModelShapes, hardware: dict[str, str]) -> Workload:
+    """The workload of a cell on ``hardware`` (``device``, ``dtype``)."""
+    calibration = config.calibration
+    sequences = calibration.nsamples + config.heldout
+    bytes_as_tokens = isinstance(config.model, TinyModel)
+    name = getattr(calibration.source(), "name", "")
+    parts = list(_parts(config.evaluation))
+    texts = [
+        _text(dataset, "evaluation", part.windows * part.seqlen, bytes_as_tokens)
+        for part in parts
+        for dataset in part.datasets
+    ]
+    return Workload(
+        shapes=shapes,
+        element=ELEMENT[hardware["dtype"]],
+        device=hardware["device"],
+        sequences=sequences,
+        length=calibration.seqlen,
+        micro_batch=min(calibration.batch_size or sequences, sequences),
+        forwards=2 if calibration.stages != "true_sequential" else 1,
+        on_disk=calibration.activations == "disk",
+        streamed=_is_streamed(config, shapes, ELEMENT[hardware["dtype"]]),
+        streamable=not isinstance(config.model, TinyModel),
+        corrected=_corrected(config, shapes),
+        calibration_text=_text(name, "calibration", sequences * calibration.seqlen, bytes_as_tokens),
+        evaluation_texts=tuple(dict.fromkeys(texts)),
+        windows=tuple(
+            Windows(part.windows or 1000, part.seqlen, part.batch_size, isinstance(part, Divergence))
+            for part in parts
+            for _ in part.datasets
+        ),
+    )
+
+
+def _parts(evaluation: Evaluation) -> Iterator[WindowedText]:
+    """Evaluations on windows; lm-eval's tasks are not predicted (their requests are only known to it)."""
+    if isinstance(evaluation, Composite):
+        for part in evaluation.parts.values():
+            yield from _parts(part)
+    elif isinstance(evaluation, WindowedText):
+        yield evaluation
+
+
+def _text(name: str, split: str, needed: int, bytes_as_tokens: bool) -> Text:
+    characters = TEXTS.get((name, split), int(needed * CHARACTERS_A_TOKEN))
+    tokens = characters if bytes_as_tokens else int(characters / CHARACTERS_A_TOKEN)
+    return Text(f"{name} {split}", characters, tokens)
+
+
+STREAMED_FROM = 0.5
+"""Share of the free memory from which on ``streaming=auto`` streams a model's weights."""
+
+
+def _is_streamed(config: RunConfig, shapes: ModelShapes, element: int) -> bool:
+    choice = getattr(config.scalars, "streaming", "off")
+    if choice != "auto" or isinstance(config.model, TinyModel):
+        return bool(choice == "on")
+    free = free_memory()
+    return free is not None and element * shapes.parameters > STREAMED_FROM * free
+
+
+def _corrected(config: RunConfig, shapes: ModelShapes) -> tuple[int, ...]:
+    """Widths whose eigendecomposition the correction asks for: all but those of layers it skips."""
+    if not config.correction.requires:
+        return ()
+    skip = getattr(config.correction, "skip", ["*down_proj"])
+    widths = {columns for name, (_, columns) in shapes.linears.items() if not _matches(name, skip)}
+    return tuple(sorted(widths))
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    from fnmatch import fnmatchcase
+
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
