@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -33,5 +32,8 @@ def leaving_out(cells: Iterable[Iterable[str]]) -> Iterator[None]:
         size = max_batch_size or max(1, len(kept))
         return [kept[first : first + size] for first in range(0, len(kept), size)]
 
-    with patch.object(BasicSweeper, "split_arguments", staticmethod(filtered)):
+    BasicSweeper.split_arguments = staticmethod(filtered)  # type: ignore[method-assign]
+    try:
         yield
+    finally:
+        BasicSweeper.split_arguments = staticmethod(split)  # type: ignore[method-assign]

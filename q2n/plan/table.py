@@ -24,6 +24,9 @@ from q2n.plan.workload import workload
 if TYPE_CHECKING:
     from q2n.config import RunConfig
 
+MARKS = {"records": "", "scaled": " *", "estimate": " ?"}
+"""Beside a time: where it comes from."""
+
 RUN = ("to run", "failed before", "forced")
 """States of cells that would be computed."""
 
@@ -112,35 +115,32 @@ def show_plan(cells: Sequence[Planned], complete: bool) -> int:
     from rich.table import Table
 
     console = Console()
+    on_device = any(cell.memory and cell.memory.device is not None for cell in cells)
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1), collapse_padding=True)
-    table.add_column("cell", no_wrap=True)
-    table.add_column("what", no_wrap=True)
-    for head in ("host memory", "device memory", "disk", "time", "time from"):
+    for head in ("cell", "what"):
+        table.add_column(head, no_wrap=True)
+    for head in ("memory", *(("device",) if on_device else ()), "disk", "time"):
         table.add_column(head, justify="right", no_wrap=True)
     for cell in cells:
-        table.add_row(*_row(cell))
+        table.add_row(*_row(cell, on_device))
     console.print(table)
     for line in _notes(cells, complete):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return int(any(cell.too_large or cell.state == "cannot run" for cell in cells))
 
 
-def _row(cell: Planned) -> list[str]:
+def _row(cell: Planned, on_device: bool) -> list[str]:
     from rich.markup import escape
 
     memory, time = cell.memory, cell.time
+    device = size(memory.device) if memory and memory.device is not None else ""
     return [
         escape(cell.label),
-        f"[red]{cell.state}: does not fit[/]" if cell.too_large else cell.state,
+        "[red]does not fit[/]" if cell.too_large else cell.state,
         size(memory.host) if memory else "",
-        size(memory.device) if memory and memory.device is not None else "",
-        size(cell.disk)
-        if cell.disk and cell.disk >= 0.05 * GIB
-        else ""
-        if cell.disk is None
-        else "< 0.1 GiB",
-        clock(time.seconds) if time else "",
-        time.source if time else "",
+        *((device,) if on_device else ()),
+        "" if cell.disk is None else "< 0.1 GiB" if cell.disk < 0.05 * GIB else size(cell.disk),
+        f"{clock(time.seconds)}{MARKS[time.source]}" if time else "",
     ]
 
 
@@ -153,9 +153,14 @@ def _notes(cells: Sequence[Planned], complete: bool) -> list[str]:
     lines.append("cells    " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     if seconds:
         lines.append(f"in all   {clock(seconds)} one after the other, at most {size(largest)} of memory")
-    if any(cell.time and cell.time.source == "estimate" for cell in cells):
-        lines.append("estimate: operations over a guessed rate, searches of a method not counted; the first")
-        lines.append("          finished cells of this machine replace it")
+    sources = {cell.time.source for cell in cells if cell.time}
+    if "scaled" in sources:
+        lines.append("*        from records of like cells here, scaled by the number of tokens")
+    if "estimate" in sources:
+        lines.append(
+            "?        estimate: operations over a guessed rate, searches of a method not counted; finished"
+        )
+        lines.append("         cells of this machine replace it")
     if not complete:
         lines.append("the sweeper chooses the cells as it goes: this is what one of them takes")
     return lines
