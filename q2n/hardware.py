@@ -14,6 +14,10 @@ DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """One of these is there where Linux can have a CUDA (or ROCm) device; asking torch takes a second or more."""
 
 
+MEMORY_SHARE = 0.5
+"""With ``streaming='auto'``: a larger model is streamed. What is left is for activations and the solver."""
+
+
 def resolve_device(device: str) -> str:
     """``auto`` is the first CUDA device if there is one, else the CPU.
 

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from q2n.data.text import tokenizer_digest
 from q2n.exceptions import ModelError
-from q2n.hardware import available_memory
+from q2n.hardware import MEMORY_SHARE, available_memory
 from q2n.models.adapter import ModelAdapter, adapt, require_family
 from q2n.models.streaming import WeightFiles, stream_blocks, streamed_model
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
     from q2n.models.spec import Streaming
 
-
-MEMORY_SHARE = 0.5
-"""With ``streaming='auto'``: a larger model is streamed. What is left is for activations and the solver."""
 
 DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 

@@ -20,9 +20,9 @@ def disk(work: Workload, config: RunConfig) -> float:
     blocks = work.element * shapes.num_blocks * shapes.block_weights
     states = work.element * work.tokens * shapes.hidden
     total = RECORD
-    if getattr(config.scalars, "checkpoint_every", 0) != 0 or work.streamed:
+    if config.scalars.checkpoint_every != 0 or work.streamed:
         total += blocks
-    if getattr(config.scalars, "checkpoint_every", 0) != 0:
+    if config.scalars.checkpoint_every != 0:
         total += states
     if work.on_disk:
         total += work.element * work.tokens * (3 * shapes.hidden + shapes.intermediate)

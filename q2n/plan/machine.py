@@ -12,16 +12,6 @@ def host_memory() -> int | None:
     return min(found, default=None)
 
 
-def free_memory() -> int | None:
-    """Bytes that could be had now without swapping (Linux)."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    lines = [line for line in text.splitlines() if line.startswith("MemAvailable:")]
-    return int(lines[0].split()[1]) * 1024 if lines else None
-
-
 def device_memory(device: str) -> int | None:
     """Bytes of a CUDA device; None for any other, and where torch sees none."""
     if not device.startswith("cuda"):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from q2n.evaluation.composite import Composite
 from q2n.evaluation.divergence import Divergence
 from q2n.evaluation.windows import WindowedText
+from q2n.hardware import MEMORY_SHARE, available_memory
 from q2n.models.spec import TinyModel
-from q2n.plan.machine import free_memory
 
 if TYPE_CHECKING:
     from q2n.config import RunConfig
@@ -130,16 +130,10 @@ def _text(name: str, split: str, needed: int, bytes_as_tokens: bool) -> Text:
     return Text(f"{name} {split}", characters, tokens)
 
 
-STREAMED_FROM = 0.5
-"""Share of the free memory from which on ``streaming=auto`` streams a model's weights."""
-
-
 def _is_streamed(config: RunConfig, shapes: ModelShapes, element: int) -> bool:
-    choice = getattr(config.scalars, "streaming", "off")
-    if choice != "auto" or isinstance(config.model, TinyModel):
-        return bool(choice == "on")
-    free = free_memory()
-    return free is not None and element * shapes.parameters > STREAMED_FROM * free
+    if config.scalars.streaming != "auto" or isinstance(config.model, TinyModel):
+        return config.scalars.streaming == "on"
+    return element * shapes.parameters > MEMORY_SHARE * available_memory()
 
 
 def _corrected(config: RunConfig, shapes: ModelShapes) -> tuple[int, ...]:

@@ -85,7 +85,7 @@ def test_more_of_anything_takes_no_less(tmp_path):
 
 
 def test_remedies_are_settings_that_fit_and_one_is_named_in_the_plan(tmp_path, monkeypatch):
-    config, work = large(tmp_path, "calibration.nsamples=128", "calibration.seqlen=2048")
+    _, work = large(tmp_path, "calibration.nsamples=128", "calibration.seqlen=2048")
     room = int(0.8 * predict(work).host)
     assert not remedies.fits(predict(work), room, None)
     found = remedies.remedies(work, room, None)
@@ -100,7 +100,7 @@ def test_remedies_are_settings_that_fit_and_one_is_named_in_the_plan(tmp_path, m
 
 def test_states_of_cells_are_told_apart(tmp_path, monkeypatch, capsys):
     every = cells(tmp_path, "model=tiny_llama", "bits=2,3,4,5", "q2n=on", "group_size=32", "calibration=news")
-    reused, failed, busy, fresh = every
+    reused, failed, _, fresh = every
     keys = [fingerprint(identify(config)) for config in every]
     record.save(make_record(fingerprint=keys[0], config=reused.tree), f"{tmp_path}/r")
     monkeypatch.setattr(cell, "compute", lambda *_: 1 / 0)
@@ -178,7 +178,7 @@ def test_the_memory_of_the_machine_is_known_and_a_group_may_have_less(monkeypatc
     assert 2**28 < whole < 2**50
     monkeypatch.setattr(machine, "_group_limits", lambda: [2**27])
     assert machine.host_memory() == 2**27
-    assert machine.free_memory() <= whole
+    assert hardware.available_memory() <= whole
     assert machine.device_memory("cpu") is None
 
 
