@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from q2n import failure as failures
 from q2n import killed, lease
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from q2n.config import RunConfig
+    from q2n.schema import Cell
 
 Result = Decision | Literal["missing"]
 """``missing``: nobody took the cell up."""
@@ -46,6 +47,13 @@ class Outcome:
     failure: Failure | None = None
     reason: str = ""
     exit_code: int = 0
+    cell: Cell | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def word(self) -> str:
+        """What stands in the table where there is no value."""
+        return {"failed": "failed", "unsupported": "does not fit"}.get(self.decision, "not run")
 
     @property
     def why(self) -> str:
@@ -97,13 +105,20 @@ class Command:
             return []
         notes = {folder: read_notes(folder, self.sweep) for folder in self.folders}
         if not self.complete:
-            return [_of_note(note, folder, self.sweep) for folder, found in notes.items() for note in found]
+            return [
+                replace(
+                    _of_note(note, folder, self.sweep), cell=note.cell, config=note.identity.get("config", {})
+                )
+                for folder, found in notes.items()
+                for note in found
+            ]
         by_key = {(folder, note.key): note for folder, found in notes.items() for note in found}
         outcomes = []
         for config in self.cells:
             folder = config.scalars.results_dir
             note = by_key.get((folder, config.key))
-            outcomes.append(_of_note(note, folder, self.sweep) if note else _missing(config))
+            outcome = _of_note(note, folder, self.sweep) if note else _missing(config)
+            outcomes.append(replace(outcome, cell=config.cell, config=config.tree))
         return outcomes
 
 
@@ -182,11 +197,17 @@ def show(outcomes: Sequence[Outcome]) -> None:
     from rich.console import Console
 
     from q2n.report import print_report
+    from q2n.report.unfinished import Unfinished
 
     console, complaints = Console(), Console(stderr=True)
     finished = [outcome.record for outcome in outcomes if outcome.record is not None]
+    unfinished = [
+        Unfinished(outcome.cell, outcome.config, outcome.word)
+        for outcome in outcomes
+        if outcome.record is None and outcome.cell is not None
+    ]
     if finished:
-        print_report(finished, console)
+        print_report(finished, console, unfinished)
     for outcome in outcomes:
         if outcome.record is None:
             _complain(outcome, complaints, alone=len(outcomes) == 1)
@@ -216,11 +237,12 @@ def _counts(outcomes: Sequence[Outcome]) -> str:
 def _write(folder: str, name: str, console: Console, complaints: Console) -> None:
     """The files of the report hold every record of that name, not only this command's."""
     from q2n.report import write_report
+    from q2n.report.unfinished import failed
 
     found, faults = records.read_all(folder, name)
     for fault in faults:
         _say(complaints, f"left out of the tables: {fault}")
-    written = write_report(found, folder, name)
+    written = write_report(found, folder, name, failed(failures.read_all(folder, name)[0]))
     _say(console, f"records  {Path(folder) / name}")
     _say(console, f"tables   {' '.join(str(path) for path in written)}")
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from q2n import failure as failures
 from q2n.exceptions import Q2NError
 from q2n.record import RunRecord, read_all
 from q2n.report import print_report, write_report
+from q2n.report.unfinished import failed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name, group in _by_name(records).items():
             console.rule(name)
-            print_report(group, console)
-            for path in write_report(group, options.results, name):
+            unfinished = failed(failures.read_all(options.results, name)[0])
+            print_report(group, console, unfinished)
+            for path in write_report(group, options.results, name, unfinished):
                 console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     except Q2NError as error:
         complaints.print(str(error), style="red", markup=False, soft_wrap=True)

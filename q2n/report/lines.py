@@ -11,6 +11,7 @@ from q2n.exceptions import RecordError
 from q2n.record import Metric, RunRecord
 from q2n.report.columns import Column, column_of, storage_column
 from q2n.report.settings import Settings, distinguishing
+from q2n.report.unfinished import Unfinished
 
 NO_CORRECTION = "off"
 REFERENCE = "unquantized"
@@ -48,8 +49,11 @@ class Row:
         return (self.model, self.baseline, ", ".join(self.settings), self.line)
 
 
-def observations(records: Sequence[RunRecord]) -> tuple[list[Settings], Values]:
-    """The labels of each record, and every measured value by line, column and seed.
+def observations(
+    records: Sequence[RunRecord], unfinished: Sequence[Unfinished] = ()
+) -> tuple[list[Settings], Values]:
+    """The labels of each record and then of each unfinished cell, and every measured value by line, column
+    and seed; an unfinished cell has a line, and no value in it.
 
     Raises:
         RecordError: two records claim one line, column and seed.
@@ -57,8 +61,10 @@ def observations(records: Sequence[RunRecord]) -> tuple[list[Settings], Values]:
     clash: str | None = None
     # What is evaluated is told apart by the columns; its settings become labels only where that fails.
     for ignore in (("evaluation",), ()):
-        labels = distinguishing(records, ignore)
-        values, clash = _collect(records, labels)
+        labels = distinguishing([*records, *unfinished], ignore)
+        values, clash = _collect(records, labels[: len(records)])
+        for item, settings in zip(unfinished, labels[len(records) :], strict=True):
+            values.setdefault((row_of(item, settings), storage_column(item.cell.bits)), {})
         if clash is None:
             return labels, values
     raise RecordError(f"records {clash} differ in nothing a table could show; delete one of them")
@@ -67,20 +73,22 @@ def observations(records: Sequence[RunRecord]) -> tuple[list[Settings], Values]:
 def measured(records: Sequence[RunRecord], labels: Sequence[Settings]) -> Metrics:
     """Every metric by line, column and seed, for records that :func:`observations` could tell apart."""
     found: dict[tuple[Row, Column], dict[int, Metric]] = defaultdict(dict)
-    for record, settings in zip(records, labels, strict=True):
+    for record, settings in zip(records, labels, strict=False):
         for metric in record.metrics:
             place = (row_of(record, settings), column_of(metric, record.cell.bits))
             found[place][record.cell.seed] = metric
     return found
 
 
-def row_of(record: RunRecord, settings: Settings) -> Row:
+def row_of(record: RunRecord | Unfinished, settings: Settings) -> Row:
     """The line a record's values stand in."""
     cell = record.cell
     return Row(cell.model, cell.baseline, settings.cell, cell.correction, settings.correction)
 
 
-def _collect(records: Sequence[RunRecord], labels: Sequence[Settings]) -> tuple[Values, str | None]:
+def _collect(
+    records: Sequence[RunRecord], labels: Sequence[Settings]
+) -> tuple[dict[tuple[Row, Column], Seeds], str | None]:
     values: dict[tuple[Row, Column], Seeds] = defaultdict(dict)
     owner: dict[tuple[Row, Column, int], str] = {}
     for record, settings in zip(records, labels, strict=True):

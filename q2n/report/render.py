@@ -18,18 +18,21 @@ from q2n.report.frame import long_frame
 from q2n.report.select import by_protocol, latest
 from q2n.report.tables import build_tables
 from q2n.report.text import Grid, select_columns, to_grid
+from q2n.report.unfinished import Unfinished, by_group
 
 FOLDER = "tables"
 _NOTHING = "No records: nothing to report."
 
 
-def print_report(records: Iterable[RunRecord], console: Console) -> None:
-    """The tables and their notes on the terminal.
+def print_report(
+    records: Iterable[RunRecord], console: Console, unfinished: Iterable[Unfinished] = ()
+) -> None:
+    """The tables and their notes on the terminal; ``unfinished`` cells are marked in their place.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
     """
-    grids = [to_grid(table) for table in build_tables(records)]
+    grids = [to_grid(table) for table in build_tables(records, unfinished)]
     if not grids:
         console.print(_NOTHING)
     for grid in grids:
@@ -75,7 +78,12 @@ def rich_table(grid: Grid) -> RichTable:
     return table
 
 
-def write_report(records: Iterable[RunRecord], results_dir: str | Path, name: str) -> list[Path]:
+def write_report(
+    records: Iterable[RunRecord],
+    results_dir: str | Path,
+    name: str,
+    unfinished: Iterable[Unfinished] = (),
+) -> list[Path]:
     """Write ``tables/<name>.md``, ``.csv`` and ``.tex`` and return their paths; none without records.
 
     The csv has one row per cell and metric, seeds apart, with wall times and peak memory.
@@ -88,9 +96,10 @@ def write_report(records: Iterable[RunRecord], results_dir: str | Path, name: st
     if not records:
         return []
     current, _ = latest(records)
-    grids = [to_grid(table) for table in build_tables(records)]
-    groups = by_protocol(current)
-    titles = [name if len(groups) == 1 else f"{name}: {_models(group)}" for group in groups]
+    unfinished = list(unfinished)
+    grids = [to_grid(table) for table in build_tables(records, unfinished)]
+    groups = by_group(by_protocol(current), unfinished)
+    titles = [name if len(groups) == 1 else f"{name}: {_models(*group)}" for group in groups]
     texts = {
         "md": "\n".join(markdown(grid, title) for grid, title in zip(grids, titles, strict=True)),
         "csv": long_frame(current).to_csv(index=False, lineterminator="\n"),
@@ -104,5 +113,6 @@ def write_report(records: Iterable[RunRecord], results_dir: str | Path, name: st
     return paths
 
 
-def _models(group: list[RunRecord]) -> str:
-    return ", ".join(dict.fromkeys(record.cell.model for record in group))
+def _models(group: list[RunRecord], rest: list[Unfinished]) -> str:
+    models = [record.cell.model for record in group] + [item.cell.model for item in rest]
+    return ", ".join(dict.fromkeys(models))

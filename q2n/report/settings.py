@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from q2n.fingerprint import NEUTRAL_KEYS, canonical_json, flatten, plain
 from q2n.record import RunRecord
+from q2n.report.unfinished import Unfinished
 
 _LABELLED = {"model": "model", "baseline": "baseline", "q2n": "correction"}
 _IN_THE_COLUMN = frozenset({"bits", "seed"})
@@ -26,7 +27,7 @@ class Settings(NamedTuple):
     correction: tuple[str, ...]
 
 
-def distinguishing(records: Sequence[RunRecord], ignore: Collection[str] = ()) -> list[Settings]:
+def distinguishing(records: Sequence[RunRecord | Unfinished], ignore: Collection[str] = ()) -> list[Settings]:
     """The labels of each record, in order.
 
     A key of a group counts only among records that made the same choice for the group: that another
@@ -50,7 +51,9 @@ def distinguishing(records: Sequence[RunRecord], ignore: Collection[str] = ()) -
     return [_labels(index, shown) for index in range(len(records))]
 
 
-def _differing(key: str, leaves: list[dict[str, Any]], records: Sequence[RunRecord]) -> dict[int, Any]:
+def _differing(
+    key: str, leaves: list[dict[str, Any]], records: Sequence[RunRecord | Unfinished]
+) -> dict[int, Any]:
     """Value of ``key`` by record index, where records of the same context disagree on it."""
     contexts: dict[str, list[int]] = defaultdict(list)
     for index, (tree, record) in enumerate(zip(leaves, records, strict=True)):
@@ -63,7 +66,7 @@ def _differing(key: str, leaves: list[dict[str, Any]], records: Sequence[RunReco
     return found
 
 
-def _context(key: str, tree: dict[str, Any], record: RunRecord) -> str:
+def _context(key: str, tree: dict[str, Any], record: RunRecord | Unfinished) -> str:
     group = key.partition(".")[0]
     if group == key:
         return ""
@@ -71,7 +74,7 @@ def _context(key: str, tree: dict[str, Any], record: RunRecord) -> str:
     return label if key == f"{group}.{_TARGET}" else f"{label} {tree.get(f'{group}.{_TARGET}')}"
 
 
-def _follows(values: dict[int, Any], records: Sequence[RunRecord]) -> bool:
+def _follows(values: dict[int, Any], records: Sequence[RunRecord | Unfinished]) -> bool:
     """Whether the key is an echo of bits or of the seed (``baseline.bits: ${bits}``)."""
     return any(
         all(

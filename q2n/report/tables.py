@@ -17,8 +17,19 @@ import pandas as pd
 from q2n.record import Metric, RunRecord
 from q2n.report.columns import Column, column_of
 from q2n.report.comparisons import Difference, differences
-from q2n.report.lines import Metrics, Row, Seeds, Values, arrange, measured, observations, without_correction
+from q2n.report.lines import (
+    Metrics,
+    Row,
+    Seeds,
+    Values,
+    arrange,
+    measured,
+    observations,
+    row_of,
+    without_correction,
+)
 from q2n.report.select import by_protocol, code_notes, latest, weights_notes
+from q2n.report.unfinished import Unfinished, by_group
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,8 @@ class Table:
     """Numbers of one table; all frames have the same index (:attr:`Row.key`, :attr:`Column.key`).
 
     ``mean`` over seeds, ``spread`` their standard deviation (NaN for one seed), ``seeds`` how many (0
-    where nothing was measured), ``compared`` what is known of differences, by row and column position.
+    where nothing was measured), ``compared`` what is known of differences and ``marks`` words for cells
+    without a result, by row and column position.
     """
 
     rows: tuple[Row, ...]
@@ -35,26 +47,32 @@ class Table:
     spread: pd.DataFrame
     seeds: pd.DataFrame
     compared: Mapping[tuple[int, int], Difference]
+    marks: Mapping[tuple[int, int], str]
     notes: tuple[str, ...]
 
 
-def build_tables(records: Iterable[RunRecord]) -> list[Table]:
-    """All tables of a report; older records of a cell are left out and counted in a note.
+def build_tables(records: Iterable[RunRecord], unfinished: Iterable[Unfinished] = ()) -> list[Table]:
+    """All tables of a report; older records of a cell are left out and counted in a note, cells without a
+    result are marked in their place.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
     """
     current, superseded = latest(records)
-    return [build_table(group, superseded) for group in by_protocol(current)]
+    return [
+        build_table(group, superseded, rest) for group, rest in by_group(by_protocol(current), unfinished)
+    ]
 
 
-def build_table(records: Sequence[RunRecord], superseded: int = 0) -> Table:
+def build_table(
+    records: Sequence[RunRecord], superseded: int = 0, unfinished: Sequence[Unfinished] = ()
+) -> Table:
     """One table of records that may stand in one table.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
     """
-    labels, values = observations(records)
+    labels, values = observations(records, unfinished)
     references, notes = _references(records)
     columns = tuple(_columns(values))
     rows = tuple(arrange(values, bool(references)))
@@ -62,6 +80,10 @@ def build_table(records: Sequence[RunRecord], superseded: int = 0) -> Table:
     mean = _frame(rows, columns, [[_mean(seeds) for seeds in line] for line in cells], "float64")
     spread = _frame(rows, columns, [[_spread(seeds) for seeds in line] for line in cells], "float64")
     count = _frame(rows, columns, [[len(seeds) for seeds in line] for line in cells], "int64")
+    marks = {
+        (row_of(item, settings), item.cell.bits): item.word
+        for item, settings in zip(unfinished, labels[len(records) :], strict=True)
+    }
     compared = differences(_pairs(rows, columns, measured(records, labels)))
     return Table(
         rows,
@@ -70,8 +92,21 @@ def build_table(records: Sequence[RunRecord], superseded: int = 0) -> Table:
         spread,
         count,
         compared,
+        _marked(rows, columns, marks),
         (*notes, *code_notes(records, superseded), *weights_notes(records)),
     )
+
+
+def _marked(
+    rows: tuple[Row, ...], columns: tuple[Column, ...], marks: Mapping[tuple[Row, int | float], str]
+) -> dict[tuple[int, int], str]:
+    """Words by row and column position: every column of the cell's bits."""
+    return {
+        (i, j): marks[row, column.bits]
+        for i, row in enumerate(rows)
+        for j, column in enumerate(columns)
+        if (row, column.bits) in marks
+    }
 
 
 def _references(records: Sequence[RunRecord]) -> tuple[dict[tuple[str, Column], float], list[str]]:

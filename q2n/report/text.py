@@ -123,7 +123,7 @@ def _cell(table: Table, i: int, j: int, most: int) -> str:
         float(frame.to_numpy()[i, j]) for frame in (table.mean, table.spread, table.seeds)
     )
     if seeds == 0:
-        return EMPTY
+        return table.marks.get((i, j), EMPTY)
     number = difference(value, column.lower_is_better, spread) if _compares(row) else amount(value)
     constant = column.protocol is None and spread == 0  # storage does not depend on the seed
     if seeds > 1 and not _compares(row) and not constant:

@@ -25,6 +25,7 @@ from q2n.report.__main__ import main
 from q2n.report.select import latest
 from q2n.report.tables import Table, build_table, build_tables
 from q2n.report.text import EMPTY, amount, difference, to_grid
+from q2n.report.unfinished import Unfinished
 
 
 def cell(value: float, reference: float | None = 5.0, **changes: Any) -> RunRecord:
@@ -370,3 +371,27 @@ def test_the_command_reports_every_experiment(tmp_path: Path, capsys: pytest.Cap
     ]
     assert main(["--results", str(tmp_path), "--name", "study"]) == 0
     assert "main.md" not in capsys.readouterr().out
+
+
+def test_cells_without_a_result_are_marked_in_their_place(tmp_path):
+    off, on = make_record(correction="off"), make_record(correction="on")
+    lost = make_record(correction="on", bits=2)
+    strange = make_record(model="another", baseline="quip", correction="off")
+    unfinished = [
+        Unfinished(lost.cell, lost.config, "failed"),
+        Unfinished(strange.cell, strange.config, "not run"),
+    ]
+    first, second = (to_grid(table) for table in build_tables([off, on], unfinished))
+    bits = [head for head, _ in first.heads]
+    texts = {row.labels[-1]: dict(zip(bits, row.texts, strict=True)) for row in first.rows}
+    assert texts["on"]["2 bit"] == "failed"
+    assert texts["on"]["3 bit"] != "failed"
+    assert texts["off"]["2 bit"] == "\u2013"
+    assert [row.labels[0] for row in second.rows] == ["another"]
+    assert second.rows[0].texts == ("not run",)
+    without = to_grid(build_tables([off, on])[0])
+    assert "failed" not in str(without)
+    written = [path.read_text() for path in write_report([off, on], tmp_path, "main", unfinished)]
+    assert "failed" in written[0]
+    assert "another" in written[0]
+    assert "failed" not in written[1], "the csv holds measured values only"
