@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from q2n.kernels import usable
+
 CLIP_STEPS = 80
 CLIP_RANGE = 100
 CLIP_NORM = 2.4
@@ -15,7 +17,7 @@ CHUNK_ENTRIES = 2**16
 """Weights whose range is searched at once: they stay in the cache for all candidates."""
 
 Parameters = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Scale and zero ``(R,)`` of the grid between two ends ``(R,)``."""
+"""Scale and zero of the grids between two ends, number by number for ends of any shape."""
 
 
 def search_range(
@@ -28,10 +30,26 @@ def search_range(
         low, high: ends of the full range, ``(R,)``.
         levels: largest code.
     """
+    if usable(weight, low, high):
+        return _search_compiled(parameters, weight, low, high, levels)
     rows = max(1, CHUNK_ENTRIES // weight.shape[1])
     parts = zip(weight.split(rows), low.split(rows), high.split(rows), strict=True)
     found = [_search_rows(parameters, part.contiguous(), first, last, levels) for part, first, last in parts]
     return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
+
+
+def _search_compiled(
+    parameters: Parameters, weight: Tensor, low: Tensor, high: Tensor, levels: int
+) -> tuple[Tensor, Tensor]:
+    from q2n.kernels.search import best_shrinkage
+    from q2n.kernels.threads import over_rows
+
+    factors = torch.tensor([1 - step / CLIP_RANGE for step in range(CLIP_STEPS)])[:, None]
+    scales, zeros = (trials.contiguous() for trials in parameters(factors * low, factors * high))
+    best = torch.zeros(len(weight), dtype=torch.int64)
+    arrays = (weight.contiguous().numpy(), scales.numpy(), zeros.numpy())
+    over_rows(best_shrinkage, len(weight), *arrays, levels, best.numpy())
+    return scales.gather(0, best[None])[0], zeros.gather(0, best[None])[0]
 
 
 def _search_rows(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from q2n.kernels import usable
 from q2n.linalg import argsort_rows
 
 LINEAR_START = 8
@@ -50,19 +51,37 @@ def _cluster(values: Tensor, weights: Tensor, clusters: int, seed: int) -> Tenso
         size = max(1, START_ENTRIES // values.shape[1])
         starts = [_plus_plus(part.double(), weights, clusters, seed) for part in values.split(size)]
         centres = torch.cat(starts).sort(dim=1).values
-    return _Lloyd(values, weights).run(centres)
+    place = argsort_rows(values)
+    if usable(values):
+        return _compiled(values, place, weights, centres)
+    return _Lloyd(values, place, weights).run(centres)
+
+
+def _compiled(values: Tensor, place: Tensor, weights: Tensor, centres: Tensor) -> Tensor:
+    """:meth:`_Lloyd.run` by a kernel."""
+    from q2n.kernels.kmeans import lloyd_rows
+    from q2n.kernels.threads import over_rows
+
+    arrays = (values.contiguous().numpy(), place.numpy(), weights.to(values).numpy())
+    centres = centres.contiguous()
+    over_rows(lloyd_rows, len(values), *arrays, _tolerance(values).numpy(), ITERATIONS, centres.numpy())
+    return centres
+
+
+def _tolerance(values: Tensor) -> Tensor:
+    """Sum of the squares of a row's moves at which it stops, ``(R,)`` float64."""
+    return TOLERANCE * values.var(dim=1, unbiased=False).double()
 
 
 class _Lloyd:
     """Lloyd's iterations on sorted rows."""
 
-    def __init__(self, values: Tensor, weights: Tensor) -> None:
-        place = argsort_rows(values)
+    def __init__(self, values: Tensor, place: Tensor, weights: Tensor) -> None:
         self._sorted = values.gather(1, place)
         self._weights = weights.to(values)[place]
         self._mass = _running(self._weights)
         self._moment = _running(self._weights * self._sorted)
-        self._tolerance = TOLERANCE * self._sorted.var(dim=1, unbiased=False).double()
+        self._tolerance = _tolerance(values)
 
     def run(self, centres: Tensor) -> Tensor:
         """Rows stop one by one and stay as they are; they are dropped from the work when half have

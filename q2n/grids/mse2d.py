@@ -11,6 +11,7 @@ from torch import Tensor
 from q2n.exceptions import UnsupportedError
 from q2n.grids.clip import CLIP_NORM
 from q2n.grids.uniform import UniformGrid
+from q2n.kernels import usable
 
 STEPS_MAIN = 100
 """Steps of the range tried for a whole row; groups and trial roundings use :data:`STEPS_COARSE`."""
@@ -40,6 +41,8 @@ class Mse2dGrid(UniformGrid):
         if self.symmetric:
             raise UnsupportedError("the search for step and zero point has no symmetric variant")
         unit = (high - low) / (self.steps * self.levels)
+        if usable(weight, unit):
+            return _compiled(weight, unit, self.levels, self.steps)
         chunk = max(1, CHUNK_ENTRIES // max(weight.shape[1], 6 * self.steps * self.levels))
         parts = zip(weight.split(chunk), unit.split(chunk), strict=True)
         found = [_search(part.contiguous(), units, self.levels, self.steps) for part, units in parts]
@@ -64,8 +67,24 @@ def _search(weight: Tensor, unit: Tensor, levels: int, steps: int) -> tuple[Tens
     least = torch.full_like(seen, torch.inf).scatter_reduce_(0, rows, errors, "amin")
     winners = torch.where(errors == least[rows], candidates, bound.shape[1])
     best = torch.full_like(first, bound.shape[1]).scatter_reduce_(0, rows, winners, "amin")
-    step = (best // (levels + 1) + 1).to(unit)
-    return (unit * step).clamp_(min=MIN_SCALE), (best % (levels + 1)).to(unit)
+    return _parameters(best, unit, levels)
+
+
+def _compiled(weight: Tensor, unit: Tensor, levels: int, steps: int) -> tuple[Tensor, Tensor]:
+    """:func:`_search` of all rows, by a kernel."""
+    from q2n.kernels.search import best_step_and_zero
+    from q2n.kernels.threads import over_rows
+
+    best = torch.empty(len(weight), dtype=torch.int64)
+    arrays = (weight.contiguous().numpy(), unit.contiguous().numpy())
+    over_rows(best_step_and_zero, len(weight), *arrays, levels, steps, MARGIN, ROUND_OFF, best.numpy())
+    return _parameters(best, unit, levels)
+
+
+def _parameters(candidate: Tensor, unit: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero of a candidate's number."""
+    step = (candidate // (levels + 1) + 1).to(unit)
+    return (unit * step).clamp_(min=MIN_SCALE), (candidate % (levels + 1)).to(unit)
 
 
 def _portions(values: Tensor, weight: Tensor) -> Sequence[Tensor]:
@@ -92,7 +111,9 @@ def _lower_bounds(weight: Tensor, unit: Tensor, levels: int, steps: int) -> Tens
     sums are polynomials in the count, sum and sum of squares of the weights there.
     """
     reach = levels * steps
-    below = _cumulated_powers(weight.double() / unit.double()[:, None], reach)
+    # Extremes may lie a rounding outside, where distances from the outermost level would come out negative.
+    units = (weight.double() / unit.double()[:, None]).clamp_(-reach, reach)
+    below = _cumulated_powers(units, reach)
     step = torch.arange(1, steps + 1, device=weight.device)[:, None]
     level = torch.arange(-levels, levels + 1, device=weight.device)
     edge = torch.arange(-levels, levels + 2, device=weight.device)

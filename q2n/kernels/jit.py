@@ -24,6 +24,11 @@ def jit_fused(function: F) -> F:
     return _compile(function, fastmath={"contract"})
 
 
+def jit_summed(function: F) -> F:
+    """:func:`jit_fused`, and terms of a sum may be added in another order: several at a time."""
+    return _compile(function, fastmath={"contract", "reassoc"})
+
+
 def _compile(function: F, fastmath: bool | set[str]) -> F:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:

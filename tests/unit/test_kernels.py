@@ -10,13 +10,23 @@ from helpers.layers import layer
 from q2n import kernels
 from q2n.grids.centred import CentredGrid
 from q2n.grids.kept import KeptColumnsGrid
+from q2n.grids.kmeans import cluster_rows
 from q2n.grids.lut import LutGrid
 from q2n.grids.masked import SalientGrid
+from q2n.grids.mse2d import Mse2dGrid
 from q2n.grids.per_tensor import PerTensorGrid
 from q2n.grids.uniform import UniformGrid
 from q2n.grids.xnor import XnorGrid
 from q2n.solvers.ldlq import solve_ldlq
 from q2n.solvers.obs import activation_order, solve_obs
+
+
+def heavy_tails(rows, columns, seed=0):
+    """Rows of different spreads, some with values far out."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    return weight * weight.abs().pow(torch.linspace(0, 2, rows)[:, None]) * 0.02
+
 
 GRIDS = [
     UniformGrid(3),
@@ -135,3 +145,65 @@ def test_ties_go_where_torch_sends_them(plain, grid):
     assert torch.equal(result.weight, expected.weight)
     for name, tensor in codes(expected).items():
         assert torch.equal(codes(result)[name], tensor)
+
+
+def power_errors(weight, scale, zero, levels):
+    """``sum |w - Q(w)|^2.4`` of each row in double precision."""
+    ratio = weight.double() / scale.double()[:, None]
+    codes = (ratio.round() + zero[:, None]).clamp(0, levels)
+    return ((ratio - codes + zero[:, None]).abs() ** 2.4).sum(dim=1) * scale.double() ** 2.4
+
+
+@pytest.mark.parametrize("columns", [24, 64, 200, 576])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        UniformGrid(3, clip="mse"),
+        UniformGrid(2, clip="mse", symmetric=True),
+        CentredGrid(4, clip="mse", symmetric=True),
+        Mse2dGrid(3),
+        Mse2dGrid(2, steps=40),
+        Mse2dGrid(5, steps=17),
+    ],
+)
+def test_searches_choose_as_the_plain_ones(plain, grid, columns):
+    """The same grid, or in a few rows one whose error differs by less than single precision can tell."""
+    weight = heavy_tails(60, columns)
+    weight[3], weight[4], weight[5] = 0, weight[4].abs(), 1
+    (scale, zero), (other, point) = grid.fit(weight), plain(lambda: grid.fit(weight))
+    different = (scale != other) | (zero != point)
+    assert int(different.sum()) <= 3
+    found, expected = (power_errors(weight, *form, grid.levels) for form in ((scale, zero), (other, point)))
+    assert torch.allclose(found[different], expected[different], rtol=2e-6)
+
+
+@pytest.mark.parametrize("grid", [UniformGrid(3, clip="mse"), Mse2dGrid(3)])
+def test_one_weight_alone_has_a_grid_it_lies_on(grid):
+    weight = heavy_tails(40, 1)
+    scale, zero = grid.fit(weight)
+    assert float(power_errors(weight, scale, zero, 7).max()) < 1e-12
+
+
+@pytest.mark.parametrize("clusters", [2, 8, 16])
+@pytest.mark.parametrize("columns", [9, 150])
+def test_clusters_are_those_of_the_plain_iterations(plain, clusters, columns):
+    values = heavy_tails(50, columns)
+    values[0], values[1, 1:], values[2] = 0.5, 1, values[2].round(decimals=2)  # fewer values than clusters
+    importance = torch.rand(columns, generator=torch.Generator().manual_seed(1)) + 0.1
+    found = cluster_rows(values, importance, clusters, 0)
+    expected = plain(lambda: cluster_rows(values, importance, clusters, 0))
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_threads_do_not_change_a_search():
+    weight, threads = heavy_tails(101, 96), torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            parts = (*Mse2dGrid(3).fit(weight), *UniformGrid(3, clip="mse").fit(weight))
+            results.append(torch.cat([*parts, cluster_rows(weight, torch.ones(96), 8, 0).flatten()]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
