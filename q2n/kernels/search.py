@@ -13,8 +13,8 @@ Doubles = npt.NDArray[np.float64]
 CHUNK = 192
 """Weights between two looks at whether an error is already too large."""
 
-SMALLEST = 1e-30
-"""Squares below count as this: beside any error their powers are nothing, and zero has no inverse root."""
+SMALLEST_BITS = 228737632
+"""Those of 1e-30, whose root smaller squares get: zero has none, and beside any error they are nothing."""
 
 ROOT_BITS = 1277971000
 """Bits of ``x^(-1/5)`` as a float are near this minus a fifth of those of ``x``: 6/5 of the bits of 1, less a
@@ -165,9 +165,10 @@ def _error(
         for c in range(len(part)):
             ratio = part[c] / step
             distance = ratio - min(max(np.rint(ratio), lowest), highest)
-            squares[c] = max(distance * distance, np.float32(SMALLEST))
+            squares[c] = distance * distance
         for c in range(len(part)):
-            root_bits[c] = np.int32(ROOT_BITS) - square_bits[c] // np.int32(5)
+            bits = max(square_bits[c], np.int32(SMALLEST_BITS))
+            root_bits[c] = np.int32(ROOT_BITS) - bits // np.int32(5)
         for c in range(len(part)):
             square, root = squares[c], roots[c]
             for _ in range(3):
