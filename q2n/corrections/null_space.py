@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from q2n.corrections.base import RowwiseCorrection
 from q2n.nullspace.alpha import TINY, adam_row_scale, adam_to_convergence, reached, row_norms
-from q2n.nullspace.estimator import Decomposition, Estimator, Precision, Signs
+from q2n.nullspace.estimator import Decomposition, Estimator, NullSpace, Precision, Signs
 from q2n.nullspace.moments import Moment
 from q2n.nullspace.rank import IndexRule, RankRule, RuleName
 from q2n.options import option
@@ -88,13 +88,9 @@ class NullSpaceScale(RowwiseCorrection):
             return quantized
         null_space = self.estimator.estimate(problem.stats)
         spectrum = null_space.spectrum
-        reference = quantized.original if self.reference == "original" else quantized.compensated
-        scaled = quantized.weight
-        if quantized.kept is not None and self.kept_columns == "exclude":
-            scaled = scaled.masked_fill(quantized.kept, 0)
-        error = reference - quantized.weight
-        shared = reached(error, scaled, spectrum.vectors, null_space.rank)
-        alpha, notes = self._solve(shared, row_norms(scaled))
+        asked = ("reached", self.reference, self.kept_columns, null_space.rank)
+        fitted = quantized.recall(asked, (spectrum.vectors,), lambda: self._products(quantized, null_space))
+        alpha, notes = self._solve(*fitted)
         for name, rows in zip(problem.names, alpha.split(list(problem.rows)), strict=True):
             if self._skips(name):
                 rows.fill_(1)
@@ -105,6 +101,15 @@ class NullSpaceScale(RowwiseCorrection):
             decomposition_residual=spectrum.residual,
             extra=notes,
         )
+
+    def _products(self, quantized: QuantizedLinear, null_space: NullSpace) -> tuple[Tensor, Tensor]:
+        """``<E_r (I - P), Q_r>`` and ``||Q_r||^2``, ``(R,)`` each: whatever ``lam`` is."""
+        reference = quantized.original if self.reference == "original" else quantized.compensated
+        scaled = quantized.weight
+        if quantized.kept is not None and self.kept_columns == "exclude":
+            scaled = scaled.masked_fill(quantized.kept, 0)
+        error = reference - quantized.weight
+        return reached(error, scaled, null_space.spectrum.vectors, null_space.rank), row_norms(scaled)
 
     def _solve(self, shared: Tensor, norms: Tensor) -> tuple[Tensor, dict[str, float]]:
         """``alpha`` of ``<E_r (I - P), Q_r>`` and ``||Q_r||^2``, and notes for the record."""

@@ -37,6 +37,15 @@ def test_a_warm_cell_is_a_cold_cell_bit_for_bit(baseline, q2n, text, tmp_path):
         assert warm.reused["reference"].found == 1
 
 
+def test_a_map_in_one_process_is_a_map_of_separate_cells(text, tmp_path):
+    """What a layer in memory remembers of one pair of t and lambda does not leak into another."""
+    pairs = [(t, lam) for t in (0.01, 0.5) for lam in (0, 0.5)]
+    cells = [(text, tmp_path, "q2n=on", f"q2n.t={t}", f"q2n.lam={lam}") for t, lam in pairs]
+    alone = [numbers(static_cell(*cell)) for cell in cells]
+    assert [numbers(static_cell(*cell, forget=False)) for cell in cells] == alone
+    assert len(set(alone)) == 4
+
+
 def test_nothing_is_kept_without_room_and_nothing_changes(text, tmp_path):
     kept = static_cell(text, tmp_path)
     alone = static_cell(text, tmp_path, "cache_limit=0", cache="none")
