@@ -163,3 +163,29 @@ def test_layers_are_independent_of_each_other(text, tmp_path):
     on = static_cell(text, tmp_path, "q2n=on", cache="other")
     assert [layer.error_before for layer in off.layers] == [layer.error_before for layer in on.layers]
     assert [layer.error_after for layer in off.layers] != [layer.error_after for layer in on.layers]
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_static_cell_goes_on_from_its_checkpoint(deleted, text, tmp_path, monkeypatch):
+    import shutil
+
+    from q2n.stages.static import StaticStages
+
+    cell = (text, tmp_path, "checkpoint_every=1")
+    undisturbed = numbers(static_cell(*cell, cache="other"))
+    genuine = StaticStages.solving
+
+    def solving(self, block):
+        if block.index == 1:
+            raise RuntimeError("lost power")
+        return genuine(self, block)
+
+    monkeypatch.setattr(StaticStages, "solving", solving)
+    with pytest.raises(AssertionError, match="lost power"):
+        static_cell(*cell)
+    monkeypatch.undo()
+    if deleted:
+        shutil.rmtree(tmp_path / "cache" / "stages")
+    record = static_cell(*cell, "resume=required")
+    assert record.resumed_at == (1,)
+    assert numbers(record) == undisturbed
