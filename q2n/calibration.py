@@ -188,7 +188,8 @@ def collect(
 
     The last ``heldout`` micro-batches are kept out of the statistics and give their ``heldout`` ones.
     """
-    accumulators, apart = Accumulators(wanted), Accumulators({Statistic.GRAM})
+    accumulators = Accumulators(wanted)
+    apart = Accumulators({Statistic.GRAM} | wanted & {Statistic.MEAN})
     group = None
     for number, forward in enumerate(forwards, start=1):
         group, inputs = next(forward)

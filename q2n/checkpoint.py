@@ -258,9 +258,11 @@ class _Pace:
 
 
 def structure(block: DecoderBlock) -> str:
-    """Digest of a block's modules and of its tensors' names, shapes and dtypes: all but the numbers."""
+    """Digest of a block's modules and of its tensors' names, shapes and dtypes: all but the numbers, and the
+    biases, which a correction may add."""
     modules = [f"{name} {type(module).__qualname__}" for name, module in block.module.named_modules()]
-    tensors = [f"{name} {tuple(it.shape)} {it.dtype}" for name, it in block.tensors().items()]
+    present = {name: it for name, it in block.tensors().items() if not name.endswith(".bias")}
+    tensors = [f"{name} {tuple(it.shape)} {it.dtype}" for name, it in present.items()]
     return sha256_text("\n".join(modules + tensors))[:16]
 
 

@@ -147,7 +147,18 @@ def argsort_rows(values: Tensor) -> Tensor:
     return torch.from_numpy(np.argsort(values.contiguous().numpy(), axis=1))
 
 
+QUADRATIC_BLOCK = 256
+"""Columns of the matrix taken at a time by :func:`quadratic_rows`."""
+
+
 def quadratic_rows(rows: Tensor, gram: Tensor) -> Tensor:
-    """``(row_i^T H row_i)_i``: for ``rows = W - Q`` the squared output error of every row; ``(R,)``
-    float64."""
-    return ((rows @ gram) * rows).sum(dim=1, dtype=torch.float64)
+    """``(row_i^T H row_i)_i`` with a symmetric ``H``: for ``rows = W - Q`` the squared output error of every
+    row; ``(R,)`` float64. Blocks above the diagonal of ``H`` count twice, those below are not computed."""
+    total = rows.new_zeros(len(rows), dtype=torch.float64)
+    for first in range(0, len(gram), QUADRATIC_BLOCK):
+        last = min(first + QUADRATIC_BLOCK, len(gram))
+        image = rows[:, first:last] @ gram[first:last, first:last]
+        if first:
+            image.addmm_(rows[:, :first], gram[:first, first:last], alpha=2)
+        total += image.mul_(rows[:, first:last]).sum(dim=1, dtype=torch.float64)
+    return total

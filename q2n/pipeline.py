@@ -13,6 +13,7 @@ from torch import Tensor
 from q2n.activations import ActivationStore
 from q2n.calibration import StagedForward, collect, start
 from q2n.checkpoint import Checkpoint, Position, seed_block, structure
+from q2n.corrections.timed import TimedCorrection
 from q2n.diagnostics.layers import layer_reports
 from q2n.exceptions import NumericalError
 from q2n.linalg import require_finite
@@ -24,7 +25,6 @@ from q2n.types import (
     Correction,
     LayerReport,
     LinearProblem,
-    QuantizedLinear,
     Solution,
     Statistic,
     Statistics,
@@ -191,7 +191,9 @@ def solve_group(
     """Solve, correct and write back all layers of one group; ``solve`` in place of the baseline's own."""
     layers = [block.linear(name) for name in group.linears]
     weight = torch.cat([layer.weight.float() for layer in layers])
-    problem = LinearProblem(group.linears, tuple(layer.out_features for layer in layers), weight, stats)
+    rows = tuple(layer.out_features for layer in layers)
+    biased = tuple(layer.bias is not None for layer in layers)
+    problem = LinearProblem(group.linears, rows, weight, stats, biased)
     require_finite(stats.gram, f"inputs of block {block.index} {group.name}")
     for name, layer in zip(group.linears, layers, strict=True):
         require_finite(layer.weight, f"weight of block {block.index} {name}")
@@ -215,28 +217,8 @@ def _write_back(block: DecoderBlock, problem: LinearProblem, solution: Solution)
     require_finite(weight, f"quantized weight of block {block.index} {', '.join(problem.names)}")
     for name, rows in zip(problem.names, weight.split(list(problem.rows)), strict=True):
         block.linear(name).weight.data.copy_(rows)
-
-
-class TimedCorrection:
-    """A correction with a stopwatch."""
-
-    def __init__(self, inner: Correction) -> None:
-        self._inner = inner
-        self.seconds = 0.0
-
-    @property
-    def requires(self) -> frozenset[Statistic]:
-        return self._inner.requires
-
-    @property
-    def heldout(self) -> int:
-        return self._inner.heldout
-
-    def bind(self, baseline: Baseline) -> Correction:
-        return self._inner.bind(baseline)
-
-    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
-        began = time.perf_counter()
-        result = self._inner.correct(problem, quantized)
-        self.seconds += time.perf_counter() - began
-        return result
+    if solution.corrected.bias is None:
+        return
+    for name, bias in zip(problem.names, solution.corrected.bias.split(list(problem.rows)), strict=True):
+        if bool(bias.any()):
+            block.add_bias(name, bias)

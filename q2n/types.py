@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,6 +138,12 @@ class Statistics:
         heldout = self.heldout.mapped_by(rotate) if self.heldout else None
         return replace(self, values=images, heldout=heldout)
 
+    def damped(self, fraction: float) -> Statistics:
+        """The same with ``fraction`` of the mean diagonal added to the Gram matrix."""
+        gram = self.gram.clone()
+        gram.diagonal().add_(fraction * gram.diagonal().mean())
+        return replace(self, values={**self.values, Statistic.GRAM: gram})
+
     def scaled(self, factor: Tensor) -> Statistics:
         """Statistics of ``x' = factor * x`` (``factor`` of shape ``(C,)``, positive)."""
         images: dict[Statistic, Tensor] = {}
@@ -155,20 +161,26 @@ class LinearProblem:
     """Linear layers that share one input: their rows stacked, one set of statistics.
 
     ``weight`` is ``(R, C)`` float32, rows of layer ``i`` in order, ``rows[i]`` of them; ``names`` are the
-    layers' names inside the block (``self_attn.q_proj``).
+    layers' names inside the block (``self_attn.q_proj``); ``biased`` says which of them have a bias (none if
+    empty).
     """
 
     names: tuple[str, ...]
     rows: tuple[int, ...]
     weight: Tensor
     stats: Statistics
+    biased: tuple[bool, ...] = ()
+
+    def has_bias(self, index: int) -> bool:
+        """Whether layer ``index`` of the problem has a bias."""
+        return bool(self.biased) and self.biased[index]
 
     def split(self) -> tuple[LinearProblem, ...]:
         """One problem a layer, statistics (and their factorisations) shared."""
         parts = self.weight.split(list(self.rows))
         return tuple(
-            LinearProblem((name,), (count,), part, self.stats)
-            for name, count, part in zip(self.names, self.rows, parts, strict=True)
+            LinearProblem((name,), (count,), part, self.stats, (self.has_bias(index),))
+            for index, (name, count, part) in enumerate(zip(self.names, self.rows, parts, strict=True))
         )
 
 
@@ -202,6 +214,34 @@ class Format(Protocol):
         ...
 
 
+@runtime_checkable
+class GroupedFormat(Format, Protocol):
+    """A format with scales finer than one a row. The weight is linear in them."""
+
+    @property
+    def scale_count(self) -> int:
+        """Scales of a row, ``G``."""
+        ...
+
+    def scale_index(self) -> Tensor:
+        """Which scale of its row multiplies each weight: ``(C,)``, or ``(R, C)`` where rows differ, int64;
+        ``-1``: none does."""
+        ...
+
+    def scale_groups(self, factor: Tensor) -> Format:
+        """Every scale multiplied by its factor ``(R, G)``; codes unchanged."""
+        ...
+
+
+@runtime_checkable
+class RoundingFormat(Format, Protocol):
+    """A format that can round another weight to the levels it has."""
+
+    def requantized(self, weight: Tensor) -> Format:
+        """The nearest codes for ``weight`` ``(R, C)``; scales, tables and kept columns as they are."""
+        ...
+
+
 @dataclass(frozen=True)
 class QuantizedLinear:
     """What a solver returns for a :class:`LinearProblem`, in the problem's own column order.
@@ -211,7 +251,7 @@ class QuantizedLinear:
     both are kept so that a correction chooses explicitly which one it compares with.
     ``order`` is the column order the solver worked in (solver column ``j`` is column ``order[j]``), kept
     only so that the released code's misaligned step can be reproduced; ``kept`` marks columns that stay in
-    full precision.
+    full precision. ``bias`` ``(R,)`` is to be added to the layer's output, beside a bias it may have.
     """
 
     format: Format
@@ -220,6 +260,7 @@ class QuantizedLinear:
     order: Tensor | None = None
     kept: Tensor | None = None
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    bias: Tensor | None = None
 
     @cached_property
     def weight(self) -> Tensor:
@@ -245,16 +286,17 @@ class QuantizedLinear:
 
     @property
     def bits_per_weight(self) -> float:
+        """Of the format; what a bias takes depends on whether the layer has one anyway."""
         rows, columns = self.format.shape
         return self.format.storage_bits() / (rows * columns)
 
     def scaled_rows(self, alpha: Tensor, **diagnostics: Any) -> QuantizedLinear:
         """``diag(alpha)`` folded into the format, codes unchanged; ``alpha`` is noted in the diagnostics."""
-        return replace(
-            self,
-            format=self.format.scale_rows(alpha),
-            diagnostics={**self.diagnostics, "alpha": alpha, **diagnostics},
-        )
+        return self.with_format(self.format.scale_rows(alpha), alpha=alpha, **diagnostics)
+
+    def with_format(self, form: Format, **diagnostics: Any) -> QuantizedLinear:
+        """The layer stored otherwise, with more diagnostics."""
+        return replace(self, format=form, diagnostics={**self.diagnostics, **diagnostics})
 
 
 @dataclass(frozen=True)
@@ -292,7 +334,7 @@ class LayerReport:
 
 
 class Correction(Protocol):
-    """A step after the solver that may change a quantized layer without changing its codes."""
+    """A step after the solver that changes a quantized layer: its scales, its codes, its bias."""
 
     @property
     def requires(self) -> frozenset[Statistic]: ...
@@ -374,10 +416,12 @@ __all__ = [
     "Baseline",
     "Correction",
     "Format",
+    "GroupedFormat",
     "LayerReport",
     "LinearProblem",
     "Quantize",
     "QuantizedLinear",
+    "RoundingFormat",
     "Solution",
     "Statistic",
     "Statistics",

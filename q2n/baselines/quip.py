@@ -99,4 +99,5 @@ def _back(problem: LinearProblem, rotated: QuantizedLinear, basis: Incoherence) 
         original=problem.weight,
         compensated=problem.weight,
         order=None,
+        bias=None if rotated.bias is None else basis.output.undo(rotated.bias[:, None])[:, 0],
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from q2n.linalg import quadratic_rows
-from q2n.types import LayerReport, LinearProblem, Solution, Statistics
+from q2n.corrections.output_error import output_energy, output_errors
+from q2n.types import LayerReport, LinearProblem, QuantizedLinear, Solution, Statistics
+
+BIAS_BITS = 16
 
 
 def layer_reports(
@@ -22,6 +24,7 @@ def layer_reports(
     apart = (nothing, nothing) if heldout is None else _errors(problem, solution, heldout)
     diagnostics = solution.corrected.diagnostics
     alpha = diagnostics.get("alpha")
+    notes = diagnostics.get("notes", [{}] * len(problem.names))
     reports, first = [], 0
     for index, (name, rows) in enumerate(zip(problem.names, problem.rows, strict=True)):
         part = slice(first, first + rows)
@@ -32,7 +35,7 @@ def layer_reports(
                 block=block,
                 name=name,
                 shape=(rows, problem.weight.shape[1]),
-                bits_per_weight=_bits(solution, part),
+                bits_per_weight=_bits(solution.corrected, part, problem.has_bias(index)),
                 error_before=before[index],
                 error_after=after[index],
                 heldout_error_before=apart[0][index],
@@ -43,9 +46,9 @@ def layer_reports(
                 damping=diagnostics.get("damping"),
                 decomposition=diagnostics.get("decomposition"),
                 decomposition_residual=diagnostics.get("decomposition_residual"),
-                extra=diagnostics.get("extra", {}),
                 solve_seconds=solve_seconds * share,
                 correct_seconds=correct_seconds * share,
+                extra={**diagnostics.get("extra", {}), **notes[index]},
             )
         )
     return reports
@@ -53,16 +56,8 @@ def layer_reports(
 
 def _errors(problem: LinearProblem, solution: Solution, stats: Statistics) -> tuple[list[float], list[float]]:
     """Relative output errors of each layer before and after the correction."""
-    original, gram = problem.weight, stats.gram
-
-    def uncorrected() -> tuple[Tensor, Tensor]:
-        return quadratic_rows(original, gram), quadratic_rows(original - solution.base.weight, gram)
-
-    part = "calibration" if stats is problem.stats else "heldout"
-    energy, before = solution.base.recall(("errors", part), (gram,), uncorrected)
-    changed = solution.corrected is not solution.base
-    after = quadratic_rows(original - solution.corrected.weight, gram) if changed else before
-    rows = list(problem.rows)
+    energy, rows = output_energy(problem, solution.base, stats), list(problem.rows)
+    before, after = (output_errors(problem, it, stats) for it in (solution.base, solution.corrected))
     return _ratios(before, energy, rows), _ratios(after, energy, rows)
 
 
@@ -76,7 +71,9 @@ def _ratio(error: float, energy: float) -> float:
     return error / energy if energy > 0 else (0.0 if error == 0 else float("inf"))
 
 
-def _bits(solution: Solution, rows: slice) -> float:
-    form = solution.corrected.format.select_rows(rows.start, rows.stop)
+def _bits(quantized: QuantizedLinear, rows: slice, biased: bool) -> float:
+    """Bits a weight; a bias counts where the layer had none to hold it."""
+    form = quantized.format.select_rows(rows.start, rows.stop)
     count, columns = form.shape
-    return form.storage_bits() / (count * columns)
+    added = quantized.bias is not None and not biased and bool(quantized.bias[rows].any())
+    return (form.storage_bits() + added * BIAS_BITS * count) / (count * columns)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from q2n.grids.base import ColumnEncoder, Grid, SolverView, StripRounder, strip_rounder
+from q2n.grids.scales import requantized, scale_count, scale_groups, scale_index
 from q2n.types import Format
 
 VALUE_BITS = 16
@@ -46,6 +47,23 @@ class KeptFormat:
 
     def scale_rows(self, alpha: Tensor) -> KeptFormat:
         return replace(self, inner=self.inner.scale_rows(alpha))
+
+    @property
+    def scale_count(self) -> int:
+        return scale_count(self.inner)
+
+    def scale_index(self) -> Tensor:
+        inner = scale_index(self.inner)
+        index = inner.new_full((*inner.shape[:-1], self.shape[1]), -1)
+        index[..., self.quantized] = inner
+        return index
+
+    def scale_groups(self, factor: Tensor) -> KeptFormat:
+        """Scales of ``inner`` multiplied by ``factor`` ``(R, G)``; codes and kept columns unchanged."""
+        return replace(self, inner=scale_groups(self.inner, factor))
+
+    def requantized(self, weight: Tensor) -> KeptFormat:
+        return replace(self, inner=requantized(self.inner, weight[:, self.quantized]))
 
     def select_rows(self, start: int, stop: int) -> KeptFormat:
         return replace(self, inner=self.inner.select_rows(start, stop), values=self.values[start:stop])

@@ -33,6 +33,12 @@ class LutFormat:
     def scale_rows(self, alpha: Tensor) -> LutFormat:
         return replace(self, table=self.table * alpha.to(self.table)[:, None])
 
+    def requantized(self, weight: Tensor) -> LutFormat:
+        """Of two equally near levels the lower one."""
+        table, order = self.table.sort(dim=1)  # a negative row scale turns the order around
+        above = torch.searchsorted((table[:, 1:] + table[:, :-1]) / 2, weight.contiguous())
+        return replace(self, codes=order.gather(1, above).to(torch.uint8))
+
     def select_rows(self, start: int, stop: int) -> LutFormat:
         return replace(self, codes=self.codes[start:stop], table=self.table[start:stop])
 

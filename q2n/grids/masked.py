@@ -34,6 +34,26 @@ class MaskedFormat:
     def scale_rows(self, alpha: Tensor) -> MaskedFormat:
         return replace(self, low=self.low.scale_rows(alpha), high=self.high.scale_rows(alpha))
 
+    @property
+    def scale_count(self) -> int:
+        return self.low.scale_count + self.high.scale_count
+
+    def scale_index(self) -> Tensor:
+        """The scales of the part in one bit come first."""
+        high = self.low.scale_count + self.high.scale_index()
+        return torch.where(self.mask, self.low.scale_index(), high)
+
+    def scale_groups(self, factor: Tensor) -> MaskedFormat:
+        """Scales of both parts multiplied by ``factor`` ``(R, G)``; codes unchanged."""
+        count = self.low.scale_count
+        low, high = self.low.scale_groups(factor[:, :count]), self.high.scale_groups(factor[:, count:])
+        return replace(self, low=low, high=high)
+
+    def requantized(self, weight: Tensor) -> MaskedFormat:
+        low, high = self.low.requantized(weight), self.high.requantized(weight)
+        low = replace(low, signs=low.signs * self.mask)
+        return replace(self, low=low, high=replace(high, codes=high.codes * ~self.mask))
+
     def select_rows(self, start: int, stop: int) -> MaskedFormat:
         low, high = self.low.select_rows(start, stop), self.high.select_rows(start, stop)
         return MaskedFormat(self.mask[start:stop], low, high)

@@ -43,6 +43,12 @@ class PerTensorFormat:
         alpha = alpha.to(self.scale)
         return replace(self, rows=alpha if self.rows is None else self.rows * alpha)
 
+    def requantized(self, weight: Tensor) -> PerTensorFormat:
+        levels = (1 << self.bits) - 1
+        step = 2 * self.scale / levels if self.rows is None else 2 * self.scale / levels * self.rows[:, None]
+        codes = torch.round(weight / step + levels / 2).clamp_(0, levels)
+        return replace(self, codes=torch.where(step == 0, self.codes, codes.to(torch.uint8)))
+
     def select_rows(self, start: int, stop: int) -> PerTensorFormat:
         rows = None if self.rows is None else self.rows[start:stop]
         return replace(self, codes=self.codes[start:stop], rows=rows)

@@ -50,9 +50,22 @@ class UniformFormat:
     def scale_rows(self, alpha: Tensor) -> UniformFormat:
         return replace(self, scale=self.scale * alpha.to(self.scale)[:, None])
 
+    @property
+    def scale_count(self) -> int:
+        return self.scale.shape[1]
+
+    def scale_index(self) -> Tensor:
+        return self.group
+
     def scale_groups(self, factor: Tensor) -> UniformFormat:
         """Scales multiplied by ``factor`` ``(R, G)``; codes unchanged."""
         return replace(self, scale=self.scale * factor.to(self.scale))
+
+    def requantized(self, weight: Tensor) -> UniformFormat:
+        scale, zero = self.scale[:, self.group], self.zero[:, self.group]
+        codes = torch.round(weight / scale + zero).clamp_(0, (1 << self.bits) - 1)
+        # A scale of zero stands for zero whatever the code.
+        return replace(self, codes=torch.where(scale == 0, self.codes, codes.to(torch.uint8)))
 
     def select_rows(self, start: int, stop: int) -> UniformFormat:
         rows = slice(start, stop)

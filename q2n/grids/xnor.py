@@ -39,6 +39,22 @@ class XnorFormat:
         factor = alpha.to(self.mean)[:, None]
         return replace(self, mean=self.mean * factor, scale=self.scale * factor)
 
+    @property
+    def scale_count(self) -> int:
+        return self.scale.shape[1]
+
+    def scale_index(self) -> Tensor:
+        return self.group
+
+    def scale_groups(self, factor: Tensor) -> XnorFormat:
+        """Means and scales multiplied by ``factor`` ``(R, G)``; signs unchanged."""
+        factor = factor.to(self.mean)
+        return replace(self, mean=self.mean * factor, scale=self.scale * factor)
+
+    def requantized(self, weight: Tensor) -> XnorFormat:
+        side = torch.sign(weight - self.mean[:, self.group]) * torch.sign(self.scale[:, self.group])
+        return replace(self, signs=side.to(self.signs.dtype))
+
     def select_rows(self, start: int, stop: int) -> XnorFormat:
         rows = slice(start, stop)
         return replace(self, signs=self.signs[rows], mean=self.mean[rows], scale=self.scale[rows])

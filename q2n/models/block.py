@@ -62,6 +62,12 @@ class DecoderBlock:
         child = self.module.get_submodule(name)
         return cast(nn.Linear, getattr(child, "linear", child))
 
+    def add_bias(self, name: str, bias: Tensor) -> None:
+        """Add ``bias`` ``(out,)`` to the output of the linear ``name``: to its own, or as its first one."""
+        layer = self.linear(name)
+        total = bias.float() if layer.bias is None else layer.bias.float() + bias.float()
+        layer.bias = nn.Parameter(total.to(layer.weight), requires_grad=False)
+
     def replace(self, name: str, module: nn.Module) -> None:
         """Put ``module`` where ``name`` is (a wrapper around the linear, say)."""
         parent, _, leaf = name.rpartition(".")
@@ -96,12 +102,14 @@ class DecoderBlock:
         return {_WRAPPED.sub("", name): tensor for name, tensor in state.items()}
 
     def assign(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put other tensors in the place of all of :meth:`tensors`.
+        """Put other tensors in the place of all of :meth:`tensors`; linears may get biases they lack.
 
         Raises:
             ModelError: ``tensors`` are not those the block has.
         """
-        odd = self.tensors().keys() ^ tensors.keys()
+        present = self.tensors().keys()
+        biases = {f"{name}.bias" for group in self.groups for name in group.linears}
+        odd = (present - tensors.keys()) | (tensors.keys() - present - biases)
         if odd:
             raise ModelError(f"block {self.index}: {', '.join(sorted(odd)[:3])}: missing, or not the block's")
         for name, tensor in tensors.items():

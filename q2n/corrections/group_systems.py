@@ -1,0 +1,105 @@
+"""Least squares over the scales of a row, all rows at once.
+
+With ``Q_g`` the part of a row that scale ``g`` multiplies, the row with scales ``1 + d`` is
+``Q + sum_g d_g Q_g`` and its output error ``E H E^T - 2 b d + d^T A d`` with
+
+    A_gh = Q_g H Q_h^T,    b_g = E H Q_g^T.
+
+Its minimum, held near one by ``lam sum_g d_g^2 A_gg``, is ``(A + lam diag A) d = b``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from q2n.corrections.output_error import ROUND_OFF, magnitudes
+from q2n.linalg import require_finite
+
+ENTRIES = 1 << 24
+"""Entries of the largest intermediate tensor: rows are taken in parts."""
+
+
+def output_factors(
+    error: Tensor, scaled: Tensor, index: Tensor, count: int, gram: Tensor, lam: float
+) -> Tensor:
+    """Scales ``1 + d`` ``(R, G)`` float64 of least output error. A row that round-off keeps from improving
+    keeps ones.
+
+    Args:
+        error: ``E`` ``(R, C)``.
+        scaled: ``Q`` ``(R, C)``, zeros in columns that are not scaled.
+        index: the scale of each weight, ``(C,)`` or ``(R, C)``, ``-1``: none.
+        count: ``G``.
+
+    Raises:
+        NumericalError: an input is not finite, or a product overflows.
+    """
+    rows, columns = scaled.shape
+    part = max(1, ENTRIES // max(columns, count * count))
+    factors = []
+    for first in range(0, rows, part):
+        some = slice(first, min(first + part, rows))
+        place = index[some] if index.ndim == 2 else index
+        matrix, right = normal_equations(error[some], scaled[some], place, count, gram)
+        floor = ROUND_OFF * group_sums(magnitudes(scaled[some], gram), place, count).square()
+        factors.append(1 + _steps(matrix, right, floor, lam))
+    return torch.cat(factors)
+
+
+def normal_equations(
+    error: Tensor, scaled: Tensor, index: Tensor, count: int, gram: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``A`` ``(R, G, G)`` and ``b`` ``(R, G)``, float64; products in the precision of ``gram``."""
+    matrix = scaled.new_empty(len(scaled), count, count, dtype=torch.float64)
+    for group in range(count):
+        held, later = index == group, index.masked_fill(index < group, -1)
+        columns, rest = _columns(held), _columns(later >= 0)
+        part = scaled[:, columns] if held.ndim == 1 else scaled[:, columns] * held[:, columns]
+        image = part @ gram[columns][:, rest] * scaled[:, rest]
+        products = group_sums(image, later[..., rest], count)[:, group:]
+        matrix[:, group, group:] = matrix[:, group:, group] = products
+    right = group_sums(error @ gram * scaled, index, count)
+    require_finite(matrix, "output energy of the groups (quantized weight or Gram matrix)")
+    require_finite(right, "output error of the groups (weight, quantized weight or Gram matrix)")
+    return matrix, right
+
+
+def _columns(held: Tensor) -> Tensor:
+    """Where ``(C,)`` or any row of ``(R, C)`` is true."""
+    return (held if held.ndim == 1 else held.any(dim=0)).nonzero()[:, 0]
+
+
+def null_space_factors(
+    error: Tensor, scaled: Tensor, index: Tensor, count: int, basis: Tensor, lam: float
+) -> Tensor:
+    """Scales ``(R, G)`` that minimise ``||B - Q(s)||^2`` with ``B - Q = E V V^T``: groups do not interact, so
+    ``d_g = <E V V^T, Q>_g / ((1 + lam) ||Q_g||^2)``.
+
+    Args:
+        basis: ``V`` ``(C, k)``, the inputs' range.
+    """
+    wanted = (error.double() @ basis) @ basis.T
+    cross = group_sums(wanted * scaled, index, count)
+    norms = group_sums(scaled.double().square(), index, count)
+    require_finite(cross, "weight or quantized weight")
+    return 1 + cross / ((1 + lam) * norms + torch.finfo(torch.float64).tiny)
+
+
+def group_sums(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """Sum over the weights of each scale, ``(R, C)`` to ``(R, G)`` float64."""
+    values = values.double()
+    if index.ndim == 1:
+        return values @ (index[:, None] == torch.arange(count, device=index.device)).double()
+    sums = values.new_zeros(len(values), count + 1)
+    return sums.scatter_add_(1, index + 1, values)[:, 1:]
+
+
+def _steps(matrix: Tensor, right: Tensor, floor: Tensor, lam: float) -> Tensor:
+    """``d`` ``(R, G)``; zero where the systems are too near to singular for it to improve the row."""
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
+    system = matrix + torch.diag_embed(lam * diagonal + floor + torch.finfo(torch.float64).tiny)
+    steps, failed = torch.linalg.solve_ex(system, right)
+    change = (steps * (torch.einsum("rgh,rh->rg", matrix, steps) - 2 * right)).sum(dim=1)
+    improves = (failed == 0) & (change < 0)
+    return torch.where(improves[:, None], steps, 0.0)

@@ -1,0 +1,65 @@
+"""One scale per (row, group) of columns: the scales that are stored anyway, refitted, codes as they are.
+
+Each row is a small linear system, solved for all rows at once (docs/method.md). Where a format has one scale
+a row (whole rows, tables of levels, one scale a matrix) there is one group, and this is the row scale of
+:mod:`q2n.corrections.lstsq` or :mod:`q2n.corrections.null_space`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from q2n.corrections.base import RowwiseCorrection, free_rows, scaled_part
+from q2n.options import option
+from q2n.types import LinearProblem, QuantizedLinear, Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@option
+class GroupwiseScale(RowwiseCorrection):
+    """``objective='output'`` minimises the layer's output error ``||(W - Q(s)) X||^2`` over the scales ``s``
+    of each row; ``'q2n'`` Q2N's ``||B - Q(s)||^2``, with ``B`` the original weight in the inputs' range and
+    the quantized one in their null space, which ``t`` bounds.
+
+    ``lam`` holds every scale near one, in units of its group's own share of the objective, whose diagonal it
+    multiplies. ``skip`` lists patterns of layer names that are left alone.
+    """
+
+    objective: Literal["output", "q2n"] = "output"
+    lam: Annotated[float, Field(ge=0)] = 0.01
+    t: Annotated[float, Field(ge=0)] = 0.1
+    skip: list[str] = Field(default_factory=list)
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        return frozenset({Statistic.GRAM})
+
+    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        from q2n.grids.scales import scale_groups
+
+        free = free_rows(problem, self.skip)
+        if free is None:
+            return quantized
+        factor, noted = self._factors(problem, quantized)
+        factor = factor.masked_fill(~free[:, None], 1)
+        return quantized.with_format(scale_groups(quantized.format, factor), alpha=factor, **noted)
+
+    def _factors(self, problem: LinearProblem, quantized: QuantizedLinear) -> tuple[Tensor, dict[str, int]]:
+        from q2n.corrections.group_systems import null_space_factors, output_factors
+        from q2n.grids.scales import scale_count, scale_index
+        from q2n.nullspace.rank import range_rank
+
+        form = quantized.format
+        error, scaled = quantized.original - quantized.weight, scaled_part(quantized)
+        index, count = scale_index(form), scale_count(form)
+        if self.objective == "output":
+            return output_factors(error, scaled, index, count, problem.stats.gram, self.lam), {}
+        spectrum = problem.stats.spectrum(Statistic.GRAM)
+        rank = range_rank(spectrum.values.clamp(min=0), self.t)
+        basis = spectrum.vectors[:, :rank]
+        noted = {"null_rank": len(spectrum.values) - rank}
+        return null_space_factors(error, scaled, index, count, basis, self.lam), noted

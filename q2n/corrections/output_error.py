@@ -1,0 +1,93 @@
+"""The layer's output error as a function of row scales: what is minimised, and what choices are judged by.
+
+For one row, ``E = W - Q`` and ``Q`` the part that is scaled, the error of ``Q_K + alpha Q`` is
+
+    ||(E - (alpha - 1) Q) X||^2 = E H E^T - 2 (alpha - 1) E H Q^T + (alpha - 1)^2 Q H Q^T
+
+with the Gram matrix ``H`` of the inputs. The two products that ``alpha`` needs are all that is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from q2n.corrections.base import scaled_part
+from q2n.linalg import quadratic_rows, require_finite
+from q2n.types import LinearProblem, QuantizedLinear, Statistic, Statistics
+
+ROUND_OFF = torch.finfo(torch.float32).eps
+
+
+def output_energy(problem: LinearProblem, quantized: QuantizedLinear, stats: Statistics) -> Tensor:
+    """``||W_r X||^2`` of every row in the Gram matrix' normalisation, ``(R,)`` float64; computed once."""
+
+    def compute() -> Tensor:
+        return quadratic_rows(problem.weight, stats.gram)
+
+    return quantized.recall(("output energy", stats is problem.stats.heldout), (stats.gram,), compute)
+
+
+def output_errors(problem: LinearProblem, quantized: QuantizedLinear, stats: Statistics) -> Tensor:
+    """``||(W_r - Q_r) X - b_r||^2`` of every row, likewise."""
+
+    def compute() -> Tensor:
+        error = problem.weight - quantized.weight
+        squared = quadratic_rows(error, stats.gram)
+        if quantized.bias is None:
+            return squared
+        bias, shift = quantized.bias.double(), error.double() @ stats[Statistic.MEAN].double()
+        return squared + 2 * stats.tokens / stats.sequences * bias * (bias - 2 * shift)
+
+    return quantized.recall(("output errors", stats is problem.stats.heldout), (stats.gram,), compute)
+
+
+@dataclass(frozen=True)
+class RowProducts:
+    """``cross = E H Q^T`` and ``energy = Q H Q^T`` of every row, ``(R,)`` float64.
+
+    ``floor`` is what float32 round-off can make of ``energy``: below it nothing is known of the row.
+    """
+
+    cross: Tensor
+    energy: Tensor
+    floor: Tensor
+
+    def scale(self, lam: float = 0.0) -> Tensor:
+        """The minimiser of the output error plus ``lam (alpha - 1)^2 Q H Q^T``; ``(R,)``."""
+        return 1 + self.cross / ((1 + lam) * self.energy + self.floor)
+
+    def change(self, alpha: Tensor) -> Tensor:
+        """Output error of every row with ``alpha``, less that with one; ``(R,)``."""
+        step = alpha - 1
+        return step * (step * self.energy - 2 * self.cross)
+
+
+def row_products(problem: LinearProblem, quantized: QuantizedLinear, stats: Statistics) -> RowProducts:
+    """The products of a layer without bias on the inputs ``stats`` are of.
+
+    ``E H Q^T`` follows from three squares, ``||W X||^2 = ||E X||^2 + 2 E H Q^T + ||Q X||^2`` with
+    ``W = E + Q``; the record needs the first two anyway.
+
+    Raises:
+        NumericalError: an input is not finite, or a product overflows.
+    """
+    scaled = scaled_part(quantized)
+    errors = output_errors(problem, quantized, stats)
+    if quantized.kept is None:
+        whole = output_energy(problem, quantized, stats)
+    else:
+        whole = quadratic_rows(problem.weight - quantized.weight + scaled, stats.gram)
+    energy = quadratic_rows(scaled, stats.gram)
+    require_finite(whole - errors, "output error of the rows (weight, quantized weight or Gram matrix)")
+    require_finite(energy, "output energy of the quantized rows (quantized weight or Gram matrix)")
+    floor = ROUND_OFF * magnitudes(scaled, stats.gram).sum(dim=1).square() + torch.finfo(torch.float64).tiny
+    return RowProducts((whole - errors - energy) / 2, energy.clamp(min=0), floor)
+
+
+def magnitudes(scaled: Tensor, gram: Tensor) -> Tensor:
+    """``|Q_rc| sqrt(H_cc)`` ``(R, C)`` float64: by Cauchy and Schwarz, ``|Q| |H| |Q|^T`` of a row is at most
+    the square of its sum."""
+    return scaled.double().abs() * gram.diagonal().double().clamp(min=0).sqrt()

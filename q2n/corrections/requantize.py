@@ -1,0 +1,80 @@
+"""Requantize after projection: round Q2N's target with the scales there are, as long as it helps.
+
+``B = W - (W - Q) P`` is on no grid. Rounding it to the levels of ``Q`` gives other codes, hence another error
+and another target. Each round keeps the rows whose output error fell.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from q2n.corrections.base import RowwiseCorrection, free_rows
+from q2n.options import option
+from q2n.types import Format, LinearProblem, QuantizedLinear, Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@option
+class RequantizeProjected(RowwiseCorrection):
+    """``t`` bounds the null space as in :class:`~q2n.corrections.null_space.NullSpaceScale`, ``rounds`` the
+    repetitions. ``skip`` lists patterns of layer names that are left alone."""
+
+    t: Annotated[float, Field(ge=0)] = 0.1
+    index_rule: Literal["released", "textbook"] = "released"
+    drop_first: bool = True
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 10
+    skip: list[str] = Field(default_factory=lambda: ["*down_proj"])
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        return frozenset({Statistic.GRAM})
+
+    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        from q2n.nullspace.rank import range_rank
+
+        free = free_rows(problem, self.skip)
+        if free is None:
+            return quantized
+        spectrum = problem.stats.spectrum(Statistic.GRAM)
+        rank = range_rank(spectrum.values.clamp(min=0), self.t, self.index_rule, self.drop_first)
+        basis = spectrum.vectors[:, :rank].to(quantized.weight)
+        form, rounds = rounded_towards(problem, quantized, basis, free, self.rounds)
+        result = quantized.with_format(form, null_rank=len(spectrum.values) - rank)
+        changed = (result.weight != quantized.weight).double().mean(dim=1).split(list(problem.rows))
+        notes = [{"rounds": float(rounds), "changed": float(part.mean())} for part in changed]
+        return result.with_format(form, notes=notes)
+
+
+def rounded_towards(
+    problem: LinearProblem, quantized: QuantizedLinear, basis: Tensor, free: Tensor, rounds: int
+) -> tuple[Format, int]:
+    """The format after the last round in which the output error of a row fell, and how many were tried.
+
+    Args:
+        basis: ``V`` ``(C, k)``, orthonormal: the inputs' range; the target is ``Q + (W - Q) V V^T``.
+        free: ``(R,)`` bool, the rows that may change.
+
+    Raises:
+        NumericalError: the output error of a row is not finite.
+    """
+    from q2n.corrections.output_error import output_errors
+    from q2n.grids.scales import requantized
+    from q2n.linalg import quadratic_rows, require_finite
+
+    form, weight, wanted, gram = quantized.format, quantized.weight, problem.weight, problem.stats.gram
+    least = output_errors(problem, quantized, problem.stats)
+    require_finite(least, "output error of the rows (weight, quantized weight or Gram matrix)")
+    for tried in range(1, rounds + 1):
+        target = weight + ((wanted - weight) @ basis) @ basis.T
+        rounded = requantized(form, target).dequantize()
+        errors = quadratic_rows(wanted - rounded, gram)
+        better = free & (errors < least)
+        if not bool(better.any()):
+            return form, tried
+        form = requantized(form, rounded.where(better[:, None], weight))
+        weight, least = form.dequantize(), errors.where(better, least)
+    return form, rounds

@@ -1,0 +1,93 @@
+"""Q2N with ``t`` and ``lambda`` chosen layer by layer: the pair of a small grid with least held-out error.
+
+One eigendecomposition and two matrix products serve the whole grid: with ``E V`` and ``Q V`` in all of the
+eigenvectors, the numerator of every rank is a cumulative sum, and the output error is a quadratic function of
+the row scales whose coefficients come from the held-out Gram matrix.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from q2n.corrections.base import RowwiseCorrection, free_rows, scaled_part, skips
+from q2n.exceptions import ConfigurationError
+from q2n.options import option
+from q2n.types import LinearProblem, QuantizedLinear, Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NonNegative = Annotated[float, Field(ge=0)]
+HELD_OUT = 8
+"""Sequences that are held out unless the calibration says how many."""
+
+
+@option
+class TunedNullSpaceScale(RowwiseCorrection):
+    """``t`` and ``lam`` are the values tried, each with each; a layer that no pair improves on held-out
+    sequences stays as it is. ``skip`` lists patterns of layer names that are left alone."""
+
+    t: Annotated[list[NonNegative], Field(min_length=1)]
+    lam: Annotated[list[NonNegative], Field(min_length=1)]
+    index_rule: Literal["released", "textbook"] = "released"
+    drop_first: bool = True
+    skip: list[str] = Field(default_factory=lambda: ["*down_proj"])
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        return frozenset({Statistic.GRAM})
+
+    @property
+    def heldout(self) -> int:
+        return HELD_OUT
+
+    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """
+        Raises:
+            ConfigurationError: no sequences were held out.
+        """
+        import torch
+
+        from q2n.corrections.output_error import row_products
+
+        if free_rows(problem, self.skip) is None:
+            return quantized
+        if problem.stats.heldout is None:
+            raise ConfigurationError("q2n=tuned chooses by held-out sequences: set calibration.heldout")
+        judge = row_products(problem, quantized, problem.stats.heldout)
+        candidates = self._candidates(problem, quantized.original - quantized.weight, scaled_part(quantized))
+        rows = list(problem.rows)
+        changes = torch.stack(
+            [torch.stack([part.sum() for part in judge.change(alpha).split(rows)]) for alpha, _ in candidates]
+        )
+        least, best = changes.min(dim=0)
+        chosen, notes = [], []
+        for index, name in enumerate(problem.names):
+            alpha, noted = candidates[int(best[index])]
+            taken = bool(least[index] < 0) and not skips(name, self.skip)
+            part = alpha.split(rows)[index]
+            chosen.append(part if taken else torch.ones_like(part))
+            notes.append(noted if taken else {})
+        return quantized.scaled_rows(torch.cat(chosen), notes=notes)
+
+    def _candidates(
+        self, problem: LinearProblem, error: Tensor, scaled: Tensor
+    ) -> list[tuple[Tensor, dict[str, float]]]:
+        """Row scales of every pair, with what the record says of it."""
+        from q2n.nullspace.rank import range_rank
+
+        spectrum = problem.stats.spectrum(Statistic.GRAM)
+        values, vectors = spectrum.values.clamp(min=0), spectrum.vectors
+        error, scaled = error.double(), scaled.double()
+        shared = ((error @ vectors) * (scaled @ vectors)).cumsum(dim=1)
+        norms = scaled.square().sum(dim=1)
+        candidates = []
+        for t, lam in itertools.product(self.t, self.lam):
+            rank = range_rank(values, t, self.index_rule, self.drop_first)
+            fit = shared[:, rank - 1] if rank else 0 * norms
+            noted = {"t": t, "lam": lam, "null_rank": float(len(values) - rank)}
+            candidates.append((1 + fit / (norms + lam + 1e-8), noted))
+        return candidates
