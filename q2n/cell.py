@@ -20,7 +20,7 @@ from q2n.evaluation.reference import reference_metrics
 from q2n.expense import Expense, Spent
 from q2n.fingerprint import fingerprint
 from q2n.models.loading import LoadedModel
-from q2n.pipeline import Method, quantize_model
+from q2n.pipeline import Method, Watch, quantize_model
 from q2n.progress import CellProgress
 from q2n.record import checkpoint_folder
 from q2n.schema import Metric, Reuse, RunRecord
@@ -32,8 +32,10 @@ from q2n.stages.store import StageStore
 from q2n.types import LayerReport
 
 
-def compute(config: RunConfig, identity: Mapping[str, Any], title: str) -> RunRecord:
-    """The finished record of a cell.
+def compute(
+    config: RunConfig, identity: Mapping[str, Any], title: str, watch: Watch | None = None
+) -> RunRecord:
+    """The finished record of a cell; ``watch`` is shown the reports so far after every block.
 
     Raises:
         UnsupportedError: model and method do not fit (found before calibration).
@@ -62,7 +64,7 @@ def compute(config: RunConfig, identity: Mapping[str, Any], title: str) -> RunRe
             _guard(config, identity, reference)
             kept = config.evaluation.keep(context, identity)
         bar.begin("quantize")
-        layers = _quantize(config, identity, loaded, device, expense, bar, checkpoint, ledger)
+        layers = _quantize(config, identity, loaded, device, expense, bar, checkpoint, ledger, watch)
         bar.begin("evaluate")
         seed_block(seed, len(loaded.adapter.blocks))
         with expense.stage("evaluate"):
@@ -109,6 +111,7 @@ def _quantize(
     bar: CellProgress,
     checkpoint: Checkpoint,
     ledger: Ledger,
+    watch: Watch | None,
 ) -> list[LayerReport]:
     calibration, adapter = config.calibration, loaded.adapter
     method = Method(config.baseline, config.correction.bind(config.baseline))
@@ -135,6 +138,7 @@ def _quantize(
             seed=config.scalars.seed,
             checkpoint=checkpoint,
             static=_static_stages(config, identity, method, loaded, device, ledger),
+            watch=watch,
         )
 
 

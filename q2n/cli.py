@@ -22,13 +22,16 @@ import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from q2n import interruption
 from q2n.config import RunConfig
+from q2n.engines.extras import own_names
+from q2n.engines.trial import trial_of
 from q2n.exceptions import Q2NError, UnsupportedError
 from q2n.hydra_errors import explain
+from q2n.objective import objective
 from q2n.outcomes import Command, exit_code, show
 from q2n.plan.fit import misfit
 from q2n.preflight import config_folders, preflight
@@ -51,6 +54,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     arguments = sys.argv[1:]
     command = Command(new_id())
+    own_names()
     try:
         with interruption.graceful():
             command = preflight(CONFIG_DIR, arguments, command.sweep)
@@ -95,21 +99,24 @@ def _misfits(command: Command) -> list[tuple[RunConfig, UnsupportedError]]:
     return found if command.complete else []
 
 
-@hydra.main(config_path=str(CONFIG_DIR), config_name="config", version_base="1.3")
-def _hydra_main(composed: DictConfig) -> None:
-    """One cell, in whichever process Hydra's launcher runs it."""
+def run_composed(composed: DictConfig) -> float | None:
+    """One cell, in whichever process Hydra's launcher runs it; returns what a sweeper optimises."""
     from q2n.run import run_cell
 
     runtime = HydraConfig.get()
+    watch = trial_of(runtime.sweeper)
     config = RunConfig.from_hydra(composed, runtime.runtime.choices, tuple(runtime.overrides.task))
     sweep = os.environ.get(VARIABLE)
     title, group = f"[1/1] {config.label}", None
     if runtime.mode == hydra.types.RunMode.MULTIRUN:
         title, group = f"[{runtime.job.num + 1}/{_cells(config, sweep)}] {config.label}", runtime.sweep.dir
     with interruption.graceful():  # in a launcher's worker process, too
-        outcome = run_cell(config, sweep, title, group, wait=not _one_after_the_other(runtime))
+        outcome = run_cell(config, sweep, title, group, not _one_after_the_other(runtime), watch)
     if outcome.decision == "busy":
         _busy.append((config, title, group))
+    if outcome.record is None:
+        return None
+    return objective(outcome.record, config.scalars.objective, OmegaConf.select(runtime.sweeper, "direction"))
 
 
 def _one_after_the_other(runtime: HydraConf) -> bool:
@@ -131,6 +138,10 @@ def _visit_busy_again(sweep: str) -> None:
     for config, title, group in _busy:
         run_cell(config, sweep, title, group)
     _busy.clear()
+
+
+# Undecorated, the function can be pickled by name for the workers of an engine.
+_hydra_main = hydra.main(config_path=str(CONFIG_DIR), config_name="config", version_base="1.3")(run_composed)
 
 
 def _leave(command: Command, message: str, code: int) -> NoReturn:

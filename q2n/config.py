@@ -48,6 +48,7 @@ class Scalars:
     results_dir: Annotated[str, Field(min_length=1)]
     cache_dir: str | None
     cache_limit: Annotated[float, Field(ge=0)]
+    objective: str | None
     force: bool
     resume: Literal["auto", "never", "required"]
     checkpoint_every: Literal["auto"] | Annotated[int, Field(ge=0)]

@@ -22,6 +22,10 @@ class UnsupportedError(ConfigurationError):
     """A valid method and a valid model that do not fit each other; says what would fit."""
 
 
+class StoppedEarly(Q2NError):  # noqa: N818 (nothing is wrong)
+    """A sweeper has seen enough of the cell: it will not be among the best."""
+
+
 class DataError(Q2NError):
     """Text is missing, too short, or not what its fingerprint says."""
 

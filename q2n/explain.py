@@ -27,6 +27,7 @@ _SENTENCES = {
     "computed": "computed: no finished record had this identity",
     "forced": "computed again because force=true, although a finished record may have been there",
     "failed": "failed: it left no record, so the next sweep runs it again (but with retry=none)",
+    "stopped": "stopped early by the sweeper: it would not have been among the best",
     "unsupported": "not run: the method does not fit the model or the correction",
     "interrupted": "interrupted by a signal: goes on from its checkpoint, if it has one",
     "skipped": "left out on purpose",

@@ -23,6 +23,7 @@ BOOKKEEPING = frozenset(
     {
         "cell_log.py",
         "cli.py",
+        "engines",
         "evaluation/known.py",
         "evaluation/statistics.py",
         "exceptions.py",
@@ -36,6 +37,7 @@ BOOKKEEPING = frozenset(
         "interruption.py",
         "killed.py",
         "lease.py",
+        "objective.py",
         "outcomes.py",
         "plan",
         "preflight.py",
@@ -77,6 +79,7 @@ NEUTRAL_KEYS = frozenset(
         "resume",
         "checkpoint_every",
         "streaming",
+        "objective",
         "known",
         "sanity",
         "tracking",

@@ -217,7 +217,7 @@ def show(outcomes: Sequence[Outcome]) -> None:
 
 
 def _complain(outcome: Outcome, complaints: Console, alone: bool) -> None:
-    kind = "FAILED" if outcome.decision in ("failed", "started") else "not run"
+    kind = {"failed": "FAILED", "started": "FAILED", "stopped": "stopped"}.get(outcome.decision, "not run")
     _say(complaints, f"{kind}: {outcome.label}: {outcome.why}")
     if outcome.failure is None:
         return

@@ -33,6 +33,9 @@ from q2n.types import (
 Progress = Callable[[int, str], None]
 """Called with the block's index and the stage that begins (``"self_attn.qkv"``)."""
 
+Watch = Callable[[Sequence[LayerReport]], None]
+"""Called after every block with the reports of all layers so far; what it raises ends the run."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -62,6 +65,7 @@ def quantize_model(
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
     static: StaticStages | None = None,
+    watch: Watch | None = None,
 ) -> list[LayerReport]:
     """Quantize every linear of every decoder block in place, propagating the quantized model's activations.
 
@@ -76,6 +80,7 @@ def quantize_model(
         seed: with the block's index, seeds whatever draws from a global generator.
         checkpoint: where to go on, and what is told of every finished block.
         static: all statistics come from the unquantized model, by way of what other cells have left of it.
+        watch: see :data:`Watch`.
 
     Raises:
         NumericalError: an activation, a statistic or a factorisation is not finite; names block and layer.
@@ -100,6 +105,8 @@ def quantize_model(
                 block.finish(checkpoint.finished)
         if checkpoint and not ready:  # what has no activations cannot be gone on from, and takes seconds
             checkpoint.reached(position)
+        if watch:
+            watch(position.reports)
     with adapter.rewriting():
         method.baseline.finish(adapter)
     return list(position.reports)

@@ -20,6 +20,8 @@ from hydra.errors import SearchPathException
 from omegaconf import DictConfig, open_dict
 
 from q2n.config import RunConfig
+from q2n.engines import extras as engines
+from q2n.engines.space import search
 from q2n.outcomes import Command
 
 
@@ -74,13 +76,16 @@ def _composing(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def _cells(overrides: list[str]) -> tuple[list[list[str]], bool]:
-    """The override lists of a grid sweep, experiment files' ``hydra.sweeper.params`` included, and true; a
-    single one to validate and false where another sweeper chooses the cells as it goes."""
+    """The override lists of a grid sweep, experiment files' ``hydra.sweeper.params`` included, and true; some
+    to validate and false where another sweeper chooses the cells as it goes."""
     base = _compose([item for item in overrides if not _is_sweep(item)])
+    engines.check(base.hydra)
     sweeper = base.hydra.sweeper
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    if sweeper.get("_target_", "").endswith("OptunaSweeper"):
+        return search(sweeper.get("params") or {}, overrides).extremes(), False
     if not sweeper.get("_target_", "").endswith("BasicSweeper"):
         return [[item for item in overrides if not _is_sweep(item)]], False
-    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     given = {item.split("=", 1)[0].lstrip("+~") for item in overrides}
     params = [item for item in params if item.split("=", 1)[0] not in given]
     parsed = OverridesParser.create().parse_overrides(params + overrides)

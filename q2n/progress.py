@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from types import TracebackType
+from typing import ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +19,9 @@ _NOTES = logging.getLogger("q2n.notes")
 class CellProgress:
     """A context manager: the cell's title on a line that stays, below it one bar for the phase at work."""
 
+    bars: ClassVar[bool] = True
+    """False in workers, several of which may share a terminal."""
+
     def __init__(self, title: str) -> None:
         self._title = title
         self._bar = Progress(
@@ -29,6 +33,7 @@ class CellProgress:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
+            disable=not self.bars,
         )
         self._task = self._bar.add_task("", total=1.0, stage="")
         self._phase = self._stage = ""

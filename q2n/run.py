@@ -7,6 +7,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from q2n import failure as failures
 from q2n import fingerprint as fingerprints
@@ -15,13 +16,16 @@ from q2n import record as records
 from q2n.cell_log import CellLog
 from q2n.checkpoint import discard
 from q2n.config import RunConfig
-from q2n.exceptions import UnsupportedError
+from q2n.exceptions import StoppedEarly, UnsupportedError
 from q2n.failure import Failure
 from q2n.identity import identify
 from q2n.outcomes import Outcome
 from q2n.plan.out_of_memory import explained
 from q2n.record import RunRecord
 from q2n.sweeps import Decision, Note, leave_note
+
+if TYPE_CHECKING:
+    from q2n.pipeline import Watch
 
 POLL = 2.0
 """Seconds between two looks at a cell that another process works on."""
@@ -33,6 +37,7 @@ def run_cell(
     title: str = "",
     group: str | None = None,
     wait: bool = True,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Run the cell, or reuse its record; errors become failures on disk, and never touch finished records.
 
@@ -41,8 +46,9 @@ def run_cell(
         title: what the progress bar calls the cell.
         group: what cells of one sweep share in Weights & Biases.
         wait: whether to wait while another process works on the cell, or to return (``busy``).
+        watch: told of every finished block; may raise :class:`StoppedEarly`.
     """
-    cell = _Cell(config, sweep, title or config.label)
+    cell = _Cell(config, sweep, title or config.label, watch)
     try:
         cell.identity = identify(config)
         outcome = cell.settled()
@@ -54,8 +60,8 @@ def run_cell(
 class _Cell:
     """A cell on its way from its configuration to its outcome."""
 
-    def __init__(self, config: RunConfig, sweep: str | None, title: str) -> None:
-        self._config, self._sweep, self._title = config, sweep, title
+    def __init__(self, config: RunConfig, sweep: str | None, title: str, watch: Watch | None) -> None:
+        self._config, self._sweep, self._title, self._watch = config, sweep, title, watch
         self._log: CellLog | None = None
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
         self.identity = failures.partial_identity(config)  # until the whole one is known
@@ -116,7 +122,7 @@ class _Cell:
         self._note("started")
         self._log = CellLog(self._folder / failures.LOG_NAME, self._config.label)
         with self._log:
-            record = compute(self._config, self.identity, self._title)
+            record = compute(self._config, self.identity, self._title, self._watch)
             records.save(record, self._config.scalars.results_dir)
         return record
 
@@ -140,6 +146,13 @@ class _Cell:
         )
         if isinstance(error, UnsupportedError):
             return self._give("unsupported", failure=failure)
+        if isinstance(error, StoppedEarly):
+            discard(
+                records.checkpoint_folder(
+                    self._config.scalars.results_dir, self._config.scalars.name, self._key
+                )
+            )
+            return self._give("stopped", reason=str(error))
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             failures.save(failure, self._config.scalars.results_dir)
         return self._give("failed", failure=failure)

@@ -23,10 +23,20 @@ from q2n.fingerprint import plain
 from q2n.schema import Cell
 
 Decision = Literal[
-    "reused", "computed", "forced", "failed", "unsupported", "skipped", "started", "interrupted", "busy"
+    "reused",
+    "computed",
+    "forced",
+    "failed",
+    "unsupported",
+    "skipped",
+    "stopped",
+    "started",
+    "interrupted",
+    "busy",
 ]
-"""``skipped``: left out on purpose (``retry``). ``started`` and ``busy`` (another process is at it) are
-replaced when the cell ends; where ``started`` stays, the process was killed."""
+"""``skipped``: left out on purpose (``retry``). ``stopped``: by a sweeper that saw enough. ``started`` and
+``busy`` (another process is at it) are replaced when the cell ends; where ``started`` stays, the process was
+killed."""
 
 FOLDER = "sweeps"
 ANNOUNCEMENT = "sweep.json"

@@ -1,4 +1,4 @@
-"""What the tests' own commands have in common: small cells, and an environment of their own."""
+"""What the tests' own commands have in common: small cells, an environment of their own, their records."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def environment(cache: Path) -> dict[str, str]:
     return {**os.environ, "Q2N_CACHE": str(cache), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 
 
-def start(cwd: Path, cache: Path, *arguments: str) -> subprocess.Popen[str]:
-    """``run.py`` with :data:`SMALL` where ``arguments`` say nothing else."""
+def start(cwd: Path, cache: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """``run.py`` with :data:`SMALL` where ``arguments`` say nothing else, in a process group of its own."""
     given = {argument.partition("=")[0] for argument in arguments}
     rest = [argument for argument in SMALL if argument.partition("=")[0] not in given]
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *arguments, *rest],
         cwd=cwd,
-        env=environment(cache),
+        env={**environment(cache), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -40,19 +40,21 @@ def start(cwd: Path, cache: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def run(cwd: Path, cache: Path, *arguments: str, code: int = 0) -> str:
-    process = start(cwd, cache, *arguments)
+def run(cwd: Path, cache: Path, *arguments: str, code: int = 0, **variables: str) -> str:
+    """What it says on both streams; it must leave with ``code``."""
+    process = start(cwd, cache, *arguments, **variables)
     out, err = process.communicate(timeout=240)
     assert process.returncode == code, err
     return out + err
 
 
 def records(folder: Path) -> dict[str, dict]:
+    """The records of a results folder by fingerprint."""
     return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("main/*/record.json")}
 
 
 def numbers(record: dict) -> str:
-    """The parts of a record that must not depend on when it was made."""
+    """The parts of a record that must not depend on when and where it was made."""
     layers, metrics = (
         [{key: value for key, value in part.items() if not key.endswith("seconds")} for part in record[name]]
         for name in ("layers", "metrics")

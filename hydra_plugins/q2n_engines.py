@@ -1,0 +1,23 @@
+"""Hydra takes launchers and sweepers from the namespace ``hydra_plugins`` only; see ``q2n/engines``."""
+
+from q2n.engines import joblib, optuna, ray, submitit
+
+
+class JoblibLauncher(joblib.JoblibLauncher):
+    """``hydra/launcher=joblib``."""
+
+
+class RayLauncher(ray.RayLauncher):
+    """``hydra/launcher=ray``."""
+
+
+class LocalLauncher(submitit.LocalLauncher):
+    """``hydra/launcher=submitit_local``."""
+
+
+class SlurmLauncher(submitit.SlurmLauncher):
+    """``hydra/launcher=submitit_slurm``."""
+
+
+class OptunaSweeper(optuna.OptunaSweeper):
+    """``hydra/sweeper=optuna``."""

@@ -1,0 +1,92 @@
+"""What ``hydra/sweeper=optuna`` searches: Hydra's own sweep grammar, read as distributions.
+
+``interval(a, b)`` is continuous (``int(interval(a, b))`` whole numbers, ``tag(log, interval(a, b))`` on a
+logarithmic scale), ``range(a, b, step=c)`` evenly spaced numbers, ``x,y,z`` a choice without order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+
+from q2n.exceptions import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Search:
+    """Axes to search, and overrides that all cells share."""
+
+    axes: tuple[Override, ...]
+    fixed: tuple[str, ...]
+
+    def distributions(self) -> dict[str, Any]:
+        """Optuna's distribution of each axis, by key."""
+        return {axis.get_key_element(): _distribution(axis) for axis in self.axes}
+
+    def extremes(self) -> list[list[str]]:
+        """Cells that show whether any can be composed: every axis at its ends, or at each of its choices,
+        while the others are at their first value."""
+        values = {axis.get_key_element(): _ends(axis) for axis in self.axes}
+        first = {key: options[0] for key, options in values.items()}
+        cells = [first] + [{**first, key: item} for key, options in values.items() for item in options[1:]]
+        return [[*self.fixed, *(f"{key}={value}" for key, value in cell.items())] for cell in cells]
+
+
+def search(params: Mapping[str, Any], overrides: Sequence[str]) -> Search:
+    """What the sweeper's ``params`` and the command line ask for; the command line wins.
+
+    Raises:
+        ConfigurationError: nothing is searched, or an interval is empty or cannot be logarithmic.
+    """
+    parser = OverridesParser.create()
+    lines = [f"{key}={value}" for key, value in params.items()]
+    by_key = {item.get_key_element(): item for item in parser.parse_overrides([*lines, *overrides])}
+    axes = tuple(item for item in by_key.values() if item.is_sweep_override())
+    if not axes:
+        raise ConfigurationError(
+            "hydra/sweeper=optuna: nothing to search; give q2n.t=interval(0.01,0.3), bits=2,3 or the like"
+        )
+    for axis in axes:
+        _check(axis)
+    fixed = [item for item in by_key.values() if not item.is_sweep_override()]
+    return Search(axes, tuple(item.input_line or "" for item in fixed))
+
+
+def _check(axis: Override) -> None:
+    sweep = axis.value()
+    if isinstance(sweep, IntervalSweep):
+        assert sweep.start is not None
+        assert sweep.end is not None
+        if sweep.start >= sweep.end:
+            raise ConfigurationError(f"{axis.input_line}: the interval is empty")
+        if "log" in sweep.tags and sweep.start <= 0:
+            raise ConfigurationError(f"{axis.input_line}: a logarithmic interval begins above 0")
+    elif not list(axis.sweep_iterator()):
+        raise ConfigurationError(f"{axis.input_line}: no value")
+
+
+def _ends(axis: Override) -> list[str]:
+    sweep = axis.value()
+    if isinstance(sweep, IntervalSweep):
+        return [str(sweep.start), str(sweep.end)]
+    return list(axis.sweep_string_iterator())
+
+
+def _distribution(axis: Override) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    sweep = axis.value()
+    if isinstance(sweep, IntervalSweep):
+        assert sweep.start is not None
+        assert sweep.end is not None
+        kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
+        return kind(sweep.start, sweep.end, log="log" in sweep.tags)
+    values: list[Any] = list(axis.sweep_iterator())
+    if isinstance(sweep, RangeSweep) and len(values) > 1 and values[0] < values[-1]:
+        kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
+        return kind(values[0], values[-1], step=values[1] - values[0])
+    return CategoricalDistribution(list(axis.sweep_string_iterator()))
