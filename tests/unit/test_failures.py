@@ -35,7 +35,7 @@ def command(tmp_path):
 
 
 def failing(error):
-    def compute(config, identity, title):
+    def compute(config, identity, title, watch=None):
         LOGGER.info("quantize: block 3/30 mlp.down")
         with warnings.catch_warnings(action="default"):
             warnings.warn("a warning of a library", stacklevel=1)
@@ -127,7 +127,7 @@ from q2n import cell, run
 from q2n.cli import CONFIG_DIR
 from q2n.preflight import preflight
 from q2n.progress import LOGGER
-def compute(config, identity, title):
+def compute(config, identity, title, watch=None):
     LOGGER.info("quantize: block 2/30 mlp.up")
     os.kill(os.getpid(), signal.SIGKILL)
 cell.compute = compute
