@@ -44,7 +44,7 @@ def failing(error):
     return compute
 
 
-def succeeding(config, identity, title):
+def succeeding(config, identity, title, watch=None):
     return make_record(fingerprint=run.fingerprints.fingerprint(identity), config=config.tree)
 
 
