@@ -174,6 +174,32 @@ def test_a_killed_worker_costs_its_cell_at_most(name, kills, code, engine, basic
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_slurms_warning_puts_a_cell_back_into_the_queue_and_it_goes_on(engine, tmp_path, cache):
+    chosen = engine("submitit_slurm")
+    cell = ["bits=2", "q2n=on", "model.num_blocks=24", "calibration.nsamples=64", "checkpoint_every=1"]
+    sweep = [item for item in chosen.arguments if not item.startswith(("bits=", "q2n="))]
+    process = start(tmp_path, cache, *sweep, *cell, **chosen.variables)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("results/main/*/checkpoint/manifest.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    slurm_says = {**environment(cache), **chosen.variables}
+    queue = ["squeue", "--noheader", "--format=%i"]
+    job = subprocess.run(queue, env=slurm_says, capture_output=True, text=True, check=True)
+    subprocess.run(["scancel", "--signal=USR2", job.stdout.strip()], env=slurm_says, check=True)
+    while process.poll() is None:  # or Slurm would let it wait for two minutes
+        name = ["scontrol", "update", f"JobId={job.stdout.strip()}", "StartTime=now"]
+        subprocess.run(name, env=slurm_says, capture_output=True, check=False)
+        time.sleep(1)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "1 computed" in out
+    (record,) = records(tmp_path / "results").values()
+    assert len(record["resumed_at"]) == 1
+    assert record["resumed_at"][0] > 0
+
+
 def _kill_the_first_cell(folder: Path, times: int, alive: Callable[[], bool]) -> str:
     """SIGKILL whoever computes the cell that was taken up first, and whoever takes it up then."""
     killed: set[int] = set()
