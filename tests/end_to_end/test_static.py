@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers.commands import ROOT
 from helpers.static import numbers, static_cell, write_texts
 
 from q2n.stages.store import SUFFIX
@@ -11,6 +12,8 @@ RELEASED = ("gptq", "leanquant", "owq", "pbllm", "quarot_kv4", "quip")
 OTHERS = ("awq", "composed", "rtn", "smoothquant")
 CELLS = [(name, q2n) for name in (*RELEASED, *OTHERS) for q2n in ("off", "on", "released")]
 CELLS = [(name, q2n) for name, q2n in CELLS if q2n != "released" or name in RELEASED]
+CORRECTIONS = {path.stem for path in (ROOT / "conf" / "q2n").glob("*.yaml")} - {"off", "on", "released"}
+CELLS += [("gptq", q2n) for q2n in sorted(CORRECTIONS)]
 
 
 @pytest.fixture(scope="module")
