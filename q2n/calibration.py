@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from q2n.clock import timed
 from q2n.exceptions import DataError
+from q2n.gram import add_gram, mirrored
 from q2n.types import Statistic, Statistics
 
 if TYPE_CHECKING:
@@ -27,13 +29,10 @@ TOKEN_SAMPLE_PER_SEQUENCE = 64
 """Rows of one sequence kept by ``TOKEN_SAMPLE`` (evenly spaced)."""
 
 
-GRAM_BLOCK = 192
-"""Columns of the Gram matrix computed at a time: only blocks that reach below the diagonal are."""
-
-
 class Accumulator(Protocol):
     def update(self, batch: Tensor, seen: int) -> None:
-        """``batch`` ``(B, T, C)`` float32; ``seen`` sequences came before it."""
+        """``batch`` ``(B, T, C)``, float32 but for :class:`GramAccumulator`, which takes any float dtype;
+        ``seen`` sequences came before it."""
         ...
 
     def result(self, sequences: int) -> Tensor: ...
@@ -46,18 +45,14 @@ class GramAccumulator:
         self._sum: Tensor | None = None
 
     def update(self, batch: Tensor, seen: int) -> None:
-        rows = batch.reshape(-1, batch.shape[-1])
-        width = rows.shape[1]
+        width = batch.shape[-1]
         if self._sum is None:
-            self._sum = rows.new_zeros(width, width)
-        for first in range(0, width, GRAM_BLOCK):
-            last = min(first + GRAM_BLOCK, width)
-            self._sum[first:last, :last].addmm_(rows[:, first:last].T, rows[:, :last])
+            self._sum = batch.new_zeros(width, width, dtype=torch.float32)
+        add_gram(self._sum, batch.reshape(-1, width))
 
     def result(self, sequences: int) -> Tensor:
         assert self._sum is not None
-        lower = self._sum.tril()
-        return (lower + lower.tril(-1).T) * (2 / sequences)
+        return mirrored(self._sum).mul_(2 / sequences)
 
 
 class PositionMeanAccumulator:
@@ -168,14 +163,19 @@ class Accumulators:
 
     def update(self, batch: Tensor) -> None:
         """Add a batch of inputs ``(B, T, C)`` of any float dtype."""
-        batch = batch.float()
-        for part in self._parts.values():
-            part.update(batch, self._sequences)
+        with timed("statistics"):
+            self._update(batch)
+
+    def _update(self, batch: Tensor) -> None:
+        converted = batch if self._parts.keys() <= {Statistic.GRAM} else batch.float()
+        for statistic, part in self._parts.items():
+            part.update(batch if statistic is Statistic.GRAM else converted, self._sequences)
         self._sequences += batch.shape[0]
         self._tokens += batch.shape[0] * batch.shape[1]
 
     def result(self) -> Statistics:
-        values = {statistic: part.result(self._sequences) for statistic, part in self._parts.items()}
+        with timed("statistics"):
+            values = {statistic: part.result(self._sequences) for statistic, part in self._parts.items()}
         return Statistics(values, self._sequences, self._tokens)
 
 
@@ -213,13 +213,14 @@ class StagedForward:
         return self
 
     def __next__(self) -> tuple[LinearGroup, Tensor]:
-        return next(self._generator)
+        with timed("forward"):
+            return next(self._generator)
 
     def finish(self) -> Tensor:
         """Run to the end of the block; its output ``(B, T, D)``."""
         while True:
             try:
-                next(self._generator)
+                next(self)
             except StopIteration as stop:
                 output: Tensor = stop.value
                 return output

@@ -12,6 +12,7 @@ import torch
 from q2n import provenance
 from q2n.activations import activation_store
 from q2n.checkpoint import Checkpoint, seed_block
+from q2n.clock import clocked
 from q2n.config import RunConfig
 from q2n.data.cache import cache_root
 from q2n.evaluation.base import EvaluationContext
@@ -33,9 +34,10 @@ from q2n.types import LayerReport
 
 
 def compute(
-    config: RunConfig, identity: Mapping[str, Any], title: str, watch: Watch | None = None
+    config: RunConfig, identity: Mapping[str, Any], bar: CellProgress, watch: Watch | None = None
 ) -> RunRecord:
-    """The finished record of a cell; ``watch`` is shown the reports so far after every block.
+    """The finished record of a cell; ``bar`` is shown already, ``watch`` is shown the reports so far after every
+    block.
 
     Raises:
         UnsupportedError: model and method do not fit (found before calibration).
@@ -46,11 +48,7 @@ def compute(
     device = torch.device(identity["hardware"]["device"])
     cache_dir, seed = config.scalars.cache_dir, config.scalars.seed
     expense, ledger = Expense(), Ledger()
-    with (
-        CellProgress(title) as bar,
-        _checkpoint(config, identity, expense, bar) as checkpoint,
-        torch.no_grad(),
-    ):
+    with _checkpoint(config, identity, expense, bar) as checkpoint, torch.no_grad():
         expense.earlier = Spent(**checkpoint.account)
         bar.begin("load")
         with expense.stage("load"):
@@ -124,7 +122,11 @@ def _quantize(
         done = steps.index(f"{block}/{group}") / len(steps)
         bar.advance(done, f"block {block + 1}/{count} {group}")
 
-    with expense.stage("quantize"), activation_store(calibration.activations) as store:
+    with (
+        expense.stage("quantize"),
+        clocked(expense.work),
+        activation_store(calibration.activations) as store,
+    ):
         return quantize_model(
             adapter,
             text.tokens,
@@ -198,6 +200,7 @@ def _record(
         layers=tuple(layers),
         metrics=tuple(metrics),
         seconds=spent.seconds,
+        work_seconds=spent.work_seconds,
         reused=reused,
         peak_memory_bytes=spent.peak_memory_bytes,
         peak_device_memory_bytes=spent.peak_device_memory_bytes,

@@ -9,27 +9,36 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from q2n import provenance
+from q2n.clock import WorkClock
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds by stage; bytes of the host's and, where one was used, of the device's memory."""
+    """Seconds by stage; bytes of the host's and, where one was used, of the device's memory.
+
+    ``work_seconds`` shares out the stage ``quantize`` by kind of work (:mod:`q2n.clock`).
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    work_seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     peak_device_memory_bytes: int | None = None
 
     def plus(self, other: Spent) -> Spent:
         """Both, one after the other."""
-        names = dict.fromkeys([*self.seconds, *other.seconds])
         peaks = [
             it for it in (self.peak_device_memory_bytes, other.peak_device_memory_bytes) if it is not None
         ]
         return Spent(
-            {name: self.seconds.get(name, 0.0) + other.seconds.get(name, 0.0) for name in names},
+            _sum(self.seconds, other.seconds),
+            _sum(self.work_seconds, other.work_seconds),
             max(self.peak_memory_bytes, other.peak_memory_bytes),
             max(peaks, default=None),
         )
+
+
+def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in dict.fromkeys([*one, *other])}
 
 
 class Expense:
@@ -38,6 +47,7 @@ class Expense:
     def __init__(self) -> None:
         provenance.reset_peak_memory()
         self.earlier = Spent()
+        self.work = WorkClock()
         self._seconds: dict[str, float] = {}
         self._running: dict[str, float] = {}
 
@@ -56,7 +66,7 @@ class Expense:
         now = time.perf_counter()
         running = Spent({name: now - began for name, began in self._running.items()})
         memory = (provenance.peak_memory_bytes(), provenance.peak_device_memory_bytes())
-        return self.earlier.plus(Spent(self._seconds, *memory)).plus(running)
+        return self.earlier.plus(Spent(self._seconds, self.work.seconds, *memory)).plus(running)
 
     def note(self) -> Mapping[str, Any]:
         """:attr:`total` as a tree for :class:`Spent`."""

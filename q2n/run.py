@@ -21,6 +21,7 @@ from q2n.failure import Failure
 from q2n.identity import identify
 from q2n.outcomes import Outcome
 from q2n.plan.out_of_memory import explained
+from q2n.progress import CellProgress
 from q2n.record import RunRecord
 from q2n.sweeps import Decision, Note, leave_note
 
@@ -117,12 +118,14 @@ class _Cell:
         return record if record and (not scalars.force or record.created > self._began) else None
 
     def _computed(self) -> RunRecord:
-        from q2n.cell import compute
-
         self._note("started")
         self._log = CellLog(self._folder / failures.LOG_NAME, self._config.label)
         with self._log:
-            record = compute(self._config, self.identity, self._title, self._watch)
+            with CellProgress(self._title) as bar:
+                bar.begin("load")
+                from q2n.cell import compute  # takes seconds, so the bar is shown before
+
+                record = compute(self._config, self.identity, bar, self._watch)
             records.save(record, self._config.scalars.results_dir)
         return record
 

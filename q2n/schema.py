@@ -183,7 +183,8 @@ class Cell(_Frozen):
 class RunRecord(_Frozen):
     """A finished cell. ``bits_per_weight`` is the average over the quantized linears, scales included;
     ``identity`` is what ``fingerprint`` is the digest of. ``resumed_at`` are the blocks at which another
-    process went on from a checkpoint: the times are then those of several processes."""
+    process went on from a checkpoint: the times are then those of several processes. ``work_seconds`` shares
+    out the stage ``quantize`` of ``seconds`` by kind of work (:mod:`q2n.clock`)."""
 
     schema_version: int = SCHEMA_VERSION
     fingerprint: str = Field(pattern=r"^[0-9a-f]{16}$")
@@ -198,6 +199,7 @@ class RunRecord(_Frozen):
     layers: tuple[Layer, ...] = ()
     metrics: tuple[Metric, ...] = ()
     seconds: dict[str, float] = Field(default_factory=dict)
+    work_seconds: dict[str, float] = Field(default_factory=dict)
     reused: dict[str, Reuse] = Field(default_factory=dict)
     peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None

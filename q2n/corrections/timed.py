@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from q2n.clock import timed
 from q2n.types import Baseline, Correction, LinearProblem, QuantizedLinear, Statistic
 
 
@@ -27,6 +28,7 @@ class TimedCorrection:
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
         began = time.perf_counter()
-        result = self._inner.correct(problem, quantized)
+        with timed("correct"):
+            result = self._inner.correct(problem, quantized)
         self.seconds += time.perf_counter() - began
         return result

@@ -27,7 +27,7 @@ CPU_TOKENS, DEVICE_TOKENS = 2048, 32768
 """Tokens of a forward pass when the batch size is automatic; halved whenever memory runs out."""
 CPU_TEXTS, DEVICE_TEXTS = 8, 32
 """Texts that are generated at a time when the batch size is automatic."""
-HEAD_ROWS = 1024
+HEAD_ROWS = 128
 """Tokens whose logits exist at the same time."""
 
 Answer = tuple[float, bool]

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from q2n.data.text import tokenizer_digest
 from q2n.exceptions import ModelError
 from q2n.hardware import MEMORY_SHARE, available_memory
+from q2n.models import attention
 from q2n.models.adapter import ModelAdapter, adapt, require_family
 from q2n.models.streaming import WeightFiles, stream_blocks, streamed_model
 
@@ -118,7 +119,7 @@ def _whole(path: str, config: Any, dtype: torch.dtype, name: str, common: Mappin
         path,
         config=config,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=attention.NAME,
         use_safetensors=True,
         output_loading_info=True,
         **common,

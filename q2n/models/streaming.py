@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from q2n.exceptions import ModelError, UnsupportedError
+from q2n.models import attention
 
 if TYPE_CHECKING:
     from torch import nn
@@ -153,7 +154,9 @@ def streamed_model(
         ModelError: a weight is not there, or a part of the model cannot be made without its weights.
     """
     with torch.device("meta"):
-        model = cast(Any, AutoModelForCausalLM).from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = cast(Any, AutoModelForCausalLM).from_config(
+            config, dtype=dtype, attn_implementation=attention.NAME
+        )
     names = [name for name in model.state_dict() if not name.startswith(BLOCKS)]
     tied = config.tie_word_embeddings and HEAD not in files.places
     tensors = files.read((name for name in names if not (tied and name == HEAD)), dtype)

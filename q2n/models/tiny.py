@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from q2n.models import attention
 from q2n.models.loading import LoadedModel, ready
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def random_model(spec: TinyModel, dtype: torch.dtype) -> LoadedModel:
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):  # the library draws weights that are then overwritten
-        model = cast(Any, AutoModelForCausalLM).from_config(config, attn_implementation="sdpa")
+        model = cast(Any, AutoModelForCausalLM).from_config(config, attn_implementation=attention.NAME)
     _fill(model, spec.std, spec.weight_seed)
     return ready(model.to(dtype), tokenizer, {"name": spec.name, **spec.identity()})
 

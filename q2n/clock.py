@@ -1,0 +1,68 @@
+"""Where the time of a quantization goes: seconds by kind of work, summed over all blocks.
+
+Code says what it does with :func:`timed`; nothing is measured unless somebody listens (:func:`clocked`). On
+an accelerator, whose work is not waited for, seconds count where the host waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
+
+Work = Literal["forward", "statistics", "solve", "factorise", "correct", "measure"]
+"""``solve`` is the solver without ``factorise``, the factorisation of its Hessian; ``correct`` contains what
+the correction decomposes; ``measure`` is what the record says of layers."""
+
+
+class WorkClock:
+    """Wall seconds by work. Work begun inside other work is not counted as the outer one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._open: list[Work] = []
+        self._since = 0.0
+
+    def begin(self, work: Work) -> None:
+        self._settle()
+        self._open.append(work)
+
+    def end(self) -> None:
+        self._settle()
+        self._open.pop()
+
+    def _settle(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            work = self._open[-1]
+            self.seconds[work] = self.seconds.get(work, 0.0) + now - self._since
+        self._since = now
+
+
+_listening: ContextVar[WorkClock | None] = ContextVar("_listening", default=None)
+
+
+@contextmanager
+def clocked(clock: WorkClock) -> Iterator[None]:
+    """Inside the block of code, ``clock`` counts the work of this thread."""
+    token = _listening.set(clock)
+    try:
+        yield
+    finally:
+        _listening.reset(token)
+
+
+@contextmanager
+def timed(work: Work) -> Iterator[None]:
+    """The block of code is work of this kind."""
+    clock = _listening.get()
+    if clock is None:
+        yield
+        return
+    clock.begin(work)
+    try:
+        yield
+    finally:
+        clock.end()

@@ -1,0 +1,75 @@
+"""oneDNN's product of bfloat16 matrices with a float32 result, which torch does not offer on a CPU.
+
+It comes with the package ``onednn-cpu-gomp`` (Linux on x86-64; nothing else needs it), whose library runs in
+torch's own threads. A product of two bfloat16 numbers is exact in float32, so nothing is lost against
+converting them first; the processor multiplies twice as many of them at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+PACKAGE = "onednn-cpu-gomp"
+_LIBRARY = "libdnnl.so.3"
+
+Gemm = Callable[..., int]
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left^T right`` for bfloat16 ``left`` ``(n, a)`` and ``right`` ``(n, b)``, float32 ``total``.
+
+    All are on the CPU and contiguous along their last dimension. Call only where :func:`available`.
+    """
+    gemm = _gemm()
+    assert gemm is not None
+    failed = gemm(
+        b"T",
+        b"N",
+        *(left.shape[1], right.shape[1], left.shape[0]),
+        1.0,
+        *(left.data_ptr(), left.stride(0)),
+        *(right.data_ptr(), right.stride(0)),
+        1.0,
+        *(total.data_ptr(), total.stride(0)),
+    )
+    if failed:
+        raise RuntimeError(f"oneDNN's product failed with status {failed}")
+
+
+def available() -> bool:
+    """Whether the package is installed, the processor has such instructions and the product is right."""
+    return _gemm() is not None
+
+
+@cache
+def _gemm() -> Gemm | None:
+    native = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    if not any(getattr(torch.cpu, probe, lambda: False)() for probe in native):
+        return None
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+        path = next(file.locate() for file in files if file.name == _LIBRARY)
+        gemm = ctypes.CDLL(str(path)).dnnl_gemm_bf16bf16f32
+    except (importlib.metadata.PackageNotFoundError, StopIteration, OSError, AttributeError):
+        return None
+    size, pointer, scalar = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+    matrix = (pointer, size)
+    shape = (ctypes.c_char, ctypes.c_char, size, size, size)
+    gemm.argtypes = (*shape, scalar, *matrix, *matrix, scalar, *matrix)
+    gemm.restype = ctypes.c_int
+    return gemm if _is_right(gemm) else None
+
+
+def _is_right(gemm: Gemm) -> bool:
+    """A product of small integers, which must come out exactly."""
+    left = (torch.arange(70).reshape(10, 7) % 11 - 5).bfloat16()
+    right = (torch.arange(50).reshape(10, 5) % 7 - 3).bfloat16()
+    total = torch.ones(7, 5)
+    arguments = (b"T", b"N", 7, 5, 10, 1.0, left.data_ptr(), 7, right.data_ptr(), 5, 1.0, total.data_ptr(), 5)
+    return gemm(*arguments) == 0 and torch.equal(total, 1 + left.float().T @ right.float())
