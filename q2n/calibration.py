@@ -55,6 +55,21 @@ class GramAccumulator:
         return mirrored(self._sum).mul_(2 / sequences)
 
 
+class HalfGramAccumulator:
+    """:class:`GramAccumulator` of every other sequence, from the first."""
+
+    def __init__(self) -> None:
+        self._gram = GramAccumulator()
+
+    def update(self, batch: Tensor, seen: int) -> None:
+        kept = batch[seen % 2 :: 2]
+        if len(kept):
+            self._gram.update(kept, (seen + 1) // 2)
+
+    def result(self, sequences: int) -> Tensor:
+        return self._gram.result((sequences + 1) // 2)
+
+
 class PositionMeanAccumulator:
     """``(1/n) sum_k w_k X_k`` with ``w_k = 1``, or ``sqrt(2/k)`` as the release's PB-LLM weighs them."""
 
@@ -145,6 +160,7 @@ class TokenSampleAccumulator:
 
 ACCUMULATORS: dict[Statistic, Callable[[], Accumulator]] = {
     Statistic.GRAM: GramAccumulator,
+    Statistic.HALF_GRAM: HalfGramAccumulator,
     Statistic.POSITION_MEAN: PositionMeanAccumulator,
     Statistic.SQRT_POSITION_MEAN: lambda: PositionMeanAccumulator(sqrt_weights=True),
     Statistic.MEAN: MeanAccumulator,

@@ -112,7 +112,7 @@ def _quantize(
     watch: Watch | None,
 ) -> list[LayerReport]:
     calibration, adapter = config.calibration, loaded.adapter
-    method = Method(config.baseline, config.correction.bind(config.baseline))
+    method = Method(config.baseline, config.correction.bind(config.baseline), config.diagnostics)
     with expense.stage("tokenize"):
         text = calibration.tokens(loaded.tokenizer, config.scalars.cache_dir, config.heldout)
     count = len(adapter.blocks)

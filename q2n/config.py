@@ -18,12 +18,13 @@ from q2n.options import build, construct, did_you_mean, option
 
 if TYPE_CHECKING:
     from q2n.data.sources import CalibrationOption
+    from q2n.diagnostics.base import Diagnostics
     from q2n.evaluation.base import Evaluation
     from q2n.schema import Cell
     from q2n.tracking.base import Tracking
     from q2n.types import Baseline, Correction
 
-GROUPS = ("model", "baseline", "q2n", "calibration", "evaluation", "tracking")
+GROUPS = ("model", "baseline", "q2n", "calibration", "evaluation", "diagnostics", "tracking")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
@@ -89,6 +90,7 @@ class RunConfig:
         self.correction: Correction = build(tree.get("q2n"), "q2n")
         self.calibration: CalibrationOption = build(tree.get("calibration"), "calibration")
         self.evaluation: Evaluation = build(tree.get("evaluation"), "evaluation")
+        self.diagnostics: Diagnostics = build(tree.get("diagnostics"), "diagnostics")
         self.tracking: Tracking = build(tree.get("tracking"), "tracking")
         if self.correction.heldout and not self.heldout:
             raise ConfigurationError(
@@ -114,9 +116,10 @@ class RunConfig:
 
     @property
     def heldout(self) -> int:
-        """Held-out calibration sequences: as many as configured, else as many as the correction needs."""
+        """Held-out calibration sequences: as many as configured, else as many as correction and
+        diagnostics ask for."""
         chosen = self.calibration.heldout
-        return self.correction.heldout if chosen is None else chosen
+        return max(self.correction.heldout, self.diagnostics.heldout) if chosen is None else chosen
 
     @property
     def cell(self) -> Cell:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from q2n.calibration import StagedForward, collect, start
 from q2n.checkpoint import Checkpoint, Position, seed_block, structure
 from q2n.clock import timed
 from q2n.corrections.timed import TimedCorrection
+from q2n.diagnostics.base import Diagnostics, NoDiagnostics
 from q2n.diagnostics.layers import layer_reports
 from q2n.exceptions import NumericalError
 from q2n.linalg import require_finite
@@ -40,15 +41,17 @@ Watch = Callable[[Sequence[LayerReport]], None]
 
 @dataclass(frozen=True)
 class Method:
-    """A baseline and the correction that follows it."""
+    """A baseline, the correction that follows it, and what is measured of the result."""
 
     baseline: Baseline
     correction: Correction
+    diagnostics: Diagnostics = field(default_factory=NoDiagnostics)
 
     @property
     def requires(self) -> frozenset[Statistic]:
         """The Gram matrix is always collected: the layers' output errors are measured with it."""
-        return self.baseline.requires | self.correction.requires | {Statistic.GRAM}
+        collected = self.baseline.requires | self.correction.requires | self.diagnostics.requires
+        return collected | {Statistic.GRAM}
 
 
 @torch.no_grad()
@@ -217,7 +220,8 @@ def solve_group(
         seconds = time.perf_counter() - began - correction.seconds
         _write_back(block, part, solution)
         with timed("measure"):
-            reports += layer_reports(block.index, part, solution, seconds, correction.seconds)
+            measured = method.diagnostics.measure(part, solution)
+            reports += layer_reports(block.index, part, solution, seconds, correction.seconds, measured)
     return reports
 
 

@@ -29,6 +29,8 @@ class Statistic(StrEnum):
 
     GRAM = "gram"
     """``H = (2/n) sum_s X_s^T X_s``, ``(C, C)`` float32; ``n`` counts sequences (GPTQ's convention)."""
+    HALF_GRAM = "half_gram"
+    """The Gram matrix of every other sequence, from the first, normalised by their number."""
     POSITION_MEAN = "position_mean"
     """``A = (1/n) sum_s X_s``, ``(T, C)`` float32: what the official release uses in place of ``X``."""
     SQRT_POSITION_MEAN = "sqrt_position_mean"
@@ -41,6 +43,10 @@ class Statistic(StrEnum):
     """max ``|x|`` per channel, ``(C,)`` float32."""
     TOKEN_SAMPLE = "token_sample"
     """Evenly spaced input rows, ``(m, C)`` float32."""
+
+
+QUADRATIC = frozenset({Statistic.GRAM, Statistic.HALF_GRAM})
+"""Statistics that move as ``H -> R H R^T``."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Statistics:
             matrix = value if statistic is Statistic.GRAM else value.T @ value
             return (self.decompose or symmetric_spectrum)(matrix)
 
-        return self.cached((statistic.value, "eigh", "float64"), compute)
+        return self.cached((statistic.value, "eigh", "float64", "full"), compute)
 
     def mapped(self, right: Tensor) -> Statistics:
         """Statistics of ``x' = R x``, ``R = right`` ``(C', C)``: ``H -> R H R^T``, rows ``A -> A R^T``,
@@ -129,7 +135,7 @@ class Statistics:
         are applied faster than they can be written down."""
         images: dict[Statistic, Tensor] = {}
         for statistic, value in self.values.items():
-            if statistic is Statistic.GRAM:
+            if statistic in QUADRATIC:
                 images[statistic] = rotate(rotate(value).T)
             elif statistic is Statistic.MEAN:
                 images[statistic] = rotate(value[None])[0]
@@ -150,7 +156,7 @@ class Statistics:
         for statistic, value in self.values.items():
             moved = factor.to(value)
             images[statistic] = value * moved
-            if statistic is Statistic.GRAM:
+            if statistic in QUADRATIC:
                 images[statistic] = images[statistic] * moved[:, None]
         heldout = self.heldout.scaled(factor) if self.heldout else None
         return replace(self, values=images, heldout=heldout)
@@ -308,6 +314,26 @@ class Solution:
 
 
 @dataclass(frozen=True)
+class NullSpaceReport:
+    """Measures of the null space of a layer's inputs, from their Gram matrix in the layer's own basis
+    (:mod:`q2n.nullspace.measures` defines each). Names with ``half`` compare two halves of the calibration
+    sequences."""
+
+    spectrum: tuple[float, ...]
+    rank: int
+    effective_rank: float
+    projection_error: float
+    heldout_projection_error: float | None = None
+    half_ranks: tuple[int, int] | None = None
+    half_projection_error: float | None = None
+    half_angles: tuple[float, ...] = ()
+    reach: float | None = None
+    reached: float | None = None
+    error_sources: tuple[float, float, float] | None = None
+    error_sources_after: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """What the record keeps of one linear layer. Errors are relative squared output errors
     ``||(W - Q) X||^2 / ||W X||^2`` on the calibration inputs, before and after the correction; ``heldout_``
@@ -330,6 +356,7 @@ class LayerReport:
     heldout_error_after: float | None = None
     decomposition: str | None = None
     decomposition_residual: float | None = None
+    null_space: NullSpaceReport | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -419,6 +446,7 @@ __all__ = [
     "GroupedFormat",
     "LayerReport",
     "LinearProblem",
+    "NullSpaceReport",
     "Quantize",
     "QuantizedLinear",
     "RoundingFormat",

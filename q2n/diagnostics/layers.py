@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from q2n.corrections.output_error import output_energy, output_errors
-from q2n.types import LayerReport, LinearProblem, QuantizedLinear, Solution, Statistics
+from q2n.types import LayerReport, LinearProblem, NullSpaceReport, QuantizedLinear, Solution, Statistics
 
 BIAS_BITS = 16
 
 
 def layer_reports(
-    block: int, problem: LinearProblem, solution: Solution, solve_seconds: float, correct_seconds: float
+    block: int,
+    problem: LinearProblem,
+    solution: Solution,
+    solve_seconds: float,
+    correct_seconds: float,
+    null_spaces: Sequence[NullSpaceReport | None],
 ) -> list[LayerReport]:
     """One report a layer of the problem; seconds are shared out by rows.
 
@@ -46,6 +53,7 @@ def layer_reports(
                 damping=diagnostics.get("damping"),
                 decomposition=diagnostics.get("decomposition"),
                 decomposition_residual=diagnostics.get("decomposition_residual"),
+                null_space=null_spaces[index],
                 solve_seconds=solve_seconds * share,
                 correct_seconds=correct_seconds * share,
                 extra={**diagnostics.get("extra", {}), **notes[index]},

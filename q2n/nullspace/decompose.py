@@ -51,15 +51,20 @@ def decompose(
         except NotPartialError as reason:
             if how == "partial":
                 warnings.warn(f"full decomposition: {reason}", FullDecompositionWarning, stacklevel=2)
-            return replace(_full(stats, matrix, dtype), method=f"eigh ({reason})")
-    return _full(stats, matrix, dtype)
+            return replace(_full(stats, moment, matrix, precision), method=f"eigh ({reason})")
+    return _full(stats, moment, matrix, precision)
 
 
-def _full(stats: Statistics, matrix: Tensor, dtype: torch.dtype) -> Spectrum:
-    """In float64 by the statistics' own means, which may know the result already."""
-    if dtype == torch.float64 and stats.decompose is not None:
-        return stats.decompose(matrix)
-    return symmetric_spectrum(matrix, dtype)
+def _full(stats: Statistics, moment: Moment, matrix: Tensor, precision: Precision) -> Spectrum:
+    """Made once however it came to be asked for; in float64 by the statistics' own means, which may know the
+    result already."""
+
+    def compute() -> Spectrum:
+        if precision == "float32":
+            return symmetric_spectrum(matrix, torch.float32)
+        return (stats.decompose or symmetric_spectrum)(matrix)
+
+    return stats.cached((moment, "eigh", precision, "full"), compute)
 
 
 def singular_spectrum(rows: Tensor) -> Spectrum:

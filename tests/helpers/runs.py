@@ -7,6 +7,7 @@ import torch
 
 from q2n.activations import activation_store
 from q2n.corrections.none import NoCorrection
+from q2n.diagnostics.base import NoDiagnostics
 from q2n.models.spec import TinyModel
 from q2n.pipeline import Method, quantize_model
 
@@ -68,6 +69,7 @@ def run(
     activations="memory",
     spoil=None,
     heldout=None,
+    diagnostics=None,
 ):
     """``quantize_model`` on a new tiny model; ``spoil(model)`` may change it before."""
     loaded = tiny(family)
@@ -79,7 +81,7 @@ def run(
         reports = quantize_model(
             loaded.adapter,
             tokens() if ids is None else ids,
-            Method(recorder, correction or NoCorrection()),
+            Method(recorder, correction or NoCorrection(), diagnostics or NoDiagnostics()),
             batch_size=batch_size,
             true_sequential=true_sequential,
             store=store,

@@ -1,0 +1,107 @@
+"""``diagnostics=null_space``: the inputs' null space of every layer, and what a correction makes of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, TypedDict
+
+from pydantic import Field
+
+from q2n.nullspace.estimator import Estimator
+from q2n.nullspace.rank import IndexRule, RankRule
+from q2n.options import option
+from q2n.types import LinearProblem, NullSpaceReport, Solution, Statistic, Statistics
+
+if TYPE_CHECKING:
+    from q2n.nullspace.estimator import NullSpace
+
+ANGLES = 17
+"""Evenly spaced quantiles of the principal angles that are kept."""
+
+
+class _OfInputs(TypedDict, total=False):
+    """What is the same for all layers that share an input."""
+
+    spectrum: tuple[float, ...]
+    rank: int
+    effective_rank: float
+    projection_error: float
+    heldout_projection_error: float | None
+    half_ranks: tuple[int, int]
+    half_projection_error: float
+    half_angles: tuple[float, ...]
+
+
+@option
+class NullSpaceMeasures:
+    """Spectrum, rank and projection error of the Gram matrix in the layer's own basis, with the null space of
+    ``t``, ``index_rule`` and ``drop_first``, whatever the correction's is.
+
+    ``points`` of each spectrum are kept. ``halves`` measures a second Gram matrix, of every other
+    calibration sequence, and compares the null spaces of the two halves. ``heldout_sequences`` are asked for
+    where the configuration leaves the number open.
+    """
+
+    t: Annotated[float, Field(ge=0)] = 0.1
+    index_rule: IndexRule = "released"
+    drop_first: bool = True
+    points: Annotated[int, Field(ge=2, le=1000)] = 32
+    halves: bool = True
+    heldout_sequences: Annotated[int, Field(ge=0)] = 4
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        return frozenset({Statistic.GRAM, *([Statistic.HALF_GRAM] if self.halves else [])})
+
+    @property
+    def heldout(self) -> int:
+        return self.heldout_sequences
+
+    def measure(self, problem: LinearProblem, solution: Solution) -> list[NullSpaceReport | None]:
+        from q2n.nullspace import measures
+
+        rule = RankRule(t=self.t, index_rule=self.index_rule, drop_first=self.drop_first)
+        estimator = Estimator(rule=rule)
+        stats = problem.stats
+        null_space = estimator.estimate(stats)
+        shared = stats.cached(("measures", self), lambda: self._of_inputs(stats, null_space, estimator))
+        reports: list[NullSpaceReport | None] = []
+        first = 0
+        for count in problem.rows:
+            rows = slice(first, first + count)
+            first += count
+            original, base = problem.weight[rows], solution.base.weight[rows]
+            corrected = solution.corrected.weight[rows]
+            reach, reached = measures.reach(original, base, corrected, null_space)
+            reports.append(
+                NullSpaceReport(
+                    **shared,
+                    reach=reach,
+                    reached=reached,
+                    error_sources=measures.error_sources(original, original - base, null_space),
+                    error_sources_after=measures.error_sources(original, original - corrected, null_space),
+                )
+            )
+        return reports
+
+    def _of_inputs(self, stats: Statistics, null_space: NullSpace, estimator: Estimator) -> _OfInputs:
+        from q2n.nullspace import measures
+
+        values = null_space.spectrum.values.clamp(min=0)
+        heldout = stats.heldout
+        shared: _OfInputs = {
+            "spectrum": measures.sampled(values, self.points),
+            "rank": null_space.rank,
+            "effective_rank": measures.effective_rank(values),
+            "projection_error": measures.projection_error(null_space, stats.gram),
+            "heldout_projection_error": (
+                None if heldout is None else measures.projection_error(null_space, heldout.gram)
+            ),
+        }
+        if Statistic.HALF_GRAM not in stats or stats.sequences < 2:
+            return shared
+        one, other = measures.halves(stats)
+        first, second = estimator.estimate(one), estimator.estimate(other)
+        shared["half_ranks"] = (first.rank, second.rank)
+        shared["half_projection_error"] = measures.projection_error(first, other.gram)
+        shared["half_angles"] = measures.principal_angles(first, second, ANGLES)
+        return shared
