@@ -22,6 +22,7 @@ class _OfInputs(TypedDict, total=False):
     """What is the same for all layers that share an input."""
 
     spectrum: tuple[float, ...]
+    spectrum_places: tuple[int, ...]
     rank: int
     effective_rank: float
     projection_error: float
@@ -90,6 +91,7 @@ class NullSpaceMeasures:
         heldout = stats.heldout
         shared: _OfInputs = {
             "spectrum": measures.sampled(values, self.points),
+            "spectrum_places": tuple((measures.places(len(values), self.points) + 1).tolist()),
             "rank": null_space.rank,
             "effective_rank": measures.effective_rank(values),
             "projection_error": measures.projection_error(null_space, stats.gram),

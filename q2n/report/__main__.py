@@ -12,6 +12,7 @@ from q2n import failure as failures
 from q2n.exceptions import Q2NError
 from q2n.record import RunRecord, read_all
 from q2n.report import print_report, write_report
+from q2n.report.figures.null_space import write_null_space_figures
 from q2n.report.unfinished import failed
 
 
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.rule(name)
             unfinished = failed(failures.read_all(options.results, name)[0])
             print_report(group, console, unfinished)
-            for path in write_report(group, options.results, name, unfinished):
+            figures = write_null_space_figures(group, options.results, name)
+            for path in (*write_report(group, options.results, name, unfinished), *figures):
                 console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     except Q2NError as error:
         complaints.print(str(error), style="red", markup=False, soft_wrap=True)

@@ -80,6 +80,8 @@ def test_every_measure_is_its_definition():
     for report, part in zip(reports, (slice(0, 16), slice(16, 24)), strict=True):
         assert report.rank == rank
         assert report.spectrum[0] == 1
+        assert (report.spectrum_places[0], report.spectrum_places[-1]) == (1, C)
+        assert len(report.spectrum_places) == len(report.spectrum) <= 8
         assert report.spectrum[-1] == pytest.approx(float(values[-1] / values[0]), rel=1e-2)
         shares = (values / values.sum()).tolist()
         entropy = -sum(share * math.log(share) for share in shares)

@@ -1,0 +1,33 @@
+"""How a figure becomes files: the same bytes from the same records."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from q2n.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PNG_DPI = 120
+
+
+def save(figure: Figure, folder: Path, label: str) -> list[Path]:
+    """Write ``<label>.svg`` and ``<label>.png`` into ``folder`` and return their paths.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    import matplotlib
+
+    paths = []
+    with matplotlib.rc_context({"svg.hashsalt": "q2n", "svg.fonttype": "none"}):
+        for kind in ("svg", "png"):
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+            path = folder / f"{label}.{kind}"
+            drawn = partial(figure.savefig, format=kind, dpi=PNG_DPI, metadata=metadata)
+            write_atomic(path, drawn)
+            paths.append(path)
+    return paths
