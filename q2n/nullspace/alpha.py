@@ -44,20 +44,20 @@ def reached(error: Tensor, scaled: Tensor, vectors: Tensor, rank: int) -> Tensor
     formed: ``<E (I - P), Q> = <E V, Q V>``, through whichever of range and null basis is thinner. Products
     are in the precision of ``error``: what float32 loses of ``alpha`` is below ``1e-7``.
     """
-    import torch
+    from q2n.linalg import row_dots
 
     columns, known = vectors.shape
     null = known == columns and rank > columns // 2
     basis = (vectors[:, rank:] if null else vectors[:, :rank]).to(error.dtype)
-    shared = ((error @ basis) * (scaled @ basis)).sum(dim=1, dtype=torch.float64)
-    return (error * scaled).sum(dim=1, dtype=torch.float64) - shared if null else shared
+    shared = row_dots(error @ basis, scaled @ basis)
+    return row_dots(error, scaled) - shared if null else shared
 
 
 def row_norms(values: Tensor) -> Tensor:
     """``||Q_r||^2`` ``(R,)`` float64."""
-    import torch
+    from q2n.linalg import row_dots
 
-    return values.square().sum(dim=1, dtype=torch.float64)
+    return row_dots(values, values)
 
 
 @dataclass(frozen=True)
