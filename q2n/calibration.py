@@ -17,7 +17,7 @@ from torch import Tensor
 
 from q2n.clock import timed
 from q2n.exceptions import DataError
-from q2n.gram import add_gram, mirrored
+from q2n.gram import add_gram, complete
 from q2n.types import Statistic, Statistics
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ class GramAccumulator:
         add_gram(self._sum, batch.reshape(-1, width))
 
     def result(self, sequences: int) -> Tensor:
+        """The whole matrix, made in the place of the sum."""
         assert self._sum is not None
-        return mirrored(self._sum).mul_(2 / sequences)
+        gram, self._sum = self._sum, None
+        return complete(gram).mul_(2 / sequences)
 
 
 class HalfGramAccumulator:

@@ -37,10 +37,15 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
         _halves(total, rows.float(), _add_product)
 
 
-def mirrored(lower: Tensor) -> Tensor:
-    """The symmetric matrix of which ``lower`` holds the lower triangle."""
-    kept = lower.tril()
-    return kept + kept.tril(-1).T
+def complete(lower: Tensor) -> Tensor:
+    """Make ``lower`` the symmetric matrix whose lower triangle it holds: of a wide layer there is no room for a
+    second one."""
+    for first in range(0, len(lower), SMALLEST):
+        last = min(first + SMALLEST, len(lower))
+        square = lower[first:last, first:last]
+        square.copy_(square.tril() + square.tril(-1).T)
+        lower[:first, first:last] = lower[first:last, :first].T
+    return lower
 
 
 def _halves(total: Tensor, rows: Tensor, add_product: AddProduct) -> None:

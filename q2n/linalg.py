@@ -47,10 +47,14 @@ class InverseFactor:
     damping: float
 
 
+ENTRIES_AT_ONCE = 2**23
+"""Entries of a large matrix that are worked on at a time (32 MiB of float32)."""
+
+
 def require_finite(tensor: Tensor, what: str) -> None:
     """Raise :class:`NumericalError` naming ``what`` unless every entry is finite."""
-    # One pass; a sum of finite float32 or float64 entries of a sane size stays finite.
-    if not bool(torch.isfinite(tensor.sum(dtype=torch.float64))) and not bool(torch.isfinite(tensor).all()):
+    # One pass, and no copy in another dtype: only a sum that is not finite needs a look at every entry.
+    if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
         bad = int((~torch.isfinite(tensor)).sum())
         raise NumericalError(f"{what}: {bad} of {tensor.numel()} entries are not finite")
 
@@ -223,3 +227,11 @@ def row_dots(one: Tensor, other: Tensor) -> Tensor:
     count = max(1, ROW_BLOCK // max(1, one.shape[1]))
     parts = zip(one.split(count), other.split(count), strict=True)
     return torch.cat([(ours * theirs).sum(dim=1, dtype=torch.float64) for ours, theirs in parts])
+
+
+def row_parts(matrix: Tensor) -> list[slice]:
+    """The rows of ``matrix`` ``(R, C)`` in runs of at most :data:`ENTRIES_AT_ONCE` entries: scratch as large
+    as a large matrix itself would be most of the memory."""
+    rows, columns = matrix.shape
+    step = max(1, ENTRIES_AT_ONCE // columns)
+    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]

@@ -17,6 +17,7 @@ from torch import Tensor
 from q2n.grids.base import SolverView, Strip, StripRounder
 from q2n.grids.clip import search_range
 from q2n.kernels import Floats, Places
+from q2n.linalg import row_parts
 
 SCALE_BITS = 16
 """A stored scale is a float16; a stored zero point is an integer of as many bits as a code."""
@@ -44,8 +45,11 @@ class UniformFormat:
 
     def dequantize(self) -> Tensor:
         # Gathered by index_select and combined in place: five times faster than scale[:, group] * (...).
-        values = self.codes.to(self.scale).sub_(self.zero.index_select(1, self.group))
-        return values.mul_(self.scale.index_select(1, self.group))
+        weight = self.codes.to(self.scale)
+        for rows in row_parts(weight):
+            part = weight[rows].sub_(self.zero[rows].index_select(1, self.group))
+            part.mul_(self.scale[rows].index_select(1, self.group))
+        return weight
 
     def scale_rows(self, alpha: Tensor) -> UniformFormat:
         return replace(self, scale=self.scale * alpha.to(self.scale)[:, None])
@@ -135,10 +139,11 @@ class UniformGrid:
         parameters = [self.fit(part) for part in weight.split(size, dim=1)]
         scale = torch.stack([scale for scale, _ in parameters], dim=1)
         zero = torch.stack([zero for _, zero in parameters], dim=1)
-        codes, _ = round_to_grid(weight, scale[:, group], zero[:, group], self.levels)
-        return UniformFormat(
-            codes.to(torch.uint8), scale, zero, group, self.bits, stores_zero=not self.symmetric
-        )
+        codes = torch.empty_like(weight, dtype=torch.uint8)
+        for rows in row_parts(weight):
+            steps, zeros = scale[rows][:, group], zero[rows][:, group]
+            codes[rows] = round_to_grid(weight[rows], steps, zeros, self.levels)[0].to(torch.uint8)
+        return UniformFormat(codes, scale, zero, group, self.bits, stores_zero=not self.symmetric)
 
 
 def round_to_grid(weight: Tensor, scale: Tensor, zero: Tensor, levels: int) -> tuple[Tensor, Tensor]:
