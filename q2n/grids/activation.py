@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from q2n.kernels import usable, usable_halves
+
 
 @dataclass(frozen=True)
 class ActivationQuantizer:
@@ -23,11 +25,26 @@ class ActivationQuantizer:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Tokens ``(..., C)`` as the nearest values of their grids; ``C`` a multiple of ``group_size``."""
+        if self.symmetric and (usable(rows) or usable_halves(rows)):
+            return self._compiled(rows)
         groups = self._grouped(rows)
         scale, zero = self._fit(groups)
         codes = self._codes(groups, scale, zero)
         values = (codes if self.symmetric else codes.sub_(zero)).mul_(scale)
         return values.reshape(rows.shape).to(rows.dtype)
+
+    def _compiled(self, rows: Tensor) -> Tensor:
+        from q2n.kernels.rounding import round_half_tokens, round_tokens
+        from q2n.kernels.threads import over_rows
+
+        tokens = rows.detach().reshape(-1, rows.shape[-1]).contiguous()
+        result = torch.empty_like(tokens)
+        halves = rows.dtype == torch.bfloat16
+        given, out = ((part.view(torch.int16) if halves else part).numpy() for part in (tokens, result))
+        size = rows.shape[-1] if self.group_size == -1 else self.group_size
+        kernel = round_half_tokens if halves else round_tokens
+        over_rows(kernel, len(tokens), given, size, self.bits, self.clip_ratio, out)
+        return result.view(rows.shape)
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes ``(..., C)`` and scales and zeros ``(..., C / group_size)``, all float32."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from q2n.grids.uniform import UniformGrid, round_to_grid
+from q2n.kernels import usable
 
 MIN_RANGE = 1e-5
 
@@ -31,6 +32,20 @@ class AwqGrid(UniformGrid):
             scale, zero = self.fit(part)
             parts.append(round_to_grid(part, scale[:, None], zero[:, None], self.levels)[1])
         return torch.cat(parts, dim=1)
+
+    def rounded_scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """``rounded(weight * scale) / scale`` with ``scale`` ``(C,)``: a trial of a search for scales."""
+        if not usable(weight, scale):
+            return self.rounded(weight * scale).div_(scale)
+        from q2n.kernels.rounding import round_scaled
+        from q2n.kernels.threads import over_rows
+
+        rows, columns = weight.shape
+        size = columns if self.group_size == -1 else self.group_size
+        result = torch.empty(rows, columns)
+        arrays = (weight.contiguous().numpy(), scale.contiguous().numpy(), size, self.levels, MIN_RANGE)
+        over_rows(round_scaled, rows, *arrays, result.numpy())
+        return result
 
 
 def clip_limits(weight: Tensor, tokens: Tensor, grid: AwqGrid) -> Tensor:

@@ -26,6 +26,11 @@ def usable(*tensors: Tensor) -> bool:
     return _installed() and all(tensor.device.type == "cpu" and _is_single(tensor) for tensor in tensors)
 
 
+def usable_halves(tensor: Tensor) -> bool:
+    """Whether a kernel for the bits of bfloat16 numbers can work on the tensor."""
+    return _installed() and tensor.device.type == "cpu" and str(tensor.dtype) == "torch.bfloat16"
+
+
 def _is_single(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.element_size() == 4
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 MIN_SCALE = 1e-4
 
+TRIANGLE = 384
+"""Side of the blocks of a symmetric matrix of which only one of each pair is computed."""
+
 PREVIOUS = {
     QKV: "input_layernorm",
     O_PROJ: "self_attn.v_proj",
@@ -90,13 +93,10 @@ def _search(
     losses = []
     for step in range(steps):
         scale = channel_scale(magnitude, step / steps)
-        losses.append(error({name: _rounded(weight, scale, grid) for name, weight in weights.items()}))
+        trial = {name: grid.rounded_scaled(weight, scale) for name, weight in weights.items()}
+        losses.append(error(trial))
     best = min(range(steps), key=losses.__getitem__)
     return ChannelScale(group, channel_scale(magnitude, best / steps), best / steps, tuple(losses))
-
-
-def _rounded(weight: Tensor, scale: Tensor, grid: AwqGrid) -> Tensor:
-    return grid.rounded(weight * scale).div_(scale)
 
 
 def _output_error(
@@ -120,18 +120,39 @@ def _output_error(
 
 
 def _linear_error(linear: nn.Linear, inputs: Sequence[Tensor]) -> Callable[[Weights], float]:
-    """Through the inputs' second moment: one product of the size of the weight's a trial."""
-    flat = [batch.float().flatten(0, 1) for batch in inputs]
-    gram = torch.stack([rows.T @ rows for rows in flat]).sum(dim=0)
-    count = sum(len(rows) for rows in flat) * linear.out_features
+    """Through the inputs' second moment: half a product of the size of the weight's a trial."""
+    gram = _second_moment(inputs)
+    count = sum(batch.shape[0] * batch.shape[1] for batch in inputs) * linear.out_features
     original = linear.weight.float()
 
     def error(weights: Weights) -> float:
         (weight,) = weights.values()
-        change = weight - original
-        return float(((change @ gram) * change).sum(dtype=torch.float64)) / count
+        return _quadratic(weight - original, gram) / count
 
     return error
+
+
+def _second_moment(inputs: Sequence[Tensor]) -> Tensor:
+    """``X^T X`` of all tokens ``(B, T, C)``, its blocks up to the diagonal only; ``(C, C)`` float32."""
+    width = inputs[0].shape[-1]
+    gram = torch.zeros(width, width, device=inputs[0].device)
+    for batch in inputs:
+        rows = batch.float().flatten(0, 1)
+        for start in range(0, width, TRIANGLE):
+            part = slice(start, start + TRIANGLE)
+            gram[part, : start + TRIANGLE].addmm_(rows[:, part].T, rows[:, : start + TRIANGLE])
+    return gram
+
+
+def _quadratic(rows: Tensor, gram: Tensor) -> float:
+    """``tr(D H D^T)`` for ``rows`` ``D`` ``(R, C)``, from the blocks of ``gram`` up to the diagonal."""
+    total = 0.0
+    for start in range(0, len(gram), TRIANGLE):
+        part = slice(start, start + TRIANGLE)
+        product = rows[:, part] @ gram[part, : start + TRIANGLE]
+        product[:, :start] *= 2  # for the blocks beyond the diagonal
+        total += float((product * rows[:, : start + TRIANGLE]).sum(dtype=torch.float64))
+    return total
 
 
 def _attention(block: DecoderBlock) -> Callable[[Tensor, Weights], Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -13,20 +14,22 @@ if TYPE_CHECKING:
 
 
 def spread_sequences(batches: Sequence[Tensor], tokens: int | None) -> list[Tensor]:
-    """Evenly spaced sequences of micro-batches ``(B, T, D)``, as many as ``tokens`` allow but at least one;
-    all with None."""
+    """Evenly spaced sequences of micro-batches ``(B, T, D)``, as many as ``tokens`` allow but at least one,
+    in micro-batches as large as before; all of them with None."""
     if tokens is None:
         return list(batches)
     total = sum(len(batch) for batch in batches)
     count = min(total, max(1, tokens // batches[0].shape[1]))
     chosen = {index * total // count for index in range(count)}
-    kept, first = [], 0
+    kept: list[Tensor] = []
+    first = 0
     for batch in batches:
         rows = [index - first for index in sorted(chosen) if first <= index < first + len(batch)]
         first += len(batch)
         if rows:
             kept.append(batch[rows])
-    return kept
+    together = torch.cat(kept)
+    return list(together.split(max(len(batch) for batch in batches)))
 
 
 def group_inputs(block: DecoderBlock, batches: Sequence[Tensor]) -> dict[LinearGroup, list[Tensor]]:

@@ -8,6 +8,8 @@ import torch
 from helpers.layers import layer
 
 from q2n import kernels
+from q2n.grids.activation import ActivationQuantizer
+from q2n.grids.awq import AwqGrid
 from q2n.grids.centred import CentredGrid
 from q2n.grids.kept import KeptColumnsGrid
 from q2n.grids.kmeans import cluster_rows
@@ -207,3 +209,33 @@ def test_threads_do_not_change_a_search():
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("ratio", "size"), [(1.0, -1), (0.9, -1), (1.0, 32), (0.7, 48)])
+def test_tokens_are_rounded_bit_for_bit_as_by_torch(plain, dtype, bits, ratio, size):
+    """Whatever comes: tokens of zeros, tiny and huge ones, and ones that are not numbers."""
+    tokens = torch.cat([heavy_tails(30, 192), heavy_tails(6, 192, seed=1) * 1e30]).to(dtype)
+    tokens[0], tokens[1, 7], tokens[2, 9], tokens[3, 50] = 0, float("nan"), float("inf"), -float("inf")
+    tokens[4] *= 1e-30
+    quantizer = ActivationQuantizer(bits, True, ratio, size)
+    for given in (
+        tokens,
+        tokens.view(2, 18, 192),
+        tokens[:, :96].repeat(1, 2)[:, 96:].T.contiguous().T[:, :96],
+    ):
+        result, expected = quantizer(given), plain(lambda given=given: quantizer(given))
+        assert result.dtype == dtype
+        assert torch.equal(result.isnan(), expected.isnan())
+        assert torch.equal(result.nan_to_num(0), expected.nan_to_num(0))
+
+
+@pytest.mark.parametrize("size", [-1, 16, 24, 100])
+def test_trial_weights_are_those_of_the_plain_search(plain, size):
+    weight, grid = heavy_tails(40, 200), AwqGrid(3, size)
+    weight[0], weight[1, :100], weight[2] = 0, weight[1, :100].abs(), -weight[2].abs()
+    scale = torch.rand(200, generator=torch.Generator().manual_seed(0)) + 0.2
+    result = grid.rounded_scaled(weight, scale)
+    assert torch.equal(result, plain(lambda: grid.rounded_scaled(weight, scale)))
+    assert torch.equal(result, grid.rounded(weight * scale) / scale)
