@@ -2,7 +2,9 @@
 
     python benchmarks/solvers.py --shapes 3072x576 576x1536 --bits 3 --repeats 7
 
-Weights are Gaussian, inputs correlated with a heavy-tailed spectrum. Times are medians of wall time.
+Weights are Gaussian, inputs correlated with a heavy-tailed spectrum. Times are medians of wall time, or of
+processor time (--clock cpu) where the machine does other things as well. To compare with another version of the
+package, run this file with PYTHONPATH set to that version's folder.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from q2n.baselines.gptq import GPTQ
 from q2n.baselines.leanquant import LeanQuant
 from q2n.baselines.owq import OWQ
 from q2n.baselines.pbllm import PBLLM
+from q2n.baselines.quarot import QuaRot
 from q2n.baselines.quip import QuIP
 from q2n.baselines.rtn import RTN
 from q2n.corrections.none import NoCorrection
@@ -39,6 +42,7 @@ def baselines(bits: int) -> dict[str, Baseline]:
         "leanquant": LeanQuant(bits=bits),
         "owq": OWQ(bits=bits, target_rank=2),
         "owq minmax": OWQ(bits=bits, target_rank=2, tuning="minmax"),
+        "quarot": QuaRot(bits=bits),
     }
 
 
@@ -52,23 +56,24 @@ def layer(rows: int, columns: int) -> LinearProblem:
     return LinearProblem(("self_attn.q_proj",), (rows,), weight, stats)
 
 
-def median_seconds(call: Callable[[], object], repeats: int) -> float:
+def median_seconds(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+    call()  # kernels are compiled or read from disk, memory is mapped
     times = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = clock()
         call()
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return statistics.median(times)
 
 
-def factor_seconds(name: str, problem: LinearProblem, repeats: int) -> float:
+def factor_seconds(name: str, problem: LinearProblem, repeats: int, clock: Callable[[], float]) -> float:
     gram = problem.stats.gram
     if name == "rtn":
         return 0.0
     if name.startswith("quip"):
         damped = gram.double() + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
-        return median_seconds(lambda: triangular_factors(damped), repeats)
-    return median_seconds(lambda: damped_inverse_factor(gram, [0.01, 0.1, 1.0]), repeats)
+        return median_seconds(lambda: triangular_factors(damped), repeats, clock)
+    return median_seconds(lambda: damped_inverse_factor(gram, [0.01, 0.1, 1.0]), repeats, clock)
 
 
 def main() -> None:
@@ -78,7 +83,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", help="names of baselines")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     options = parser.parse_args()
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
     torch.set_num_threads(options.threads)
     print(f"{'shape':>12}  {'baseline':<16} {'total s':>8} {'factor s':>9} {'share':>6}")
     for shape in options.shapes:
@@ -86,8 +93,9 @@ def main() -> None:
         for name, baseline in baselines(options.bits).items():
             if options.only and name not in options.only:
                 continue
-            total = median_seconds(partial(baseline.solve, problem, NoCorrection()), options.repeats)
-            factor = factor_seconds(name, problem, options.repeats)
+            solve = partial(baseline.solve, problem, NoCorrection())
+            total = median_seconds(solve, options.repeats, clock)
+            factor = factor_seconds(name, problem, options.repeats, clock)
             print(f"{shape:>12}  {name:<16} {total:8.3f} {factor:9.3f} {factor / total:6.0%}", flush=True)
 
 
