@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from q2n.plan.workload import Text, Windows, Workload
 
-BASE = 420e6
-"""The interpreter with torch, transformers and the model's code, before any weight."""
+BASE = 440e6
+"""The interpreter with torch, transformers, numba and the model's code, before any weight."""
 BASE_ON_CUDA = 2.5e9
 """The same with CUDA's own libraries on the host (not measured on this project's machines)."""
 PER_CHARACTER = 77.0
@@ -20,6 +20,10 @@ PER_TOKEN = 195.0
 """A text while it is cut into tokens: strings, and the tokenizer's notes on each token."""
 TEXT_STAYS = 0.5
 """Share of that which the allocator does not give back afterwards."""
+WORK_STAYS = 0.35
+"""The same of a phase's tensors."""
+FILE_ELEMENT = 2
+"""Bytes of a number in a checkpoint's file."""
 HEAD_ROWS = 1024
 """Rows of logits that exist at once (:mod:`q2n.evaluation.perplexity`)."""
 SOLVER_COPIES = 8
@@ -52,22 +56,28 @@ class Memory:
 def predict(work: Workload) -> Memory:
     """Peak memory of a cell."""
     on_host = work.device == "cpu"
+    measuring = max((_evaluation(work, windows) for windows in work.windows), default=0.0)
+    solving = _calibration(work, on_host) + (_solving(work) if on_host else 0.0)
+    on_device = measuring
+    if not on_host:
+        measuring = max((_states(work, windows) for windows in work.windows), default=0.0)
+    encoding = max((_tokenizing(text) for text in work.evaluation_texts), default=0.0)
     base = {
         "libraries": BASE if on_host else BASE + BASE_ON_CUDA,
         "weights": work.element * _resident_weights(work),
-        "text": TEXT_STAYS * sum(_tokenizing(text) for text in work.evaluation_texts),
+        "evaluation text": TEXT_STAYS * sum(_tokenizing(text) for text in work.evaluation_texts),
         "kept for divergence": _kept(work),
     }
-    after = TEXT_STAYS * _tokenizing(work.calibration_text)
-    evaluation = max((_evaluation(work, windows) for windows in work.windows), default=0.0)
-    first = max((_tokenizing(text) for text in work.evaluation_texts), default=0.0)
+    left = WORK_STAYS * measuring
+    text = TEXT_STAYS * _tokenizing(work.calibration_text)
     phases = {
-        "unquantized evaluation": first * (1 - TEXT_STAYS) + (evaluation if on_host else 0),
-        "tokenizing": _tokenizing(work.calibration_text),
-        "quantization": after + _calibration(work, on_host) + (_solving(work) if on_host else 0),
-        "evaluation": after + (evaluation if on_host else _states(work)),
+        "loading": _loading(work),
+        "unquantized evaluation": TEXT_STAYS * encoding + measuring,
+        "tokenizing": left + _tokenizing(work.calibration_text),
+        "quantization": left + text + solving,
+        "evaluation": left + text + WORK_STAYS * solving + measuring,
     }
-    return Memory(base, phases, None if on_host else _device(work, evaluation))
+    return Memory(base, phases, None if on_host else _device(work, on_device))
 
 
 def _resident_weights(work: Workload) -> int:
@@ -77,6 +87,15 @@ def _resident_weights(work: Workload) -> int:
         return shapes.parameters
     heads = 1 if shapes.tied else 2
     return heads * shapes.embedding_weights + 2 * shapes.block_weights
+
+
+def _loading(work: Workload) -> float:
+    """Beside the weights: the mapped file they are copied from, or the float32 numbers that were drawn."""
+    if work.streamed:
+        return 0.0
+    if work.streamable:
+        return work.shapes.parameters * FILE_ELEMENT
+    return work.shapes.parameters * 4.0
 
 
 def _tokenizing(text: Text) -> float:
@@ -95,11 +114,12 @@ def _calibration(work: Workload, on_host: bool) -> float:
 
 
 def _batch(work: Workload, batch: int, length: int) -> float:
-    """A micro-batch in a block: gate, up and their product, queries, keys and values, and float32 inputs of
-    the statistics."""
+    """A micro-batch in a block: gate, up and their product, queries, keys, values and what attention makes of
+    them, the residual stream, and the float32 inputs of the statistics."""
     shapes, rows = work.shapes, batch * length
     attention = (2 * shapes.heads + 2 * shapes.kv_heads) * shapes.head_dim
-    return rows * (work.element * max(3 * shapes.intermediate, attention) + 4 * shapes.intermediate)
+    wide = 3 * shapes.intermediate + 2 * shapes.hidden + attention
+    return float(rows * (work.element * wide + 4 * shapes.intermediate))
 
 
 def _solving(work: Workload) -> float:
@@ -119,13 +139,13 @@ def _evaluation(work: Workload, windows: Windows) -> float:
     model's dtype, in float32, and their normalised copy."""
     rows = min(HEAD_ROWS, windows.length - 1)
     logits = rows * work.shapes.vocab * (work.element + 8)
-    states = windows.tokens * work.shapes.hidden * work.element
+    states = _states(work, windows)
     flying = _batch(work, min(windows.batch, windows.count), windows.length)
     return states + max(states + logits, flying)
 
 
-def _states(work: Workload) -> float:
-    return max((w.tokens * work.shapes.hidden * work.element for w in work.windows), default=0.0)
+def _states(work: Workload, windows: Windows) -> float:
+    return float(windows.tokens * work.shapes.hidden * work.element)
 
 
 def _kept(work: Workload) -> float:
