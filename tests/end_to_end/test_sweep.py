@@ -11,7 +11,13 @@ import sys
 import time
 
 import pytest
-from helpers.commands import ROOT, numbers, records, run, start
+from helpers.commands import ROOT, SMALL, numbers, records, run, start
+
+from q2n.cli import CONFIG_DIR
+from q2n.identity import identify
+from q2n.plan.memory import predict
+from q2n.plan.workload import workload
+from q2n.preflight import preflight
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +42,10 @@ def test_a_sweep_over_models_records_reports_and_is_reused(tmp_path, cache):
         assert len(record["layers"]) == 14
         corrected = [layer["alpha_min"] is not None for layer in record["layers"]]
         assert any(corrected) == (record["cell"]["correction"] == "on")
+    for config in preflight(CONFIG_DIR, [*sweep, *SMALL]).cells:
+        predicted = predict(workload(config, config.model.shapes(), identify(config)["hardware"])).host
+        for measured in (record["peak_memory_bytes"] for record in found.values()):
+            assert abs(predicted / measured - 1) < 0.25, "a plan's memory is that of any of these small cells"
     modified = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/main/*/record.json")}
     assert "12 reused" in run(tmp_path, cache, *sweep)
     assert modified == {path: path.stat().st_mtime_ns for path in modified}
