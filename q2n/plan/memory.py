@@ -32,6 +32,7 @@ GRAM_COPIES = 4
 """Float32 matrices of the input's width: the sum, its symmetric copy, damped copy, inverse factor."""
 SPECTRUM_COPIES = 4
 """Float64 matrices of an eigendecomposition: matrix, vectors, workspace of twice that."""
+LOADING = "loading"
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,16 @@ class Memory:
         return round(sum(self.base.values()) + max(self.phases.values()))
 
     @property
+    def needed(self) -> int:
+        """What must be there: the pages of a file that is being copied count in the peak, but can leave."""
+        return round(
+            sum(self.base.values()) + max(self.phases[name] for name in self.phases if name != LOADING)
+        )
+
+    @property
     def phase(self) -> str:
-        """Where the peak is."""
-        return max(self.phases, key=lambda name: self.phases[name])
+        """Where the most is needed."""
+        return max((name for name in self.phases if name != LOADING), key=lambda name: self.phases[name])
 
 
 def predict(work: Workload) -> Memory:
@@ -71,7 +79,7 @@ def predict(work: Workload) -> Memory:
     left = WORK_STAYS * measuring
     text = TEXT_STAYS * _tokenizing(work.calibration_text)
     phases = {
-        "loading": _loading(work),
+        LOADING: _loading(work),
         "unquantized evaluation": TEXT_STAYS * encoding + measuring,
         "tokenizing": left + _tokenizing(work.calibration_text),
         "quantization": left + text + solving,

@@ -62,11 +62,11 @@ def _account(config: RunConfig, identity: Mapping[str, Any]) -> str:
         return "try calibration.batch_size=1, calibration.activations=disk"
     there = "an unknown amount" if host is None else size(host)
     on_device = "" if memory.device is None else f" and {size(memory.device)} on the device"
-    # What it takes as it is does not fit, whatever was predicted of it.
-    limits = [_below(host, memory.host), _below(device, memory.device)]
+    # As it is it did not fit, whatever was predicted.
+    limits = [_below(host, memory.needed), _below(device, memory.device)]
     return (
-        f"this cell is predicted to take {size(memory.host)}{on_device} (most in: {memory.phase}), and this "
-        f"machine has {there}; {advice(work, *limits)}"
+        f"this cell is predicted to take {size(memory.needed)}{on_device} (most in: {memory.phase}), and "
+        f"this machine has {there}; {advice(work, *limits)}"
     )
 
 

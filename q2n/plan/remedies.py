@@ -13,7 +13,7 @@ GIB = 2**30
 
 def fits(memory: Memory, host: int | None, device: int | None) -> bool:
     """Whether the prediction is below what there is (where that is known)."""
-    enough = host is None or memory.host <= host
+    enough = host is None or memory.needed <= host
     return enough and (memory.device is None or device is None or memory.device <= device)
 
 
@@ -23,7 +23,7 @@ def remedies(work: Workload, host: int | None, device: int | None) -> list[str]:
     for settings, changed in _changes(work):
         memory = predict(changed)
         if fits(memory, host, device):
-            found.append(f"{' '.join(settings)} ({size(memory.host)})")
+            found.append(f"{' '.join(settings)} ({size(memory.needed)})")
     return found
 
 
@@ -32,9 +32,9 @@ def advice(work: Workload, host: int | None, device: int | None) -> str:
     found = remedies(work, host, device)
     if found:
         return f"what would make it fit: {' or '.join(found[:3])}"
-    smallest = min((predict(changed) for _, changed in _changes(work)), key=lambda memory: memory.host)
+    smallest = min((predict(changed) for _, changed in _changes(work)), key=lambda memory: memory.needed)
     return (
-        f"no setting makes it fit (the least is {size(smallest.host)}); fewer calibration.nsamples or a "
+        f"no setting makes it fit (the least is {size(smallest.needed)}); fewer calibration.nsamples or a "
         "shorter calibration.seqlen change what is computed"
     )
 

@@ -81,8 +81,8 @@ def _planned(config: RunConfig, past: Sequence[Past]) -> Planned:
 def _too_large(memory: Memory, there: tuple[int | None, int | None], help_: str) -> str:
     host, device = there
     parts = []
-    if host is not None and memory.host > host:
-        parts.append(f"{size(memory.host)} of memory (most in: {memory.phase}), and there are {size(host)}")
+    if host is not None and memory.needed > host:
+        parts.append(f"{size(memory.needed)} of memory (most in: {memory.phase}), and there are {size(host)}")
     if device is not None and memory.device is not None and memory.device > device:
         parts.append(f"{size(memory.device)} of the device's memory, and there are {size(device)}")
     return f"needs {' and '.join(parts)}; {help_}"

@@ -74,11 +74,12 @@ def test_the_weights_of_a_large_model_are_what_a_plan_counts(tmp_path):
 
 def test_more_of_anything_takes_no_less(tmp_path):
     _, work = large(tmp_path)
-    whole = predict(work).host
+    whole = predict(work).needed
     for name in ("sequences", "length", "micro_batch"):
-        assert predict(dataclasses.replace(work, **{name: 4 * getattr(work, name)})).host > whole
-    assert predict(dataclasses.replace(work, on_disk=True)).host < whole
-    assert predict(dataclasses.replace(work, corrected=(14336,))).host > whole
+        assert predict(dataclasses.replace(work, **{name: 4 * getattr(work, name)})).needed > whole
+    assert predict(dataclasses.replace(work, on_disk=True)).needed < whole
+    assert predict(dataclasses.replace(work, corrected=(14336,))).needed > whole
+    assert predict(work).host > predict(work).needed, "the mapped file counts in the peak only"
     on_device = predict(dataclasses.replace(work, device="cuda"))
     assert on_device.device is not None
     assert on_device.device > 2 * LLAMA3_8B.block_weights
@@ -86,7 +87,7 @@ def test_more_of_anything_takes_no_less(tmp_path):
 
 def test_remedies_are_settings_that_fit_and_one_is_named_in_the_plan(tmp_path, monkeypatch):
     _, work = large(tmp_path, "calibration.nsamples=128", "calibration.seqlen=2048")
-    room = int(0.8 * predict(work).host)
+    room = int(0.8 * predict(work).needed)
     assert not remedies.fits(predict(work), room, None)
     found = remedies.remedies(work, room, None)
     assert any(item.startswith("streaming=on") for item in found)
