@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from q2n.types import Statistics
 
 AUTO_WIDTH = 2048
-"""Columns below which ``auto`` does not try the partial decomposition (benchmarks/nullspace.py)."""
+"""Columns below which ``auto`` does not try the partial decomposition."""
 AUTO_FRACTION = 12
 """``auto`` gives the partial decomposition up at this part of all directions."""
 PARTIAL_FRACTION = 4
