@@ -3,8 +3,8 @@
     python benchmarks/solvers.py --shapes 3072x576 576x1536 --bits 3 --repeats 7
 
 Weights are Gaussian, inputs correlated with a heavy-tailed spectrum. Times are medians of wall time, or of
-processor time (--clock cpu) where the machine does other things as well. To compare with another version of the
-package, run this file with PYTHONPATH set to that version's folder.
+processor time (--clock cpu) where the machine does other things as well. To compare with another version of
+the package, run this file with PYTHONPATH set to that version's folder.
 """
 
 from __future__ import annotations

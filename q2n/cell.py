@@ -36,7 +36,7 @@ from q2n.types import LayerReport
 def compute(
     config: RunConfig, identity: Mapping[str, Any], bar: CellProgress, watch: Watch | None = None
 ) -> RunRecord:
-    """The finished record of a cell; ``bar`` is shown already, ``watch`` is shown the reports so far after every
+    """The finished record of a cell; ``bar`` is shown already, ``watch`` gets the reports so far after every
     block.
 
     Raises:

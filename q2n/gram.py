@@ -38,8 +38,8 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
 
 
 def complete(lower: Tensor) -> Tensor:
-    """Make ``lower`` the symmetric matrix whose lower triangle it holds: of a wide layer there is no room for a
-    second one."""
+    """Make ``lower`` the symmetric matrix whose lower triangle it holds, in place: of a wide layer there is
+    no room for a second one."""
     for first in range(0, len(lower), SMALLEST):
         last = min(first + SMALLEST, len(lower))
         square = lower[first:last, first:last]

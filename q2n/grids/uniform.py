@@ -141,8 +141,8 @@ class UniformGrid:
         zero = torch.stack([zero for _, zero in parameters], dim=1)
         codes = torch.empty_like(weight, dtype=torch.uint8)
         for rows in row_parts(weight):
-            steps, zeros = scale[rows][:, group], zero[rows][:, group]
-            codes[rows] = round_to_grid(weight[rows], steps, zeros, self.levels)[0].to(torch.uint8)
+            steps, zeros = (part[rows].index_select(1, group) for part in (scale, zero))
+            codes[rows] = torch.round(weight[rows] / steps).add_(zeros).clamp_(0, self.levels).to(torch.uint8)
         return UniformFormat(codes, scale, zero, group, self.bits, stores_zero=not self.symmetric)
 
 

@@ -33,7 +33,8 @@ class XnorFormat:
         return self.signs.shape[0], self.signs.shape[1]
 
     def dequantize(self) -> Tensor:
-        return self.mean[:, self.group] + self.scale[:, self.group] * self.signs
+        deviation = self.scale.index_select(1, self.group).mul_(self.signs)
+        return deviation.add_(self.mean.index_select(1, self.group))
 
     def scale_rows(self, alpha: Tensor) -> XnorFormat:
         factor = alpha.to(self.mean)[:, None]
