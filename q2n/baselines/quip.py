@@ -65,7 +65,9 @@ class QuIP(LayerwiseBaseline):
         rotated = basis.problem(problem)
         base = (quantize or self.quantize)(rotated)
         corrected = correction.correct(rotated, base)
-        return Solution(_back(problem, base, basis), _back(problem, corrected, basis))
+        result = _back(problem, base, basis)
+        # One object if nothing was corrected: rotating back is then done once.
+        return Solution(result, result if corrected is base else _back(problem, corrected, basis))
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         """The problem in the basis it is given in, without rotations."""
