@@ -18,7 +18,7 @@ def layer_reports(
     solution: Solution,
     solve_seconds: float,
     correct_seconds: float,
-    null_spaces: Sequence[NullSpaceReport | None],
+    null_spaces: Sequence[NullSpaceReport | None] | None = None,
 ) -> list[LayerReport]:
     """One report a layer of the problem; seconds are shared out by rows.
 
@@ -53,7 +53,7 @@ def layer_reports(
                 damping=diagnostics.get("damping"),
                 decomposition=diagnostics.get("decomposition"),
                 decomposition_residual=diagnostics.get("decomposition_residual"),
-                null_space=null_spaces[index],
+                null_space=None if null_spaces is None else null_spaces[index],
                 solve_seconds=solve_seconds * share,
                 correct_seconds=correct_seconds * share,
                 extra={**diagnostics.get("extra", {}), **notes[index]},

@@ -75,6 +75,9 @@ def _encode_value(path: str, value: Any, tensors: dict[str, Tensor]) -> Any:
             "value": value.hex() if isinstance(value, float) else value,
             "float": isinstance(value, float),
         }
+    if isinstance(value, dict):
+        items = {name: _encode_value(f"{path}.{name}", item, tensors) for name, item in value.items()}
+        return {"mapping": items}
     return _encode_object(path, value, tensors)
 
 
@@ -92,6 +95,8 @@ def _encode_object(path: str, value: Any, tensors: dict[str, Tensor]) -> dict[st
 def _decode_value(item: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "tensor" in item:
         return tensors[item["tensor"]]
+    if "mapping" in item:
+        return {name: _decode_value(part, tensors) for name, part in item["mapping"].items()}
     if "class" in item:
         build = _dataclass(item["class"])
         return build(**{name: _decode_value(part, tensors) for name, part in item["fields"].items()})

@@ -67,8 +67,8 @@ class StageStore:
             with contextlib.suppress(OSError):
                 os.utime(path.parent)  # the least recently used entries go first
             return Entry(file, _parsed(facts))
-        except (OSError, ValueError, SafetensorError):
-            return None
+        except (OSError, RuntimeError, ValueError, SafetensorError):
+            return None  # not there, damaged, or deleted by another process in between (RuntimeError)
 
     def write(self, address: Address, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
         """Keep an entry; whether there was room. A disk that is full or read-only costs only the entry."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from q2n.models.attention import attention_forward
 from q2n.transforms.online import OnlineHadamard
 
 if TYPE_CHECKING:
@@ -55,4 +55,4 @@ def _attention(
         query, key = rotate(query), cache.keys(rotate(key))
     if cache.values is not None:
         value = cache.values(value)
-    return sdpa_attention_forward(module, query, key, value, *arguments, **options)
+    return attention_forward(module, query, key, value, *arguments, **options)
