@@ -1,11 +1,12 @@
 """What a (t, lambda) map of static cells costs, in units of one ordinary cell.
 
-    python benchmarks/map_cost.py --t 0.01,0.02,0.05,0.1,0.2,0.5 --lam 0,0.1,0.2,0.5,1,2 evaluation.windows=8
+    python benchmarks/map_cost.py evaluation.windows=8                               # one evaluation for both
+    python benchmarks/map_cost.py evaluation.windows=8 --cell evaluation.windows=32  # the default cell
 
 Two commands, one after the other, each with an empty cache but for the converted model and the cleaned text:
 one cell with true-sequential calibration, and the map with ``calibration.stages=static``. Times are those of
 the whole commands, from the interpreter's start to the table: wall seconds, and processor seconds, which
-other work on the machine disturbs less. Overrides apply to both.
+other work on the machine disturbs less. Overrides apply to both, those behind ``--cell`` to the cell alone.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ def main() -> None:
     parser.add_argument("--t", default="0.01,0.02,0.05,0.1,0.2,0.5")
     parser.add_argument("--lam", default="0,0.1,0.2,0.5,1,2")
     parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--cell", nargs="*", default=[])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="q2n-map-") as folder:
-        single = measured(Path(folder) / "single", options.overrides)
+        single = measured(Path(folder) / "single", [*options.overrides, *options.cell])
         grid = ["-m", "calibration.stages=static", f"q2n.t={options.t}", f"q2n.lam={options.lam}"]
         whole = measured(Path(folder) / "map", [*grid, *options.overrides])
     ratios = (f"{name} {both / one:.2f}" for name, both, one in zip(CLOCKS, whole, single, strict=True))
