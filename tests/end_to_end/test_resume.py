@@ -36,7 +36,8 @@ def at_block(folder, cache, *arguments, blocks=3):
     return process
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, cache, undisturbed, number):
     process = at_block(tmp_path, cache)
     process.send_signal(number)
@@ -56,6 +57,7 @@ def test_required_fails_in_a_second_where_there_is_no_checkpoint(tmp_path, cache
     assert "CheckpointError: resume=required: there is no checkpoint in" in out
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path, cache):
     sweep = ["model=tiny_llama", "model.num_blocks=12", "checkpoint_every=1", *SMALL]
     outcome = kill_sweep(tmp_path, sweep, kills=2, longest=6, seed=1, env=environment(cache))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from helpers.commands import numbers, records, run
 from helpers.tiny_models import SHAPES
@@ -10,6 +11,7 @@ from q2n.models.loading import quiet_transformers
 from q2n.models.spec import TinyModel
 
 
+@pytest.mark.slow
 def test_records_do_not_depend_on_streaming(tmp_path):
     loaded = TinyModel(name="tiny", **SHAPES["qwen2_tied_biases"]).load(torch.float32)
     folder = tmp_path / "model"

@@ -51,6 +51,7 @@ def test_a_sweep_over_models_records_reports_and_is_reused(tmp_path, cache):
     assert modified == {path: path.stat().st_mtime_ns for path in modified}
 
 
+@pytest.mark.slow
 def test_two_runs_of_a_cell_are_bitwise_equal_and_force_runs_again(tmp_path, cache):
     cell = ["model=tiny_llama", "results_dir=one"]
     run(tmp_path, cache, *cell)
@@ -110,6 +111,7 @@ def test_a_cell_that_fails_leaves_the_others_and_an_exit_code(tmp_path, cache):
     assert "need 640000000" in (left.parent / "cell.log").read_text()
 
 
+@pytest.mark.slow
 def test_two_sweeps_on_one_folder_compute_no_cell_twice(tmp_path, cache):
     sweep = ["-m", "model=tiny_llama", "bits=2,3,4", "q2n=on,off"]
     both = [start(tmp_path, cache, *sweep) for _ in range(2)]
@@ -122,6 +124,7 @@ def test_two_sweeps_on_one_folder_compute_no_cell_twice(tmp_path, cache):
     assert not list((tmp_path / "results" / "main").glob("*/lease.*"))
 
 
+@pytest.mark.slow
 def test_retry_runs_just_the_cells_that_failed(tmp_path, cache):
     sweep = ["-m", "model=tiny_llama", "calibration.nsamples=4,10000000"]
     run(tmp_path, cache, *sweep, code=1)
