@@ -16,8 +16,8 @@ ACTIVATIONS = 4 * 2 * TOKENS[0] * TOKENS[1] * max(WIDTH, INNER)
 """Inputs and outputs of a block and what waits inside it, in bfloat16."""
 STREAMED = size(OUTSIDE) + 2 * size(BLOCK) + ACTIVATIONS + GiB
 GRAM = 4 * INNER**2
-"""The Gram matrix of the down projection's inputs, which every method's errors are measured with: once to hold,
-once more for what is made beside it."""
+"""The Gram matrix of the down projection's inputs, which every method's errors are measured with: once
+to hold, once more for what is made beside it."""
 
 
 @pytest.mark.slow
