@@ -58,6 +58,7 @@ def test_a_sweep_counts_its_cells():
     assert len(preflight(CONFIG_DIR, ["-m", "bits=2,3", "q2n=on,off", "baseline=rtn,gptq,quip"]).cells) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", sorted((CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem
 )
