@@ -122,9 +122,10 @@ def _explain_note(note: Note, records: Sequence[RunRecord]) -> str:
     lines += [f"  {line}" for line in note.reason.splitlines()]
     if note.decision not in ("computed", "failed"):
         return "\n".join(lines)
-    others = [record for record in records if record.fingerprint != note.fingerprint]
+    # studies that share a cell have a record of it each
+    others = {record.fingerprint: record for record in records if record.fingerprint != note.fingerprint}
     ranked = sorted(
-        ((difference(record.identity, note.identity), record) for record in others),
+        ((difference(record.identity, note.identity), record) for record in others.values()),
         key=lambda pair: (len(pair[0]), pair[1].fingerprint),
     )
     if not ranked:

@@ -144,7 +144,7 @@ def _of_note(note: Note, results_dir: str, sweep: str) -> Outcome:
         if note.decision == "failed":
             failure = failures.find(results_dir, note.name, note.fingerprint)
         elif note.decision in ("reused", "computed", "forced"):
-            record = records.find(results_dir, note.name, note.fingerprint)
+            record = records.look_up(results_dir, note.name, note.fingerprint)
     except RecordError as error:
         reason = str(error)
     if note.decision == "started":

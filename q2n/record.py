@@ -8,6 +8,7 @@ in :mod:`q2n.schema` and importable from here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping
@@ -80,14 +81,37 @@ def load(path: str | Path) -> RunRecord:
         raise RecordError(f"{path}: {where}: {first['msg']} ({error.error_count()} faults)") from None
 
 
-def find(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord | None:
-    """The finished record of a cell, or ``None``.
+def look_up(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord | None:
+    """The finished record of a cell, or ``None``; nothing is written.
+
+    A fingerprint says all that decides a number and nothing of the study it belongs to. So where this study
+    has no record, one that another study of the same folder has is the cell's: it is returned under this
+    ``name`` (its ``config`` still says where it was computed). One that cannot be read is passed over.
 
     Raises:
-        RecordError: there is a file and it cannot be read; running the cell over it is the user's choice.
+        RecordError: the study's own file cannot be read; running the cell over it is the user's choice.
     """
     path = path_of(results_dir, name, fingerprint)
-    return load(path) if path.exists() else None
+    if path.exists():
+        return load(path)
+    for other in sorted(Path(results_dir).glob(f"*/{fingerprint}/{FILE_NAME}")):
+        with contextlib.suppress(RecordError):
+            return load(other).model_copy(update={"name": name})
+    return None
+
+
+def find(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord | None:
+    """:func:`look_up`, and a record that another study made is written under this name as well, so that a
+    study's folder holds all its cells and a cell shared by studies is computed once.
+
+    Raises:
+        RecordError: the study's own file cannot be read.
+        OSError: the folder cannot be written.
+    """
+    record = look_up(results_dir, name, fingerprint)
+    if record is not None and not path_of(results_dir, name, fingerprint).exists():
+        save(record, results_dir)
+    return record
 
 
 def load_all(results_dir: str | Path, name: str | None = None) -> list[RunRecord]:
@@ -177,6 +201,7 @@ __all__ = [
     "find",
     "load",
     "load_all",
+    "look_up",
     "path_of",
     "read_all",
     "save",

@@ -92,7 +92,7 @@ def _state(config: RunConfig, key: str) -> tuple[str, str]:
     scalars = config.scalars
     folder = failures.folder_of(scalars.results_dir, scalars.name, key)
     try:
-        finished = records.find(scalars.results_dir, scalars.name, key) is not None
+        finished = records.look_up(scalars.results_dir, scalars.name, key) is not None
     except RecordError as error:
         return "cannot run", str(error)
     if finished:
