@@ -25,10 +25,11 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Difference:
-    """A compared pair of cells. ``low`` and ``high`` bound the difference with 95 % confidence, in per cent
-    of the uncorrected value if ``relative``, in the metric's unit otherwise; ``p_value`` is adjusted for all
-    differences of the table."""
+    """A compared pair of cells. ``low`` and ``high`` bound the difference with 95 % confidence, around
+    ``estimate``, in per cent of the uncorrected value if ``relative``, in the metric's unit otherwise;
+    ``p_value`` is adjusted for all differences of the table."""
 
+    estimate: float
     low: float
     high: float
     p_value: float
@@ -95,5 +96,13 @@ def _exp(value: float) -> float:
 
 
 def _difference(comparison: Comparison, relative: bool, p_value: float) -> Difference:
-    low, high = (100 * math.expm1(end) if relative else end for end in (comparison.low, comparison.high))
-    return Difference(low, high, p_value, relative, comparison.seeds)
+    ends = (comparison.difference, comparison.low, comparison.high)
+    estimate, low, high = (100 * _expm1(end) if relative else end for end in ends)
+    return Difference(estimate, low, high, p_value, relative, comparison.seeds)
+
+
+def _expm1(value: float) -> float:
+    try:
+        return math.expm1(value)
+    except OverflowError:
+        return math.inf

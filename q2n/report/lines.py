@@ -80,6 +80,18 @@ def measured(records: Sequence[RunRecord], labels: Sequence[Settings]) -> Metric
     return found
 
 
+def origins(
+    records: Sequence[RunRecord], labels: Sequence[Settings]
+) -> Mapping[tuple[Row, Column], Mapping[int, str]]:
+    """The fingerprint of the record behind every value, by line, column and seed."""
+    found: dict[tuple[Row, Column], dict[int, str]] = defaultdict(dict)
+    for record, settings in zip(records, labels, strict=False):
+        columns = [column_of(metric, record.cell.bits) for metric in record.metrics]
+        for column in (*columns, storage_column(record.cell.bits)):
+            found[row_of(record, settings), column][record.cell.seed] = record.fingerprint
+    return found
+
+
 def row_of(record: RunRecord | Unfinished, settings: Settings) -> Row:
     """The line a record's values stand in."""
     cell = record.cell

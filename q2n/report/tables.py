@@ -9,27 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from q2n.record import Metric, RunRecord
+from q2n.record import RunRecord
 from q2n.report.columns import Column, column_of
-from q2n.report.comparisons import Difference, differences
+from q2n.report.comparisons import Difference, Place, differences
 from q2n.report.lines import (
-    Metrics,
     Row,
     Seeds,
     Values,
     arrange,
     measured,
     observations,
+    origins,
     row_of,
     without_correction,
 )
 from q2n.report.select import by_protocol, code_notes, latest, weights_notes
 from q2n.report.unfinished import Unfinished, by_group
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Table:
     """Numbers of one table; all frames have the same index (:attr:`Row.key`, :attr:`Column.key`).
 
     ``mean`` over seeds, ``spread`` their standard deviation (NaN for one seed), ``seeds`` how many (0
-    where nothing was measured), ``compared`` what is known of differences and ``marks`` words for cells
-    without a result, by row and column position.
+    where nothing was measured), ``compared`` what is known of differences, ``marks`` words for cells
+    without a result and ``sources`` the fingerprints of the records behind a number by seed (of the line and
+    of the one it is compared with), by row and column position.
     """
 
     rows: tuple[Row, ...]
@@ -46,22 +49,24 @@ class Table:
     mean: pd.DataFrame
     spread: pd.DataFrame
     seeds: pd.DataFrame
-    compared: Mapping[tuple[int, int], Difference]
-    marks: Mapping[tuple[int, int], str]
+    compared: Mapping[Place, Difference]
+    marks: Mapping[Place, str]
+    sources: Mapping[Place, tuple[Mapping[int, str], Mapping[int, str]]]
     notes: tuple[str, ...]
 
 
-def build_tables(records: Iterable[RunRecord], unfinished: Iterable[Unfinished] = ()) -> list[Table]:
-    """All tables of a report; older records of a cell are left out and counted in a note, cells without a
-    result are marked in their place.
+def build_tables(
+    records: Iterable[RunRecord], unfinished: Iterable[Unfinished] = (), superseded: int = 0
+) -> list[Table]:
+    """All tables of a report; older records of a cell are left out and counted in a note (beside
+    ``superseded`` that were left out before), cells without a result are marked in their place.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
     """
-    current, superseded = latest(records)
-    return [
-        build_table(group, superseded, rest) for group, rest in by_group(by_protocol(current), unfinished)
-    ]
+    current, older = latest(records)
+    groups = by_group(by_protocol(current), unfinished)
+    return [build_table(group, superseded + older, rest) for group, rest in groups]
 
 
 def build_table(
@@ -84,22 +89,23 @@ def build_table(
         (row_of(item, settings), item.cell.bits): item.word
         for item, settings in zip(unfinished, labels[len(records) :], strict=True)
     }
-    compared = differences(_pairs(rows, columns, measured(records, labels)))
+    pairs = _sides(rows, columns, measured(records, labels))
     return Table(
         rows,
         columns,
         mean,
         spread,
         count,
-        compared,
+        differences({place: pair for place, pair in pairs.items() if rows[place[0]].kind == "difference"}),
         _marked(rows, columns, marks),
+        _sides(rows, columns, origins(records, labels)),
         (*notes, *code_notes(records, superseded), *weights_notes(records)),
     )
 
 
 def _marked(
     rows: tuple[Row, ...], columns: tuple[Column, ...], marks: Mapping[tuple[Row, int | float], str]
-) -> dict[tuple[int, int], str]:
+) -> dict[Place, str]:
     """Words by row and column position: every column of the cell's bits."""
     return {
         (i, j): marks[row, column.bits]
@@ -177,16 +183,16 @@ def _frame(
     return pd.DataFrame([list(line) for line in data], index=index, columns=heads).astype(dtype)
 
 
-def _pairs(
-    rows: tuple[Row, ...], columns: tuple[Column, ...], metrics: Metrics
-) -> dict[tuple[int, int], tuple[Mapping[int, Metric], Mapping[int, Metric]]]:
-    """What the lines of differences compare, by row and column position."""
+def _sides(
+    rows: tuple[Row, ...], columns: tuple[Column, ...], found: Mapping[tuple[Row, Column], Mapping[int, T]]
+) -> dict[Place, tuple[Mapping[int, T], Mapping[int, T]]]:
+    """What is behind each place, by seed: the line's own, and that of the line it is compared with."""
     return {
         (i, j): (
-            metrics.get((replace(row, kind="value"), column), {}),
-            metrics.get((without_correction(row), column), {}),
+            found.get((replace(row, kind="value"), column), {}),
+            found.get((without_correction(row), column), {}) if row.kind == "difference" else {},
         )
         for i, row in enumerate(rows)
         for j, column in enumerate(columns)
-        if row.kind == "difference"
+        if row.kind != "reference"
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from helpers.records import make_metric, make_protocol, make_record
+from helpers.records import make_metric, make_protocol, make_record, seeded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -237,18 +237,6 @@ def test_a_missing_partner_or_reference_leaves_a_dash() -> None:
     table = build_table([cell(1.0, None, bits=2), cell(2.0, None), cell(3.0, None, correction="off")])
     assert [row.labels[-1] for row in to_grid(table).rows] == ["off", "on", "on - off"]
     assert [row.texts[0] for row in to_grid(table).rows] == [EMPTY, "1.00", EMPTY]
-
-
-def seeded(correction: str, shift: float, seeds: int = 3, **changes: Any) -> list[RunRecord]:
-    """A cell a seed, with windows whose losses differ from the other correction's by about ``shift``."""
-    found = []
-    for seed in range(seeds):
-        losses = [
-            2.0 + 0.1 * (w % 5) + shift + 0.01 * ((w * 7 + seed * 3) % 4) * bool(shift) for w in range(12)
-        ]
-        metric = make_metric(math.exp(sum(losses) / 12), per_window=tuple(losses))
-        found.append(make_record(correction=correction, seed=seed, metrics=(metric,), **changes))
-    return found
 
 
 def test_a_difference_has_its_interval_and_is_bold_only_when_established() -> None:

@@ -1,0 +1,108 @@
+"""Differences as a list: each correction against doing nothing, with what is known of it and its records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from q2n.report.columns import Column
+from q2n.report.comparisons import Difference
+from q2n.report.lines import Row, without_correction
+from q2n.report.tables import Table
+
+Verdict = Literal["better", "worse", "undecided"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A corrected line and the one without correction, in one column of a study's table.
+
+    ``corrected``, ``uncorrected`` and ``reference`` are what the table shows (means over seeds; the
+    unquantized model's value, None where it is not known), ``found`` what is known of the difference (None:
+    there are no windows in common, or too few), ``corrected_cells`` and ``uncorrected_cells`` the
+    fingerprints of the records behind it by seed.
+    """
+
+    study: str
+    row: Row
+    column: Column
+    corrected: float
+    uncorrected: float
+    reference: float | None
+    found: Difference | None
+    corrected_cells: tuple[str, ...]
+    uncorrected_cells: tuple[str, ...]
+
+    @property
+    def seeds(self) -> int:
+        return len(self.corrected_cells)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What is established of it; ``undecided`` is what is not (:attr:`Difference.established`)."""
+        if self.found is None or not self.found.established:
+            return "undecided"
+        return "better" if (self.found.estimate < 0) == self.column.lower_is_better else "worse"
+
+    @property
+    def cells(self) -> frozenset[str]:
+        """Fingerprints of all records behind it."""
+        return frozenset(self.corrected_cells + self.uncorrected_cells)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many of a study's differences are established, and which way."""
+
+    better: int = 0
+    worse: int = 0
+    undecided: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.better + self.worse + self.undecided
+
+
+def pairs_of(table: Table, study: str) -> list[Pair]:
+    """Every difference of a table that has a value on both sides, line by line."""
+    places = {row: i for i, row in enumerate(table.rows)}
+    mean = table.mean.to_numpy()
+    pairs = []
+    for (i, j), (on, off) in table.sources.items():
+        row, seeds = table.rows[i], sorted(on.keys() & off.keys())
+        if row.kind != "difference" or table.columns[j].protocol is None or not seeds:
+            continue
+        value, without = replace(row, kind="value"), without_correction(row)
+        reference = _reference(table, row.model, j)
+        pairs.append(
+            Pair(
+                study=study,
+                row=value,
+                column=table.columns[j],
+                corrected=float(mean[places[value], j]),
+                uncorrected=float(mean[places[without], j]),
+                reference=reference,
+                found=table.compared.get((i, j)),
+                corrected_cells=tuple(on[seed] for seed in seeds),
+                uncorrected_cells=tuple(off[seed] for seed in seeds),
+            )
+        )
+    return pairs
+
+
+def _reference(table: Table, model: str, j: int) -> float | None:
+    for i, row in enumerate(table.rows):
+        if row.kind == "reference" and row.model == model and table.seeds.iat[i, j]:
+            return float(table.mean.iat[i, j])
+    return None
+
+
+def count(pairs: Iterable[Pair]) -> Mapping[str, Counts]:
+    """The verdicts by correction, in the order the corrections are met."""
+    counted: dict[str, Counts] = {}
+    for pair in pairs:
+        before = counted.get(pair.row.correction, Counts())
+        more = {pair.verdict: getattr(before, pair.verdict) + 1}
+        counted[pair.row.correction] = replace(before, **more)
+    return counted

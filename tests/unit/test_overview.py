@@ -1,0 +1,136 @@
+"""The overview counts what is established, lists every difference once, and knows the records behind each."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from helpers.records import make_metric, make_protocol, make_record, seeded
+
+from q2n import failure as failures
+from q2n import record as record_files
+from q2n.exceptions import NumericalError
+from q2n.record import RunRecord
+from q2n.report.overview import gather, over_all, study_report
+from q2n.report.pairs import Counts
+from q2n.report.study import Study
+from q2n.report.tables import build_tables
+from q2n.report.unfinished import Unfinished
+
+
+def four_ways() -> list[RunRecord]:
+    shifts = {"off": 0.0, "on": -0.2, "released": 0.3, "lstsq": 0.0}
+    return [record for correction, shift in shifts.items() for record in seeded(correction, shift)]
+
+
+def named(records: list[RunRecord], name: str) -> list[RunRecord]:
+    return [record.model_copy(update={"name": name}) for record in records]
+
+
+def test_differences_are_counted_by_what_is_established_of_them() -> None:
+    report = study_report("main", four_ways())
+    assert report.counts == {
+        "on": Counts(better=1),
+        "released": Counts(worse=1),
+        "lstsq": Counts(undecided=1),
+    }
+    on = report.pairs[0]
+    assert on.found is not None
+    assert on.found.estimate == pytest.approx(100 * math.expm1(-0.185), abs=0.2)
+    assert on.found.low <= on.found.estimate <= on.found.high < 0
+    assert on.corrected / on.uncorrected == pytest.approx(1 + on.found.estimate / 100, abs=1e-3)
+    assert (on.reference, on.seeds) == (6.5, 3)
+
+
+def test_a_share_that_grows_is_better_and_one_seed_decides_nothing() -> None:
+    def answers(correction: str, marks: str) -> list[RunRecord]:
+        share = {"name": "acc", "unit": "share", "lower_is_better": False, "count_unit": "items"}
+        metric = make_metric(marks.count("1") / len(marks), per_item=marks, **share)
+        return [make_record(correction=correction, seed=seed, metrics=(metric,)) for seed in range(2)]
+
+    records = [*answers("off", "0011" * 20), *answers("on", "1111" * 18 + "0011" * 2)]
+    assert study_report("main", records).counts["on"] == Counts(better=1)
+    one_seed = [record for record in records if record.cell.seed == 0]
+    assert study_report("main", one_seed).counts["on"] == Counts(undecided=1)
+
+
+def test_every_number_knows_its_records() -> None:
+    records = [*seeded("off", 0.0, 2), *seeded("on", -0.2, 3)]
+    (table,) = build_tables(records)
+    by_place = {(record.cell.correction, record.cell.seed): record.fingerprint for record in records}
+    lines = {row.line: i for i, row in enumerate(table.rows)}
+    assert set(lines) == {"unquantized", "off", "on", "on - off"}
+    assert table.sources[lines["off"], 0] == ({s: by_place["off", s] for s in range(2)}, {})
+    on, off = table.sources[lines["on - off"], 0]
+    assert (set(on), set(off)) == ({0, 1, 2}, {0, 1})
+    assert (lines["unquantized"], 0) not in table.sources
+    (pair,) = study_report("main", records).pairs
+    assert pair.corrected_cells == (by_place["on", 0], by_place["on", 1]), "seeds that have both"
+    assert pair.uncorrected_cells == (by_place["off", 0], by_place["off", 1])
+
+
+def test_cells_that_studies_share_are_listed_once() -> None:
+    shared, wider = (
+        [*seeded("off", 0.0, 2), *seeded("on", -0.2, 2)],
+        [*seeded("off", 0.0), *seeded("on", -0.2)],
+    )
+    other = [*seeded("off", 0.0, bits=2), *seeded("on", -0.2, bits=2)]
+    reports = [
+        study_report(name, named(records, name))
+        for name, records in (("a", shared), ("b", shared + other), ("c", wider), ("d", wider))
+    ]
+    lines = over_all(reports)
+    assert [(line.pair.column.bits, line.pair.seeds, line.studies) for line in lines] == [
+        (2, 3, ("b",)),
+        (3, 3, ("c", "d")),
+    ], "two seeds of three are behind the three already"
+
+
+def test_the_list_says_where_a_cell_departs_from_most() -> None:
+    def pair(**fields: object) -> list[RunRecord]:
+        return [*seeded("off", 0.0, 1, **fields), *seeded("on", -0.2, 1, **fields)]
+
+    first = study_report("a", named([*pair(), *pair(bits=2)], "a"))
+    second = study_report("b", named([*pair(group_size=128), *pair(baseline="quip")], "b"))
+    labels = {
+        (line.pair.row.baseline, line.pair.column.bits, *line.settings) for line in over_all([first, second])
+    }
+    assert labels == {
+        ("gptq", 3), ("gptq", 2), ("gptq", 3, "group_size=128"), ("quip", 3)
+    }  # fmt: skip
+
+
+def test_pairs_without_windows_in_common_are_undecided_and_other_protocols_no_pairs() -> None:
+    records = [make_record(correction=correction) for correction in ("off", "on")]
+    report = study_report("main", records)
+    assert (report.counts["on"], report.pairs[0].found) == (Counts(undecided=1), None)
+    moved = make_record(correction="on", metrics=(make_metric(9.0, protocol=make_protocol(bos="text")),))
+    assert study_report("main", [records[0], moved]).pairs == ()
+
+
+def test_a_folder_is_gathered_study_by_study_with_what_failed_and_what_was_not_run(tmp_path: Path) -> None:
+    study = Study(name="b", title="B?", kind="paper", heading="B", question="Why?")
+    records = [
+        *named(four_ways(), "a"),
+        *named(seeded("off", 0.0), "b"),
+        *named(seeded("on", 0.1, bits=2), "b"),
+    ]
+    for record in records:
+        record_files.save(record, tmp_path)
+    lost = make_record(bits=4)
+    failure = failures.Failure(
+        fingerprint="f" * 16, name="b", label="m gptq", cell=lost.cell, config=lost.config, identity={},
+        error_type=NumericalError.__name__, message="no",
+    )  # fmt: skip
+    failures.save(failure, tmp_path)
+    (tmp_path / "b" / ("e" * 16)).mkdir()
+    (tmp_path / "b" / ("e" * 16) / "record.json").write_text("{")
+    report = gather(tmp_path, {"c": study.model_copy(update={"name": "c"}), "b": study})
+    assert [(item.name, item.title) for item in report.studies] == [("b", "B?"), ("a", "a")]
+    b = report.studies[0]
+    assert b.unfinished == (Unfinished(lost.cell, lost.config, "failed"),)
+    assert b.empty == 3, "off at 2 and 4 bit, on at 3 bit; on at 4 failed"
+    assert len(report.faults) == 1
+    assert gather(tmp_path, {}, "a").studies[0].name == "a"
+    assert gather(tmp_path / "nowhere", {}).studies == ()
