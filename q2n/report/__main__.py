@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -12,7 +13,8 @@ from q2n import failure as failures
 from q2n.exceptions import Q2NError
 from q2n.record import RunRecord, read_all
 from q2n.report import print_report, write_report
-from q2n.report.figures.null_space import write_null_space_figures
+from q2n.report.figures.of_study import write_figures
+from q2n.report.overview import study_report
 from q2n.report.unfinished import failed
 
 
@@ -35,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.rule(name)
             unfinished = failed(failures.read_all(options.results, name)[0])
             print_report(group, console, unfinished)
-            figures = write_null_space_figures(group, options.results, name)
+            drawn = write_figures(study_report(name, group, unfinished), Path(options.results))
+            figures = [Path(options.results) / path for item in drawn for path in (item.svg, item.png)]
             for path in (*write_report(group, options.results, name, unfinished), *figures):
                 console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     except Q2NError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from q2n.exceptions import RecordError
@@ -115,18 +115,24 @@ def _collect(
     return values, None
 
 
-def arrange(values: Values, referenced: bool) -> list[Row]:
-    """Order of printing: models, baselines as first met; ``off`` before the corrections; settings sorted."""
-    met = list(dict.fromkeys(row for row, _ in values))
-    models, baselines = [row.model for row in met], [row.baseline for row in met]
-    corrections = [NO_CORRECTION, *(row.correction for row in met)]
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    """Models and baselines as first met; ``off`` before the corrections; settings sorted."""
+    rows = list(rows)
+    models, baselines = [row.model for row in rows], [row.baseline for row in rows]
+    corrections = [NO_CORRECTION, *(row.correction for row in rows)]
 
     def order(row: Row) -> tuple[object, ...]:
-        place = (models.index(row.model), baselines.index(row.baseline), _natural(row.settings))
-        return (*place, corrections.index(row.correction), _natural(row.correction_settings))
+        place = (models.index(row.model), baselines.index(row.baseline), natural(row.settings))
+        return (*place, corrections.index(row.correction), natural(row.correction_settings))
 
+    return sorted(rows, key=order)
+
+
+def arrange(values: Values, referenced: bool) -> list[Row]:
+    """Order of printing (:func:`in_order`), with the lines of references and differences."""
+    met = list(dict.fromkeys(row for row, _ in values))
     lines: list[Row] = []
-    for row in sorted(met, key=order):
+    for row in in_order(met):
         if referenced and (not lines or lines[-1].model != row.model):
             lines.append(Row(row.model, "", (), REFERENCE, kind="reference"))
         lines.append(row)
@@ -140,7 +146,7 @@ def without_correction(row: Row) -> Row:
     return Row(row.model, row.baseline, row.settings, NO_CORRECTION)
 
 
-def _natural(labels: tuple[str, ...]) -> list[tuple[str, float, str]]:
+def natural(labels: Sequence[str]) -> list[tuple[str, float, str]]:
     """Sort key that puts ``t=0.05`` before ``t=0.1`` and ``group_size=64`` before ``group_size=128``."""
     keys: list[tuple[str, float, str]] = []
     for label in labels:

@@ -56,7 +56,7 @@ class StudyReport:
 @dataclass(frozen=True)
 class Line:
     """A difference in the list over all studies. ``settings`` tell it from the others (only what departs from
-    the most common value); ``studies`` are those with exactly these cells, ``pair`` is the first one's."""
+    what most cells of its model have); ``studies`` have exactly these cells, ``pair`` is the first one's."""
 
     pair: Pair
     settings: tuple[str, ...]
@@ -151,7 +151,7 @@ def _covers(one: Pair, other: Pair, earlier: bool) -> bool:
 
 
 def _labels(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
-    """By fingerprint: the settings in which a cell departs from what most cells have."""
+    """By fingerprint: the settings in which a cell departs from what most cells of its model have."""
     unique = list({record.fingerprint: record for record in records}.values())
     found = [(*labels.cell, *labels.correction) for labels in distinguishing(unique, ("evaluation",))]
     counted: dict[str, Counter[str]] = {}
@@ -167,7 +167,7 @@ def _labels(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
 
 
 def _context(record: RunRecord, label: str) -> str:
-    """The key of a label, apart for each choice of the group it belongs to."""
+    """The key of a label, apart for each model and for each choice of the group it belongs to."""
     key = label.partition("=")[0]
-    choice = {"baseline": record.cell.baseline, "q2n": record.cell.correction, "model": record.cell.model}
-    return f"{choice.get(key.partition('.')[0], '') if '.' in key else ''} {key}"
+    choice = {"baseline": record.cell.baseline, "q2n": record.cell.correction}.get(key.partition(".")[0], "")
+    return f"{record.cell.model} {choice} {key}"

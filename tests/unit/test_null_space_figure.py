@@ -5,7 +5,9 @@ from helpers.records import make_record
 
 from q2n import record as records
 from q2n.report.__main__ import main
-from q2n.report.figures.null_space import INPUTS, draw, write_null_space_figures
+from q2n.report.figures.null_space import INPUTS, draw
+from q2n.report.figures.of_study import write_figures
+from q2n.report.overview import study_report
 from q2n.types import LayerReport, NullSpaceReport
 
 
@@ -61,16 +63,31 @@ def test_spectra_and_projection_errors_are_drawn_by_layer(halves):
     assert ([0, 1, 2], [0.05] * 3) in lines(axes[8])
 
 
+def drawn(cells, folder):
+    report = study_report("main", cells)
+    items = [item for item in write_figures(report, folder) if item.kind == "null_space"]
+    return [folder / path for item in items for path in (item.svg, item.png)]
+
+
 def test_one_figure_a_cell_the_first_seed_and_the_same_bytes_again(tmp_path):
-    cells = [cell(seed=1), cell(seed=0), cell(bits=2), make_record(bits=4)]
-    paths = write_null_space_figures(cells, tmp_path, "main")
+    cells = [
+        cell(seed=1),
+        cell(seed=0),
+        cell(bits=2),
+        cell(bits=2, q2n_fields={"t": 0.5}),
+        make_record(bits=4),
+    ]
+    paths = drawn(cells, tmp_path)
     folder = tmp_path / "figures" / "main"
-    names = ["null_space-m-gptq-on-2bit-g64", "null_space-m-gptq-on-3bit-g64"]
+    names = [
+        f"null_space-m-gptq-on-{tail}"
+        for tail in ("2bit-g64-q2n.t_0.5", "2bit-g64-q2n.t_absent", "3bit-g64-q2n.t_absent")
+    ]
     assert sorted(paths) == sorted(folder / f"{name}.{kind}" for name in names for kind in ("svg", "png"))
     before = [path.read_bytes() for path in paths]
-    assert [path.read_bytes() for path in write_null_space_figures(cells, tmp_path, "main")] == before
-    assert "seed 0" in paths[0].with_suffix(".svg").read_text()
-    assert write_null_space_figures([make_record()], tmp_path, "other") == []
+    assert [path.read_bytes() for path in drawn(cells, tmp_path)] == before
+    assert "seed 0" in (folder / f"{names[2]}.svg").read_text()
+    assert drawn([make_record()], tmp_path) == []
 
 
 def test_the_report_draws_what_was_measured(tmp_path, capsys):

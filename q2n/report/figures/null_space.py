@@ -5,18 +5,24 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from q2n.record import RunRecord
+from q2n.report.lines import observations
+from q2n.report.settings import Settings
 from q2n.types import LayerReport, NullSpaceReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FOLDER = "figures"
+CAPTION = (
+    "Spectra of the inputs of every layer with the place where the null space begins, how far the "
+    "inputs are from it, its stability between two halves of the calibration text, what a row scale "
+    "reaches, and output error by source."
+)
+NONE = Settings((), ())
 INPUTS = {
     "self_attn.q_proj": "q, k, v",
     "self_attn.o_proj": "o",
@@ -28,31 +34,25 @@ MIDDLE, NEARLY_ALL = 8, 14
 """Places of the median and of the 87.5 % quantile among 17 evenly spaced ones."""
 
 
-def write_null_space_figures(records: Iterable[RunRecord], results_dir: str | Path, name: str) -> list[Path]:
-    """``figures/<name>/null_space-<cell>.svg`` and ``.png`` for the first seed of every cell that has the
-    measures; their paths, none if no cell has.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    from q2n.report.figures.files import save
-
-    chosen: dict[str, RunRecord] = {}
-    for record in sorted(records, key=lambda record: record.cell.seed):
+def draw_all(records: Sequence[RunRecord]) -> list[tuple[str, Figure]]:
+    """``null_space-<cell>`` and its figure for the first seed of every cell that has the measures."""
+    labels, _ = observations(records)
+    chosen: dict[str, tuple[RunRecord, Settings]] = {}
+    for record, settings in sorted(zip(records, labels, strict=True), key=lambda pair: pair[0].cell.seed):
         if any(layer.null_space for layer in record.layers):
-            chosen.setdefault(_label(record), record)
-    folder = Path(results_dir) / FOLDER / name
-    return [path for label, record in chosen.items() for path in save(draw(record), folder, label)]
+            chosen.setdefault(_label(record, settings), (record, settings))
+    return [(label, draw(*cell)) for label, cell in chosen.items()]
 
 
-def _label(record: RunRecord) -> str:
+def _label(record: RunRecord, settings: Settings) -> str:
     cell = record.cell
     parts = (cell.model, cell.baseline, cell.correction, f"{cell.bits}bit", f"g{cell.group_size}")
-    return "null_space-" + re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(parts))
+    named = "-".join((*parts, *settings.cell, *settings.correction))
+    return "null_space-" + re.sub(r"[^A-Za-z0-9_.-]+", "_", named)
 
 
-def draw(record: RunRecord) -> Figure:
-    """The figure of one cell whose layers have measures."""
+def draw(record: RunRecord, settings: Settings = NONE) -> Figure:
+    """The figure of one cell whose layers have measures; ``settings`` tell it from others."""
     from matplotlib.figure import Figure
 
     by_input: dict[str, Measured] = {}
@@ -71,7 +71,8 @@ def draw(record: RunRecord) -> Figure:
     cell = record.cell
     figure.suptitle(
         f"{cell.model}, {cell.baseline}, {cell.bits:g} bit, group {cell.group_size}, q2n={cell.correction}, "
-        f"seed {cell.seed}: null space of the inputs"
+        f"{''.join(f'{label}, ' for side in settings for label in side)}seed {cell.seed}: "
+        "null space of the inputs"
     )
     return figure
 

@@ -1,0 +1,87 @@
+"""Each correction against doing nothing, in the study's own table and over all studies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from q2n.report.figures.forest import Entry, Panel, forest
+from q2n.report.figures.style import vary
+from q2n.report.lines import NO_CORRECTION
+from q2n.report.pairs import Pair
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from q2n.report.overview import Line
+
+MAIN = "on"
+"""The correction that the overview is about: the paper's."""
+
+CAPTION = (
+    "Corrected minus uncorrected value with its paired 95 % interval. A filled mark is a difference "
+    "that is established over seeds (p < 0.05, adjusted for the study's table); a diamond rests on one "
+    "seed, which compares two quantized models and says nothing of the methods."
+)
+OVERVIEW = (
+    f"q2n={MAIN} minus q2n={NO_CORRECTION} in every study, at the settings most cells of a model have, "
+    "by baseline and bits, with paired 95 % intervals; cells that studies share are drawn once. A "
+    "filled mark is established over seeds (p < 0.05, adjusted for its study's table)."
+)
+
+
+def draw(pairs: Sequence[Pair], title: str, metric: str | None = None) -> Figure | None:
+    """The forest plot of a study, a panel a metric; None: it has no difference with an interval.
+
+    Args:
+        metric: ``<data set> <name>`` of the only one to draw.
+    """
+    measures = dict.fromkeys(_measure(pair) for pair in pairs if metric in (None, _metric(pair)))
+    panels = [_panel([pair for pair in pairs if _measure(pair) == measure]) for measure in measures]
+    panels = [panel for panel in panels if panel.entries]
+    return forest(panels, title) if panels else None
+
+
+def draw_overview(lines: Iterable[Line]) -> Figure | None:
+    """The main figure: :data:`MAIN` at the most common settings, bits below each other for every baseline."""
+    pairs = [
+        line.pair
+        for line in lines
+        if line.pair.row.correction == MAIN and not line.settings and line.pair.column.name == "perplexity"
+    ]
+    pairs.sort(key=lambda pair: pair.column.bits)
+    baselines = list(dict.fromkeys(pair.row.baseline for pair in pairs))
+    pairs.sort(key=lambda pair: (pair.row.model, baselines.index(pair.row.baseline)))
+    return draw(pairs, f"What the correction changes: q2n={MAIN} minus q2n={NO_CORRECTION}")
+
+
+def _metric(pair: Pair) -> str:
+    return f"{pair.column.dataset} {pair.column.name}".strip()
+
+
+def _measure(pair: Pair) -> tuple[str, str, bool]:
+    relative = pair.found is not None and pair.found.relative
+    return (_metric(pair), "%" if relative else pair.column.unit, pair.column.lower_is_better)
+
+
+def _panel(pairs: Sequence[Pair]) -> Panel:
+    """All pairs of one metric, those of one model and baseline below one head."""
+    drawn = [(pair, pair.found) for pair in pairs if pair.found is not None]
+    heads, common = vary([(p.row.model, p.row.baseline) for p, _ in drawn])
+    labels, shared = vary(
+        [(", ".join(p.row.settings), f"{p.column.bits:g} bit", p.row.line) for p, _ in drawn]
+    )
+    if len(set(heads)) == len(heads) or not any(labels):  # a head for one line says less than a longer line
+        labels = [(*head, *label) for head, label in zip(heads, labels, strict=True)]
+        heads = [()] * len(labels)
+    metric, unit, lower = _measure(pairs[0])
+    entries = tuple(
+        Entry(_text(head), _text(label) or pair.row.line, pair.row.correction, found)
+        for (pair, found), head, label in zip(drawn, heads, labels, strict=True)
+    )
+    told = "difference in %" if unit == "%" else f"difference ({unit})"
+    return Panel(f"{metric}: {_text((*common, *shared))}", told, lower, entries)
+
+
+def _text(parts: Sequence[str]) -> str:
+    return ", ".join(part for part in parts if part)

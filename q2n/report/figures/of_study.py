@@ -1,0 +1,79 @@
+"""The figures a study asks for, drawn from its records and written below ``<results_dir>/figures/``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from q2n.report.figures import cost_gain, curves, differences, heat_map, layers, null_space
+from q2n.report.figures.files import save
+from q2n.report.figures.style import style
+from q2n.report.overview import Drawn, Line, StudyReport
+from q2n.report.study import CostGain, Differences, FigureSpec, HeatMap, Layers, Lines, NullSpace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOLDER = "figures"
+OVERVIEW = "overview"
+
+_PLAIN: tuple[FigureSpec, ...] = (Differences(), NullSpace())
+"""What is drawn of records that belong to no study."""
+
+
+def write_figures(report: StudyReport, results_dir: Path) -> tuple[Drawn, ...]:
+    """``figures/<name>/<label>.svg`` and ``.png`` of every figure the study asks for and its records have the
+    numbers for, in the study's order.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    specs = report.study.figures if report.study else _PLAIN
+    written: dict[str, Drawn] = {}
+    with style():
+        for spec in specs:
+            for label, figure, caption in _drawn(report, spec):
+                save(figure, results_dir / FOLDER / report.name, label)
+                place = f"{FOLDER}/{report.name}/{label}"
+                written[label] = Drawn(spec.kind, caption, f"{place}.svg", f"{place}.png")
+    return tuple(written.values())
+
+
+def write_overview(lines: tuple[Line, ...], results_dir: Path) -> Drawn | None:
+    """``figures/overview.svg`` and ``.png``; None without differences.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with style():
+        figure = differences.draw_overview(lines)
+        if figure is None:
+            return None
+        save(figure, results_dir / FOLDER, OVERVIEW)
+    return Drawn("differences", differences.OVERVIEW, f"{FOLDER}/{OVERVIEW}.svg", f"{FOLDER}/{OVERVIEW}.png")
+
+
+def _drawn(report: StudyReport, spec: FigureSpec) -> Iterator[tuple[str, Figure, str]]:
+    """File name, figure and caption of each figure of one entry of the study."""
+    figure: Figure | None = None
+    label, caption = spec.kind, ""
+    match spec:
+        case Differences():
+            figure, caption = differences.draw(report.pairs, report.title, spec.metric), differences.CAPTION
+        case HeatMap():
+            figure, caption = heat_map.draw(report, spec.x, spec.y, spec.metric), heat_map.CAPTION
+            label += f"-{spec.x}-{spec.y}"
+        case Lines():
+            figure, caption = curves.draw(report, spec.x, spec.metric), curves.CAPTION
+            label += f"-{spec.x}"
+        case Layers():
+            figure, caption = layers.draw(report), layers.CAPTION
+        case CostGain():
+            figure, caption = cost_gain.draw(report, spec.metric), cost_gain.CAPTION
+        case NullSpace():
+            for name, drawing in null_space.draw_all(report.records):
+                yield name, drawing, null_space.CAPTION
+    metric = getattr(spec, "metric", None)
+    if figure is not None:
+        yield label + (f"-{metric.replace(' ', '_')}" if metric else ""), figure, caption
