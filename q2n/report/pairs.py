@@ -92,9 +92,10 @@ def pairs_of(table: Table, study: str) -> list[Pair]:
 
 
 def _reference(table: Table, model: str, j: int) -> float | None:
+    mean, seeds = table.mean.to_numpy(), table.seeds.to_numpy()
     for i, row in enumerate(table.rows):
-        if row.kind == "reference" and row.model == model and table.seeds.iat[i, j]:
-            return float(table.mean.iat[i, j])
+        if row.kind == "reference" and row.model == model and seeds[i, j]:
+            return float(mean[i, j])
     return None
 
 

@@ -6,6 +6,7 @@ Sections are paragraphs that begin with a bold label: ``**Question.**`` (or ``**
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -48,9 +49,10 @@ def _sections(readme: str) -> dict[str, str]:
     """Text by label; a section ends where the next begins, or at a heading."""
     # a '#' in a command is no heading: blocks of code are looked through as if they were blank
     blank = _FENCE.sub(lambda block: re.sub(r"[^\n]", " ", block.group()), readme)
-    starts = list(_SECTION.finditer(blank))
+    starts = [*_SECTION.finditer(blank), None]
     found: dict[str, str] = {}
-    for begin, following in zip(starts, [*starts[1:], None], strict=True):
+    for begin, following in itertools.pairwise(starts):
+        assert begin is not None  # only the last one is
         label, end = begin.group(1), following.start() if following else len(readme)
         if label in found:
             raise ConfigurationError(f"has two sections **{label}.**")

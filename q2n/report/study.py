@@ -162,7 +162,7 @@ def _figures(entries: Any) -> tuple[FigureSpec, ...]:
 
 def _figure(entry: Any, key: str) -> FigureSpec:
     kind = entry.get("kind") if isinstance(entry, dict) else None
-    if kind not in FIGURES:
+    if not isinstance(kind, str) or kind not in FIGURES:
         hint = did_you_mean(kind, FIGURES) if isinstance(kind, str) else ""
         raise ConfigurationError(f"{key}.kind={kind!r}: must be one of {', '.join(FIGURES)}{hint}")
     return construct(FIGURES[kind], {str(name): value for name, value in entry.items()}, key)

@@ -78,11 +78,11 @@ def make_record(**changes: Any) -> RunRecord:
 def seeded(correction: str, shift: float, seeds: int = 3, **changes: Any) -> list[RunRecord]:
     """A cell a seed, with windows whose losses differ from the other correction's by about ``shift``."""
     found = []
+    metric_fields = changes.pop("metric_fields", {})
     for seed in range(seeds):
         losses = [
             2.0 + 0.1 * (w % 5) + shift + 0.01 * ((w * 7 + seed * 3) % 4) * bool(shift) for w in range(12)
         ]
-        fields = {"reference": 6.5, "per_window": tuple(losses), **changes.pop("metric_fields", {})}
-        metric = make_metric(math.exp(sum(losses) / 12), **fields)
+        metric = make_metric(math.exp(sum(losses) / 12), per_window=tuple(losses), **metric_fields)
         found.append(make_record(correction=correction, seed=seed, metrics=(metric,), **changes))
     return found

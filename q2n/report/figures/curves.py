@@ -98,7 +98,9 @@ def _curve(axis: Axes, mine: Sequence[Point], label: str, tint: str, mark: str) 
     mine = sorted(mine, key=lambda item: item.place[0])
     at, mean = [item.place[0] for item in mine], [item.mean for item in mine]
     spread = [item.spread for item in mine]
-    hollow = {"markerfacecolor": "white"} if all(len(item.values) == 1 for item in mine) else {}
+    hollow: dict[str, Any] = (
+        {"markerfacecolor": "white"} if all(len(item.values) == 1 for item in mine) else {}
+    )
     axis.plot(
         at,
         mean,

@@ -57,7 +57,7 @@ def write_overview(lines: tuple[Line, ...], results_dir: Path) -> Drawn | None:
 def _drawn(report: StudyReport, spec: FigureSpec) -> Iterator[tuple[str, Figure, str]]:
     """File name, figure and caption of each figure of one entry of the study."""
     figure: Figure | None = None
-    label, caption = spec.kind, ""
+    label, caption = str(spec.kind), ""
     match spec:
         case Differences():
             figure, caption = differences.draw(report.pairs, report.title, spec.metric), differences.CAPTION
