@@ -33,6 +33,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 format: $(INSTALLED)
+	$(BIN)/nbstripout notebooks/*.ipynb
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
