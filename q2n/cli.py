@@ -32,10 +32,11 @@ from q2n.engines.trial import trial_of
 from q2n.exceptions import Q2NError, UnsupportedError
 from q2n.hydra_errors import explain
 from q2n.objective import objective
-from q2n.outcomes import Command, exit_code, show
+from q2n.outcomes import Command, exit_code, show, track
 from q2n.plan.fit import misfit
 from q2n.preflight import config_folders, preflight
-from q2n.sweeps import VARIABLE, new_id, read_sweep
+from q2n.sweeper import leaving_out
+from q2n.sweeps import VARIABLE, group_of, new_id, read_sweep
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -57,15 +58,13 @@ def main() -> None:
     try:
         with interruption.graceful():
             command = preflight(CONFIG_DIR, arguments, command.sweep)
-            for remark in command.grid.remarks:
-                print(remark, file=sys.stderr)
             if any(config.scalars.plan for config in command.cells):
                 sys.exit(_show_plan(command))
             misfits = _misfits(command)
             if command.cells:
                 command.announce(misfits)
                 sys.argv.append(f"+hydra.job.env_set.{VARIABLE}={command.sweep}")
-            with command.grid.without(config.overrides for config, _ in misfits).in_force():
+            with leaving_out(config.overrides for config, _ in misfits):
                 _hydra_main()
             _visit_busy_again(command.sweep)
     except Q2NError as error:
@@ -79,6 +78,7 @@ def main() -> None:
         _leave(command, traceback.format_exc(), 1)
     outcomes = command.outcomes()
     show(outcomes)
+    track(command, outcomes)
     sys.exit(exit_code(outcomes, command.multirun))
 
 
@@ -110,7 +110,8 @@ def run_composed(composed: DictConfig) -> float | None:
     sweep = os.environ.get(VARIABLE)
     title, group = f"[1/1] {config.label}", None
     if runtime.mode == hydra.types.RunMode.MULTIRUN:
-        title, group = f"[{runtime.job.num + 1}/{_cells(config, sweep)}] {config.label}", runtime.sweep.dir
+        title = f"[{runtime.job.num + 1}/{_cells(config, sweep)}] {config.label}"
+        group = group_of(sweep) if sweep else runtime.sweep.dir
     with interruption.graceful():  # in a launcher's worker process, too
         outcome = run_cell(config, sweep, title, group, not _one_after_the_other(runtime), watch)
     if outcome.decision == "busy":

@@ -20,8 +20,7 @@ from q2n.exceptions import ConfigurationError, RecordError
 from q2n.failure import Failure
 from q2n.fingerprint import fingerprint as digest
 from q2n.record import RunRecord
-from q2n.sweeper import Grid
-from q2n.sweeps import AnnouncedCell, Decision, Note, Sweep, announce, leave_note, read_notes
+from q2n.sweeps import AnnouncedCell, Decision, Note, Sweep, announce, group_of, leave_note, read_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,13 +64,12 @@ class Outcome:
 @dataclass
 class Command:
     """What one command was asked for. ``cells`` are all of them, unless a sweeper chooses as it goes
-    (``complete=False``): then those that left a note count. ``grid`` made them of the axes' product."""
+    (``complete=False``): then those that left a note count."""
 
     sweep: str
     cells: Sequence[RunConfig] = ()
     complete: bool = True
     multirun: bool = False
-    grid: Grid = field(default_factory=Grid)
     _announced: bool = field(default=False, repr=False)
 
     def announce(self, misfits: Sequence[tuple[RunConfig, ConfigurationError]] = ()) -> None:
@@ -216,6 +214,15 @@ def show(outcomes: Sequence[Outcome]) -> None:
     _say(console, _counts(outcomes))
     for folder, name in sorted({(item.results_dir, item.record.name) for item in outcomes if item.record}):
         _write(folder, name, console, complaints)
+
+
+def track(command: Command, outcomes: Sequence[Outcome]) -> None:
+    """Tell the trackers of a sweep what it came to; whoever ran its cells, this happens once."""
+    records = list({item.record.fingerprint: item.record for item in outcomes if item.record}.values())
+    if not command.multirun or not records:
+        return
+    for tracking in dict.fromkeys(config.tracking for config in command.cells):
+        tracking.log_sweep(records, group_of(command.sweep))
 
 
 def _complain(outcome: Outcome, complaints: Console, alone: bool) -> None:

@@ -97,6 +97,11 @@ def new_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{host}-{os.getpid()}"
 
 
+def group_of(sweep: str) -> str:
+    """What a tracker calls the sweep: its id without the machine's name, which is nobody's business there."""
+    return "-".join((sweep.partition("-")[0], sweep.rpartition("-")[2]))
+
+
 def announce(results_dir: str | Path, sweep: Sweep) -> None:
     """Write down what a command is about to run; the notes of long past sweeps go.
 

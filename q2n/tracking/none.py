@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from q2n.options import option
@@ -17,4 +18,9 @@ class NoTracking:
     def log_run(self, record: RunRecord, sweep_group: str | None = None) -> str | None:
         """Nothing happens."""
         del record, sweep_group
+        return None
+
+    def log_sweep(self, records: Sequence[RunRecord], sweep_group: str) -> str | None:
+        """Nothing happens."""
+        del records, sweep_group
         return None

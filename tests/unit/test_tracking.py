@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.records import make_metric, make_protocol, make_record
+from helpers.wandb_files import read_back
 
 from q2n.options import build
 from q2n.record import RunRecord
@@ -22,7 +21,6 @@ from q2n.tracking.none import NoTracking
 from q2n.tracking.wandb import WandbTracking
 from q2n.types import LayerReport
 
-BLOCK = 32768
 LAYERS = tuple(
     LayerReport(block, name, (4, 4), 3.25, 0.2 + block, 0.1 + block, 0.9, 1.1, 2)
     for block in (0, 1)
@@ -33,44 +31,6 @@ LAYERS = tuple(
 def record(**changes: Any) -> RunRecord:
     metrics = (make_metric(12.5, reference=10.0), make_metric(20.0, "news", reference=18.0))
     return make_record(metrics=metrics, layers=LAYERS, **changes)
-
-
-def entries(path: Path) -> Iterator[bytes]:
-    """Entries of a LevelDB-style log: blocks of 32 KiB, each entry in one or more checksummed pieces."""
-    data, position, pieces = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        if BLOCK - position % BLOCK < 7:
-            position += BLOCK - position % BLOCK
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        pieces += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            yield pieces
-            pieces = b""
-
-
-def read_back(folder: Path) -> dict[str, Any]:
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = folder.rglob("run-*.wandb")
-    found: dict[str, Any] = {"history": [], "summary": {}, "config": {}, "run": None}
-    for entry in entries(path):
-        item = wandb_internal_pb2.Record()
-        item.ParseFromString(entry)
-        kind = item.WhichOneof("record_type")
-        if kind == "run":
-            found["run"] = item.run
-            found["config"].update({u.key: json.loads(u.value_json) for u in item.run.config.update})
-        elif kind == "history":
-            found["history"].append(
-                {u.key or "/".join(u.nested_key): json.loads(u.value_json) for u in item.history.item}
-            )
-        elif kind == "summary":
-            found["summary"].update(
-                {u.key or "/".join(u.nested_key): json.loads(u.value_json) for u in item.summary.update}
-            )
-    return found
 
 
 SCRIPT = """
@@ -102,7 +62,7 @@ def test_an_offline_run_holds_config_series_summary_and_table(tmp_path: Path) ->
     (where,) = done.stdout.splitlines()
     assert Path(where).is_dir()
 
-    run = read_back(tmp_path)
+    (run,) = read_back(tmp_path)
     assert run["run"].run_group == "sweep-1"
     assert run["run"].project == "p"
     assert run["config"]["cell"]["baseline"] == "gptq"
