@@ -35,7 +35,6 @@ from q2n.objective import objective
 from q2n.outcomes import Command, exit_code, show, track
 from q2n.plan.fit import misfit
 from q2n.preflight import config_folders, preflight
-from q2n.sweeper import leaving_out
 from q2n.sweeps import VARIABLE, group_of, new_id, read_sweep
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
@@ -58,13 +57,15 @@ def main() -> None:
     try:
         with interruption.graceful():
             command = preflight(CONFIG_DIR, arguments, command.sweep)
+            for remark in command.grid.remarks:
+                print(remark, file=sys.stderr)
             if any(config.scalars.plan for config in command.cells):
                 sys.exit(_show_plan(command))
             misfits = _misfits(command)
             if command.cells:
                 command.announce(misfits)
                 sys.argv.append(f"+hydra.job.env_set.{VARIABLE}={command.sweep}")
-            with leaving_out(config.overrides for config, _ in misfits):
+            with command.grid.without(config.overrides for config, _ in misfits).in_force():
                 _hydra_main()
             _visit_busy_again(command.sweep)
     except Q2NError as error:

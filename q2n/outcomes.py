@@ -20,6 +20,7 @@ from q2n.exceptions import ConfigurationError, RecordError
 from q2n.failure import Failure
 from q2n.fingerprint import fingerprint as digest
 from q2n.record import RunRecord
+from q2n.sweeper import Grid
 from q2n.sweeps import AnnouncedCell, Decision, Note, Sweep, announce, group_of, leave_note, read_notes
 
 if TYPE_CHECKING:
@@ -64,12 +65,13 @@ class Outcome:
 @dataclass
 class Command:
     """What one command was asked for. ``cells`` are all of them, unless a sweeper chooses as it goes
-    (``complete=False``): then those that left a note count."""
+    (``complete=False``): then those that left a note count. ``grid`` made them of the axes' product."""
 
     sweep: str
     cells: Sequence[RunConfig] = ()
     complete: bool = True
     multirun: bool = False
+    grid: Grid = field(default_factory=Grid)
     _announced: bool = field(default=False, repr=False)
 
     def announce(self, misfits: Sequence[tuple[RunConfig, ConfigurationError]] = ()) -> None:

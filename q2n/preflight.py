@@ -17,12 +17,14 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import SearchPathException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from q2n.config import RunConfig
+from q2n.config import GROUPS, RunConfig
 from q2n.engines import extras as engines
 from q2n.engines.space import search
+from q2n.exceptions import ConfigurationError
 from q2n.outcomes import Command
+from q2n.sweeper import Cell, Grid, foreign_settings, task_overrides
 
 
 def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Command:
@@ -41,9 +43,32 @@ def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Co
         return Command(sweep)
     overrides = list(parsed.overrides)
     with _composing(config_folders(config_dir, arguments)):
-        cells, complete = _cells(overrides) if parsed.multirun else ([overrides], True)
-        configs = [_configure(cell) for cell in cells]
-    return Command(sweep, configs, complete, bool(parsed.multirun))
+        product, complete = _product(overrides) if parsed.multirun else ([overrides], True)
+        grid = _grid(product) if parsed.multirun and complete else Grid()
+        configs, used, faults = [], set[str](), []
+        for cell in grid.cells(product):
+            try:
+                configs.append(_configure(cell))
+            except ConfigurationError as error:
+                faults.append((cell, error))
+            else:
+                used |= task_overrides(cell)
+        grid = grid.without_corners(faults, used)
+    return Command(sweep, configs, complete, bool(parsed.multirun), grid)
+
+
+def _grid(product: Sequence[Cell]) -> Grid:
+    """What options of a sweep have no use for (each is composed once, by itself)."""
+    options: dict[str, DictConfig] = {}
+
+    def has(option: str, key: str) -> bool:
+        if option not in options:
+            options[option] = _compose([option])
+        section, _, name = key.rpartition(".")
+        parent = OmegaConf.select(options[option], section)
+        return isinstance(parent, DictConfig) and name in list(parent)
+
+    return Grid(foreign_settings(product, GROUPS, has))
 
 
 def _configure(cell: list[str]) -> RunConfig:
@@ -75,7 +100,7 @@ def _composing(folders: Sequence[Path]) -> Iterator[None]:
         yield
 
 
-def _cells(overrides: list[str]) -> tuple[list[list[str]], bool]:
+def _product(overrides: list[str]) -> tuple[list[list[str]], bool]:
     """The override lists of a grid sweep, experiment files' ``hydra.sweeper.params`` included, and true; some
     to validate and false where another sweeper chooses the cells as it goes."""
     base = _compose([item for item in overrides if not _is_sweep(item)])
