@@ -247,13 +247,19 @@ def _counts(outcomes: Sequence[Outcome]) -> str:
 
 def _write(folder: str, name: str, console: Console, complaints: Console) -> None:
     """The files of the report hold every record of that name, not only this command's."""
-    from q2n.report import write_report
-    from q2n.report.unfinished import failed
+    from q2n.report.experiments import Experiments, load_experiments
+    from q2n.report.overview import gather
+    from q2n.report.write import write_tables
 
-    found, faults = records.read_all(folder, name)
-    for fault in faults:
+    try:
+        experiments = load_experiments()
+    except ConfigurationError as error:  # how it is reported is no reason to lose the report of a sweep
+        _say(complaints, str(error))
+        experiments = Experiments()
+    report = gather(folder, experiments, name)
+    for fault in report.faults:
         _say(complaints, f"left out of the tables: {fault}")
-    written = write_report(found, folder, name, failed(failures.read_all(folder, name)[0]))
+    written = [path for study in report.studies for path in write_tables(study, folder)]
     _say(console, f"records  {Path(folder) / name}")
     _say(console, f"tables   {' '.join(str(path) for path in written)}")
 

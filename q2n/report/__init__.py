@@ -1,7 +1,8 @@
-"""Tables rendered from records: :func:`print_report` on the terminal, :func:`write_report` as files."""
+"""Tables, figures and a page from records: on the terminal by :func:`print_report`, as files by
+``python -m q2n.report``."""
 
 from __future__ import annotations
 
-from q2n.report.render import print_report, write_report
+from q2n.report.render import print_report
 
-__all__ = ["print_report", "write_report"]
+__all__ = ["print_report"]

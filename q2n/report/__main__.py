@@ -1,57 +1,124 @@
-"""``python -m q2n.report``: prints and writes the tables of every experiment in the results folder."""
+"""``python -m q2n.report``: tables, figures and the page of a results folder, or two folders side by side."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from q2n import failure as failures
 from q2n.exceptions import Q2NError
-from q2n.record import RunRecord, read_all
-from q2n.report import print_report, write_report
-from q2n.report.figures.of_study import write_figures
-from q2n.report.overview import study_report
-from q2n.report.unfinished import failed
+from q2n.report.experiments import load_experiments
+from q2n.report.figures.of_study import write_figures, write_overview
+from q2n.report.overview import Report, StudyReport, gather
+from q2n.report.pairs import counted
+from q2n.report.render import print_grids
+from q2n.report.sides import DEFAULT_FILE, compare_folders
+from q2n.report.study import FOLDER
+from q2n.report.text import to_grid
+from q2n.report.write import no_published, published_grid, write_tables
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m q2n.report", description="tables from finished records")
-    parser.add_argument("--results", default="results", help="folder of the records (default: %(default)s)")
-    parser.add_argument("--name", default=None, help="one experiment (default: each in the folder)")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     console, complaints = Console(), Console(stderr=True)
-    records, faults = read_all(options.results, options.name)
-    for fault in faults:
-        complaints.print(f"left out: {fault}", style="yellow", markup=False, soft_wrap=True)
-    if not records:
-        where = options.results if options.name is None else f"{options.results}/{options.name}"
-        complaints.print(f"no finished cell under {where}; run.py makes them", markup=False, soft_wrap=True)
-        return 1
     try:
-        for name, group in _by_name(records).items():
-            console.rule(name)
-            unfinished = failed(failures.read_all(options.results, name)[0])
-            print_report(group, console, unfinished)
-            drawn = write_figures(study_report(name, group, unfinished), Path(options.results))
-            figures = [Path(options.results) / path for item in drawn for path in (item.svg, item.png)]
-            for path in (*write_report(group, options.results, name, unfinished), *figures):
-                console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        if options.compare:
+            a, b = options.compare
+            return _compare(a, b, Path(options.out), console, complaints)
+        return _report(options, console, complaints)
     except Q2NError as error:
         complaints.print(str(error), style="red", markup=False, soft_wrap=True)
         return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m q2n.report", description="tables, figures and a page from records"
+    )
+    parser.add_argument("--results", default="results", help="folder of the records (default: %(default)s)")
+    parser.add_argument(
+        "--experiments", default=FOLDER, help="folder of the studies' descriptions (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--name", default=None, help="one study; then neither overview nor page (default: each in the folder)"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two results folders: the same cells side by side, B minus A",
+    )
+    parser.add_argument(
+        "--out", default=DEFAULT_FILE, help="Markdown file of --compare (default: %(default)s)"
+    )
+    return parser
+
+
+def _report(options: argparse.Namespace, console: Console, complaints: Console) -> int:
+    results = Path(options.results)
+    report = gather(results, load_experiments(Path(options.experiments)), options.name)
+    _complain(report.faults, complaints)
+    if not report.studies:
+        where = results if options.name is None else results / options.name
+        complaints.print(f"no finished cell under {where}; run.py makes them", markup=False, soft_wrap=True)
+        return 1
+    studies = tuple(_written(study, results, console) for study in report.studies)
+    if options.name is None:
+        overview = write_overview(report.lines, results)
+        _whole(replace(report, studies=studies, overview=overview), results, console)
     return 0
 
 
-def _by_name(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    groups: dict[str, list[RunRecord]] = {}
-    for record in records:
-        groups.setdefault(record.name, []).append(record)
-    return groups
+def _written(study: StudyReport, results: Path, console: Console) -> StudyReport:
+    """The study on the terminal and in its files; the study with its figures."""
+    console.rule(study.name)
+    print_grids(map(to_grid, study.tables), console)
+    if study.study is not None:
+        for line in counted(study.pairs):
+            _say(console, f"  {line}")
+    if study.published:
+        print_grids([published_grid(study.published)], console)
+    elif study.study is not None:
+        _say(console, f"  {no_published()}")
+    figures = write_figures(study, results)
+    for path in (
+        *write_tables(study, results),
+        *(results / path for item in figures for path in (item.svg, item.png)),
+    ):
+        _say(console, f"wrote {path}")
+    return replace(study, figures=figures)
+
+
+def _whole(report: Report, results: Path, console: Console) -> None:
+    """What is made of all studies together."""
+    if report.overview is not None:
+        for path in (report.overview.svg, report.overview.png):
+            _say(console, f"wrote {results / path}")
+
+
+def _compare(a: str, b: str, out: Path, console: Console, complaints: Console) -> int:
+    sides = compare_folders(Path(a), Path(b), (a, b))
+    _complain(sides.faults, complaints)
+    print_grids(sides.grids, console)
+    for line in sides.lines:
+        _say(console, line)
+    sides.write(out)
+    _say(console, f"wrote {out}")
+    return 0
+
+
+def _complain(faults: Sequence[str], complaints: Console) -> None:
+    for fault in faults:
+        complaints.print(f"left out: {fault}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

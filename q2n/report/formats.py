@@ -33,7 +33,7 @@ _MARKDOWN = str.maketrans(
 
 def markdown(grid: Grid, title: str) -> str:
     """A GitHub-flavoured table below a heading, notes as a list below it."""
-    heads = ["<br>".join(_md(line) for line in (bits, *lines)) for bits, lines in grid.heads]
+    heads = ["<br>".join(_md(line) for line in (bits, *lines) if line) for bits, lines in grid.heads]
     rows = [" | ".join([*map(_md, row.labels), *_texts(row, _md, "**TEXT**")]) for row in grid.rows]
     lines = [" | ".join([*grid.stubs, *heads]), " | ".join(["---"] * len(grid.stubs) + ["---:"] * len(heads))]
     table = "\n".join(f"| {line} |" for line in (*lines, *rows))

@@ -9,12 +9,16 @@ from pathlib import Path
 
 from q2n import failure as failures
 from q2n.record import RunRecord, read_all
+from q2n.report.experiments import Experiments
 from q2n.report.pairs import Counts, Pair, count, pairs_of
+from q2n.report.published import Beside, PublishedValue, beside
 from q2n.report.select import latest
 from q2n.report.settings import distinguishing
 from q2n.report.study import Study
 from q2n.report.tables import Table, build_tables
 from q2n.report.unfinished import Unfinished, failed
+
+NO_EXPERIMENTS = Experiments()
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class StudyReport:
 
     ``records`` are the current ones (``superseded`` older ones are left out); ``counts`` are the verdicts of
     all ``pairs`` by correction; ``empty`` counts the places of the tables (line and bits) where no cell
-    finished or failed: it was not run, or not asked for.
+    finished or failed: it was not run, or not asked for; ``published`` are numbers of the paper beside ours.
     """
 
     name: str
@@ -46,6 +50,7 @@ class StudyReport:
     pairs: tuple[Pair, ...]
     counts: Mapping[str, Counts]
     empty: int
+    published: tuple[Beside, ...] = ()
     figures: tuple[Drawn, ...] = ()
 
     @property
@@ -65,14 +70,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """A results folder. ``faults`` are complaints about files that could not be read."""
+    """A results folder. ``faults`` are complaints about files that could not be read, ``overview`` is the
+    main figure."""
 
     studies: tuple[StudyReport, ...]
     lines: tuple[Line, ...]
     faults: tuple[str, ...] = ()
+    overview: Drawn | None = None
 
 
-def gather(results_dir: str | Path, studies: Mapping[str, Study], name: str | None = None) -> Report:
+def gather(
+    results_dir: str | Path, experiments: Experiments = NO_EXPERIMENTS, name: str | None = None
+) -> Report:
     """Everything the folder's records (of one name) say. Studies without records are left out; names without
     a study come last.
 
@@ -81,7 +90,7 @@ def gather(results_dir: str | Path, studies: Mapping[str, Study], name: str | No
     """
     records, faults = read_all(results_dir, name)
     left, more = failures.read_all(results_dir, name)
-    names = {record.name for record in records}
+    studies, names = experiments.studies, {record.name for record in records}
     ordered = [item for item in studies if item in names] + sorted(names - studies.keys())
     reports = tuple(
         study_report(
@@ -89,6 +98,7 @@ def gather(results_dir: str | Path, studies: Mapping[str, Study], name: str | No
             [record for record in records if record.name == item],
             failed(failure for failure in left if failure.name == item),
             studies.get(item),
+            experiments.published,
         )
         for item in ordered
     )
@@ -96,9 +106,13 @@ def gather(results_dir: str | Path, studies: Mapping[str, Study], name: str | No
 
 
 def study_report(
-    name: str, records: Iterable[RunRecord], unfinished: Sequence[Unfinished] = (), study: Study | None = None
+    name: str,
+    records: Iterable[RunRecord],
+    unfinished: Sequence[Unfinished] = (),
+    study: Study | None = None,
+    published: Sequence[PublishedValue] = (),
 ) -> StudyReport:
-    """The report of the records of one name.
+    """The report of the records of one name; ``published`` may hold other studies' numbers too.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
@@ -107,8 +121,18 @@ def study_report(
     tables = tuple(build_tables(current, unfinished, superseded))
     pairs = tuple(pair for table in tables for pair in pairs_of(table, name))
     empty = sum(map(_empty, tables))
+    numbers = beside(published, name, tables, current)
     return StudyReport(
-        name, study, tuple(current), superseded, tuple(unfinished), tables, pairs, count(pairs), empty
+        name,
+        study,
+        tuple(current),
+        superseded,
+        tuple(unfinished),
+        tables,
+        pairs,
+        count(pairs),
+        empty,
+        numbers,
     )
 
 

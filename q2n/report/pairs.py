@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from q2n.report.columns import Column
-from q2n.report.comparisons import Difference
-from q2n.report.lines import Row, without_correction
+from q2n.report.comparisons import FEWEST_SEEDS, Difference
+from q2n.report.lines import NO_CORRECTION, Row, without_correction
 from q2n.report.tables import Table
 
 Verdict = Literal["better", "worse", "undecided"]
@@ -97,6 +97,23 @@ def _reference(table: Table, model: str, j: int) -> float | None:
         if row.kind == "reference" and row.model == model and seeds[i, j]:
             return float(mean[i, j])
     return None
+
+
+def counted(pairs: Sequence[Pair]) -> list[str]:
+    """The verdict of the numbers, a line a correction: ``on - off: 1 established better, ...``."""
+    sentences = []
+    for correction, counts in count(pairs).items():
+        mine = [pair for pair in pairs if pair.row.correction == correction]
+        text = (
+            f"{correction} - {NO_CORRECTION}: {counts.better} established better, {counts.worse} established "
+            f"worse, {counts.undecided} undecided, of {counts.total}"
+        )
+        single = sum(pair.seeds < FEWEST_SEEDS for pair in mine)
+        if single:
+            which = "all" if single == len(mine) else str(single)
+            text += f" ({which} with one seed, which cannot establish anything)"
+        sentences.append(text)
+    return sentences
 
 
 def count(pairs: Iterable[Pair]) -> Mapping[str, Counts]:

@@ -56,6 +56,26 @@ def to_grid(table: Table) -> Grid:
     return Grid(stubs, _heads(table.columns), tuple(rows), (*legend(table, most), *table.notes))
 
 
+def line_grid(
+    lines: Sequence[tuple[Row, tuple[str, ...], bool]],
+    heads: Sequence[str],
+    bold: int,
+    notes: tuple[str, ...],
+) -> Grid:
+    """A printable list: each line's row, its texts below ``heads``, and whether the text at ``bold`` is."""
+    settled = any(row.settings for row, _, _ in lines)
+    rows: list[GridRow] = []
+    above: tuple[str, ...] = ("",) * 4
+    for row, texts, marked in lines:
+        labels = _without_repeats(row.key, above)
+        shown = labels if settled else (*labels[:2], labels[3])
+        changed = bool(rows) and row.key[:2] != above[:2]
+        rows.append(GridRow(shown, texts, tuple(marked and i == bold for i in range(len(texts))), changed))
+        above = row.key
+    stubs = ("model", "baseline", *(("settings",) if settled else ()), "q2n")
+    return Grid(stubs, tuple(("", (head,)) for head in heads), tuple(rows), notes)
+
+
 def _certainty(found: Sequence[Difference | None], stubs: int) -> list[GridRow]:
     """The lines below a difference."""
     if not any(found):
@@ -75,20 +95,26 @@ def legend(table: Table, seeds: int) -> tuple[str, ...]:
     notes = [f"value ± standard deviation over {seeds} seeds"] if seeds > 1 else []
     if any(row.kind == "difference" for row in table.rows):
         notes.append(f"lines '- {NO_CORRECTION}': corrected minus uncorrected; negative is better under ↓")
-    if table.compared:
+    return (*notes, *compared_notes(list(table.compared.values())))
+
+
+def compared_notes(compared: Sequence[Difference], base: str = "the uncorrected value") -> tuple[str, ...]:
+    """What a reader must know of the intervals and p-values of one family of differences."""
+    if not compared:
+        return ()
+    notes = [
+        f"{INTERVAL}: paired, over the header's windows or items; of perplexities in per cent of "
+        f"{base}; {P_VALUE}: adjusted for the table's {len(compared)} differences (Holm)"
+    ]
+    behind = sorted({item.seeds for item in compared})
+    if behind[-1] < FEWEST_SEEDS:
         notes.append(
-            f"{INTERVAL}: paired, over the header's windows or items; of perplexities in per cent of the "
-            f"uncorrected value; {P_VALUE}: adjusted for the table's {len(table.compared)} differences (Holm)"
+            "one seed: interval and p are about these quantized models on text like this, not about the "
+            "methods: another calibration sample may turn a difference around, so nothing is bold"
         )
-        behind = sorted({item.seeds for item in table.compared.values()})
-        if behind[-1] < FEWEST_SEEDS:
-            notes.append(
-                "one seed: interval and p are about these quantized models on text like this, not about the "
-                "methods: another calibration sample may turn a difference around, so nothing is bold"
-            )
-        else:
-            counted = " or ".join(map(str, behind))
-            notes.append(f"bold: established over seeds (p < {LEVEL}; {counted} seeds a difference)")
+    else:
+        counted = " or ".join(map(str, behind))
+        notes.append(f"bold: established over seeds (p < {LEVEL}; {counted} seeds a difference)")
     return tuple(notes)
 
 

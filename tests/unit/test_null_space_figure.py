@@ -5,8 +5,10 @@ from helpers.records import make_record
 
 from q2n import record as records
 from q2n.report.__main__ import main
-from q2n.report.figures.null_space import INPUTS, draw
+from q2n.report.figures.files import save
+from q2n.report.figures.null_space import INPUTS, draw, draw_all
 from q2n.report.figures.of_study import write_figures
+from q2n.report.figures.style import style
 from q2n.report.overview import study_report
 from q2n.types import LayerReport, NullSpaceReport
 
@@ -70,23 +72,16 @@ def drawn(cells, folder):
 
 
 def test_one_figure_a_cell_the_first_seed_and_the_same_bytes_again(tmp_path):
-    cells = [
-        cell(seed=1),
-        cell(seed=0),
-        cell(bits=2),
-        cell(bits=2, q2n_fields={"t": 0.5}),
-        make_record(bits=4),
-    ]
+    cells = [cell(seed=1), cell(seed=0), cell(q2n_fields={"t": 0.5}), make_record(bits=4)]
     paths = drawn(cells, tmp_path)
     folder = tmp_path / "figures" / "main"
-    names = [
-        f"null_space-m-gptq-on-{tail}"
-        for tail in ("2bit-g64-q2n.t_0.5", "2bit-g64-q2n.t_absent", "3bit-g64-q2n.t_absent")
-    ]
+    names = [f"null_space-m-gptq-on-3bit-g64-q2n.t_{t}" for t in ("0.5", "absent")]
     assert sorted(paths) == sorted(folder / f"{name}.{kind}" for name in names for kind in ("svg", "png"))
-    before = [path.read_bytes() for path in paths]
-    assert [path.read_bytes() for path in drawn(cells, tmp_path)] == before
-    assert "seed 0" in (folder / f"{names[2]}.svg").read_text()
+    with style():
+        label, figure = draw_all(cells)[0]
+        again = save(figure, tmp_path, label)
+    assert [path.read_bytes() for path in again] == [(folder / path.name).read_bytes() for path in again]
+    assert "seed 0" in (folder / f"{names[1]}.svg").read_text()
     assert drawn([make_record()], tmp_path) == []
 
 

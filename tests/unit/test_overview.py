@@ -12,6 +12,7 @@ from q2n import failure as failures
 from q2n import record as record_files
 from q2n.exceptions import NumericalError
 from q2n.record import RunRecord
+from q2n.report.experiments import Experiments
 from q2n.report.overview import gather, over_all, study_report
 from q2n.report.pairs import Counts
 from q2n.report.study import Study
@@ -125,11 +126,11 @@ def test_a_folder_is_gathered_study_by_study_with_what_failed_and_what_was_not_r
     failures.save(failure, tmp_path)
     (tmp_path / "b" / ("e" * 16)).mkdir()
     (tmp_path / "b" / ("e" * 16) / "record.json").write_text("{")
-    report = gather(tmp_path, {"c": study.model_copy(update={"name": "c"}), "b": study})
+    report = gather(tmp_path, Experiments({"c": study.model_copy(update={"name": "c"}), "b": study}))
     assert [(item.name, item.title) for item in report.studies] == [("b", "B?"), ("a", "a")]
     b = report.studies[0]
     assert b.unfinished == (Unfinished(lost.cell, lost.config, "failed"),)
     assert b.empty == 3, "off at 2 and 4 bit, on at 3 bit; on at 4 failed"
     assert len(report.faults) == 1
-    assert gather(tmp_path, {}, "a").studies[0].name == "a"
-    assert gather(tmp_path / "nowhere", {}).studies == ()
+    assert gather(tmp_path, name="a").studies[0].name == "a"
+    assert gather(tmp_path / "nowhere").studies == ()

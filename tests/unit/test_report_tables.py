@@ -20,12 +20,14 @@ from q2n import record as record_files
 from q2n.exceptions import RecordError
 from q2n.provenance import Provenance
 from q2n.record import RunRecord
-from q2n.report import print_report, write_report
+from q2n.report import print_report
 from q2n.report.__main__ import main
+from q2n.report.overview import study_report
 from q2n.report.select import latest
 from q2n.report.tables import Table, build_table, build_tables
 from q2n.report.text import EMPTY, amount, difference, to_grid
 from q2n.report.unfinished import Unfinished
+from q2n.report.write import write_tables
 
 
 def cell(value: float, reference: float | None = 5.0, **changes: Any) -> RunRecord:
@@ -317,7 +319,7 @@ def test_the_terminal_shows_all_columns_whatever_its_width() -> None:
 
 
 def test_files_are_written_escaped_and_complete(tmp_path: Path) -> None:
-    paths = write_report(records_with_specials(), tmp_path, "main")
+    paths = write_tables(study_report("main", records_with_specials()), tmp_path)
     assert [path.name for path in paths] == ["main.md", "main.csv", "main.tex"]
     md, csv, tex = (path.read_text() for path in paths)
     rows = [line for line in md.splitlines() if line.startswith("|")]
@@ -333,12 +335,15 @@ def test_files_are_written_escaped_and_complete(tmp_path: Path) -> None:
     assert list(frame["seconds"]) == [2.0] * 4
     assert list(frame["peak_memory_bytes"]) == [2**30] * 4
     assert frame["protocol"].str.contains("32 x 512 tokens").all()
-    assert write_report([], tmp_path, "empty") == []
+    assert write_tables(study_report("empty", []), tmp_path) == []
 
 
 def test_a_report_is_a_function_of_the_records(tmp_path: Path) -> None:
-    first = [path.read_bytes() for path in write_report(records_with_specials(), tmp_path / "a", "main")]
-    again = [path.read_bytes() for path in write_report(records_with_specials(), tmp_path / "b", "main")]
+    def written(folder: Path) -> list[Path]:
+        return write_tables(study_report("main", records_with_specials()), folder)
+
+    first = [path.read_bytes() for path in written(tmp_path / "a")]
+    again = [path.read_bytes() for path in written(tmp_path / "b")]
     assert first == again
 
 
@@ -379,7 +384,9 @@ def test_cells_without_a_result_are_marked_in_their_place(tmp_path):
     assert second.rows[0].texts == ("not run",)
     without = to_grid(build_tables([off, on])[0])
     assert "failed" not in str(without)
-    written = [path.read_text() for path in write_report([off, on], tmp_path, "main", unfinished)]
+    written = [
+        path.read_text() for path in write_tables(study_report("main", [off, on], unfinished), tmp_path)
+    ]
     assert "failed" in written[0]
     assert "another" in written[0]
     assert "failed" not in written[1], "the csv holds measured values only"
