@@ -106,3 +106,26 @@ def test_too_few_articles_are_an_error_and_not_an_endless_search():
     with pytest.raises(DataError, match="too few"):
         list(cloze_items([" ".join([sentence] * 4)]))
     assert list(last_word_items(["Short."])) == []
+
+
+@pytest.mark.slow
+def test_reciting_is_right_where_the_sixteen_words_are_those_of_the_passage():
+    """The prompt shows them once, and stops before them the second time."""
+    from q2n.evaluation.harness_tasks import Selection, load_tasks
+
+    task = load_tasks(Selection(("q2n_wiki_recite",))).tasks["q2n_wiki_recite"]
+    (rule,) = task._filters
+    words_only, first = (make() for make in rule.filters)
+
+    def score(item, answer):
+        (filtered,) = first.apply(words_only.apply([[answer]], [item]), [item])
+        return task.process_results(item, [filtered])["exact_match"]
+
+    for item in items("wiki", "lastword"):
+        prompt, target = task.doc_to_text(item), task.doc_to_target(item)
+        words = item["passage"].split()
+        assert prompt.count(item["passage"]) == 1
+        assert prompt.endswith(f'"{" ".join(words[:-18])}')
+        assert target == " ".join(words[-18:-2])
+        wrong = " ".join([*words[-18:-3], "wrong"])
+        assert [score(item, text) for text in (f" {target} and so on", f" {wrong}", " short")] == [1, 0, 0]
