@@ -56,12 +56,3 @@ def test_on_and_off_are_quoted_in_defaults(path: Path):
 
 def test_a_sweep_counts_its_cells():
     assert len(preflight(CONFIG_DIR, ["-m", "bits=2,3", "q2n=on,off", "baseline=rtn,gptq,quip"]).cells) == 12
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "path", sorted((CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_an_experiment_is_a_sweep_of_valid_cells_under_its_own_name(path):
-    assert len(preflight(CONFIG_DIR, ["-m", f"+experiment={path.stem}"]).cells) > 1
-    assert OmegaConf.load(path)["name"] == path.stem
