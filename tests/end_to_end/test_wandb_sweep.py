@@ -1,0 +1,76 @@
+"""A sweep whose cells are run by other processes too, tracked offline: what is logged against the records."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import pytest
+from helpers.commands import records, run
+from helpers.wandb_files import read_back
+
+pytestmark = pytest.mark.slow
+
+SWEEP = ["-m", "model=tiny_llama", "q2n=off,on", "q2n.t=0.05,0.2", "q2n.lam=0,0.5", "tracking=wandb_offline"]
+SECRET = "a-key-that-nobody-may-see"
+
+
+@pytest.mark.parametrize("engine", ["basic", "joblib"])
+def test_a_sweep_is_tracked_once_whoever_ran_its_cells(engine, tmp_path):
+    if importlib.util.find_spec("joblib") is None and engine == "joblib":
+        pytest.skip("joblib is not installed: make engines")
+    arguments = [f"hydra/launcher={engine}", *(["hydra.launcher.n_jobs=2"] if engine == "joblib" else [])]
+    said = run(tmp_path, tmp_path / "cache", *SWEEP, *arguments, WANDB_API_KEY=SECRET)
+    found = records(tmp_path / "results")
+    assert len(found) == 5, "off once, and on with each pair"
+
+    runs = read_back(tmp_path / "wandb")
+    cells = [item for item in runs if item["run"].job_type == "cell"]
+    (sweep,) = [item for item in runs if item["run"].job_type == "sweep"]
+    assert {item["config"]["fingerprint"] for item in cells} == found.keys()
+    assert {item["run"].run_group for item in runs} == {sweep["run"].run_group} != {""}
+    assert "was not logged" not in said
+
+    results = sweep["tables"]["sweep/results"]
+    rows = [dict(zip(results["columns"], row, strict=True)) for row in results["data"]]
+    assert {row["fingerprint"]: row["value"] for row in rows} == {
+        key: record["metrics"][0]["value"] for key, record in found.items()
+    }
+    _heat_map(sweep, found)
+    _curves(sweep, found)
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert SECRET.encode() not in written
+
+    again = run(tmp_path, tmp_path / "cache", *SWEEP, *arguments)
+    assert "5 reused" in again
+    added = [item for item in read_back(tmp_path / "wandb") if item["run"].run_id not in _ids(runs)]
+    assert [item["run"].job_type for item in added] == ["sweep"], "no cell was computed"
+    assert added[0]["tables"]["sweep/results"] == results
+
+
+def _ids(runs):
+    return {item["run"].run_id for item in runs}
+
+
+def _heat_map(sweep, found):
+    (table,) = [table for key, table in sweep["tables"].items() if key.startswith("heat_map/")]
+    assert table["columns"] == ["q2n.t", "q2n.lam", "news perplexity"]
+    assert {(float(t), float(lam)): value for t, lam, value in table["data"]} == {
+        (record["config"]["q2n"]["t"], record["config"]["q2n"]["lam"]): record["metrics"][0]["value"]
+        for record in found.values()
+        if record["cell"]["correction"] == "on"
+    }
+
+
+def _curves(sweep, found):
+    names = {layer["name"] for record in found.values() for layer in record["layers"]}
+    for name in names:
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for block, line, value in sweep["tables"][f"layer_errors/{name.replace('.', '_')}_table"]["data"]:
+            assert math.isfinite(value)
+            lines.setdefault(line, []).append((block, value))
+        expected = [
+            [(layer["block"], layer["error_after"]) for layer in record["layers"] if layer["name"] == name]
+            for record in found.values()
+        ]
+        assert sorted(lines.values()) == sorted(expected)
