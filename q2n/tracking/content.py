@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -96,3 +97,8 @@ def table_of(record: RunRecord) -> tuple[list[str | int], list[Iterable[Any]]]:
     frame = frame.where(frame.notna(), None)
     rows: list[Iterable[Any]] = list(frame.to_numpy().tolist())
     return [str(column) for column in frame.columns], rows
+
+
+def finite(value: Any) -> Any:
+    """``value``, or None for a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

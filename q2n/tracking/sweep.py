@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from q2n.fingerprint import canonical_json
 from q2n.record import RunRecord
 from q2n.report.figures.style import vary
-from q2n.report.figures.values import Point, baseline, bits, by_panel, line, model, points, settings
 from q2n.report.frame import long_frame
 from q2n.report.lines import observations, row_of
 from q2n.report.overview import StudyReport, study_report
-from q2n.tracking.content import without_secrets
+from q2n.tracking.content import finite, without_secrets
+from q2n.tracking.heat_maps import HeatMap, heat_maps
 from q2n.types import LayerReport
 
 if TYPE_CHECKING:
@@ -32,17 +30,6 @@ class Sheet:
 
     columns: list[str]
     rows: list[list[Any]]
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """The first metric over two settings, seeds averaged. ``cells`` are ``(x, y, value)``, places as text."""
-
-    name: str
-    x: str
-    y: str
-    value: str
-    cells: list[tuple[str, str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +69,7 @@ def sweep_content(records: Iterable[RunRecord]) -> SweepContent:
         results=_sheet(long_frame(report.records)),
         differences=_differences(report),
         layers=_layers(report.records, labels),
-        heat_maps=_heat_maps(report),
+        heat_maps=heat_maps(report),
         curves=_curves(report.records, labels),
     )
 
@@ -107,12 +94,8 @@ def _summary(report: StudyReport) -> dict[str, Any]:
 
 
 def _sheet(frame: pd.DataFrame) -> Sheet:
-    rows = [[_plain(value) for value in row] for row in frame.astype(object).to_numpy().tolist()]
+    rows = [[finite(value) for value in row] for row in frame.astype(object).to_numpy().tolist()]
     return Sheet([str(column) for column in frame.columns], rows)
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _differences(report: StudyReport) -> Sheet:
@@ -129,7 +112,7 @@ def _differences(report: StudyReport) -> Sheet:
             unit = "%" if found.relative else column.unit
             known = [found.estimate, found.low, found.high, unit, found.p_value]
         whole = [*place, *measured, *values, *known, pair.seeds, pair.verdict]
-        rows.append([_plain(value) for value in whole])
+        rows.append([finite(value) for value in whole])
     return Sheet(columns, rows)
 
 
@@ -148,7 +131,7 @@ def _labels(records: Sequence[RunRecord]) -> list[str]:
 def _layers(records: Sequence[RunRecord], labels: Sequence[str]) -> Sheet:
     columns = ["cell", "fingerprint", *_LAYER_COLUMNS]
     rows = [
-        [label, record.fingerprint, *(_plain(getattr(layer, name)) for name in _LAYER_COLUMNS)]
+        [label, record.fingerprint, *(finite(getattr(layer, name)) for name in _LAYER_COLUMNS)]
         for label, record in zip(labels, records, strict=True)
         for layer in record.layers
     ]
@@ -159,67 +142,5 @@ def _curves(records: Sequence[RunRecord], labels: Sequence[str]) -> list[Curves]
     lines: dict[str, dict[str, list[tuple[int, float | None]]]] = defaultdict(lambda: defaultdict(list))
     for label, record in zip(labels, records, strict=True):
         for layer in sorted(record.layers, key=lambda layer: layer.block):
-            lines[layer.name][label].append((layer.block, _plain(layer.error_after)))
+            lines[layer.name][label].append((layer.block, finite(layer.error_after)))
     return [Curves(name, dict(by_cell)) for name, by_cell in lines.items()]
-
-
-def _heat_maps(report: StudyReport) -> list[HeatMap]:
-    """Over the two numeric settings with the most values, a map for each combination of all others; over
-    lines and bits where no two numbers were varied."""
-    axes = _axes(report.records)
-    if axes is None:
-        return _lines_by_bits(points(report, (), None))
-    # a line without these settings, as the one without correction, has no place
-    placed = [point for point in points(report, axes, None) if None not in point.place]
-    panels, common = by_panel(placed, model, baseline, settings, line, bits)
-    return [
-        HeatMap(
-            name or common,
-            *axes,
-            _metric(found[0]),
-            [(_text(p.place[0]), _text(p.place[1]), _plain(p.mean)) for p in sorted(found, key=_place)],
-        )
-        for name, found in panels.items()
-    ]
-
-
-def _lines_by_bits(found: Sequence[Point]) -> list[HeatMap]:
-    maps: dict[tuple[str, str], list[tuple[str, str, float | None]]] = defaultdict(list)
-    for point in found:
-        label = " ".join(part for part in (baseline(point), settings(point), line(point)) if part)
-        maps[model(point), _metric(point)].append((f"{point.bits:g}", label, _plain(point.mean)))
-    return [HeatMap(name, "bits", "line", metric, cells) for (name, metric), cells in maps.items()]
-
-
-def _axes(records: Sequence[RunRecord]) -> tuple[str, str] | None:
-    """The varied keys whose values are all numbers, most values first; the later in the alphabet is x."""
-    values: dict[str, set[str]] = defaultdict(set)
-    labels, _ = observations(records)
-    for own in labels:
-        for label in (*own.cell, *own.correction):
-            key, _, value = label.partition("=")
-            values[key].add(value)
-    numeric = [key for key, met in values.items() if len(met) > 1 and all(map(_is_number, met))]
-    if len(numeric) < 2:
-        return None
-    y, x = sorted(sorted(numeric, key=lambda key: (-len(values[key]), key))[:2])
-    return x, y
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _place(point: Point) -> tuple[float, ...]:
-    return tuple(float(value) for value in point.place)
-
-
-def _metric(point: Point) -> str:
-    return f"{point.metric.dataset} {point.metric.name}"
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else canonical_json(value)

@@ -19,7 +19,8 @@ from q2n.tracking.content import config_of, history_of, run_name, summary_of, ta
 
 if TYPE_CHECKING:
     from q2n.record import RunRecord
-    from q2n.tracking.sweep import Curves, HeatMap, Sheet, SweepContent
+    from q2n.tracking.heat_maps import HeatMap
+    from q2n.tracking.sweep import Curves, Sheet, SweepContent
 
 _LOG = logging.getLogger(__name__)
 _START_SECONDS = 30.0
