@@ -37,7 +37,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Every table from the records under results/.
+# Every table and figure from the records under results/.
 tables: $(INSTALLED)
 	$(BIN)/python -m q2n.report
 

@@ -23,6 +23,8 @@ def save(figure: Figure, folder: Path, label: str) -> list[Path]:
     import matplotlib
 
     paths = []
+    figure.draw_without_rendering()  # lays the figure out, which takes as long as drawing it: once for both
+    figure.set_layout_engine("none")
     with matplotlib.rc_context({"svg.hashsalt": "q2n", "svg.fonttype": "none"}):
         for kind in ("svg", "png"):
             metadata = {"Date": None} if kind == "svg" else {"Software": None}

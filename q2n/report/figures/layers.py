@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from q2n.report.overview import StudyReport
 
-MOST = 16
+MOST = 12
 """Rows a figure has at most."""
 
 CAPTION = (
@@ -41,8 +41,8 @@ def draw(report: StudyReport) -> Figure | None:
         return None
     names, common = vary(list(groups))
     shown = list(zip(names, groups.values(), strict=True))[:MOST]
-    figure = Figure(figsize=(WIDTH, 2.1 * len(shown) + 1.2), layout="constrained")
-    axes = figure.subplots(len(shown), 2, squeeze=False)
+    figure = Figure(figsize=(WIDTH, 1.7 * len(shown) + 1.4), layout="constrained")
+    axes = figure.subplots(len(shown), 2, squeeze=False, sharex=True)
     kinds = dict.fromkeys(layer.name for records in groups.values() for layer in records[0].layers)
     tints = {kind: PALETTE[place % len(PALETTE)] for place, kind in enumerate(kinds)}
     for (before, after), (name, records) in zip(axes, shown, strict=True):

@@ -1,0 +1,78 @@
+"""What is committed below results/ beside the records is what the report makes of them, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from q2n.report.__main__ import main
+from q2n.report.experiments import load_experiments
+from q2n.report.overview import gather
+from q2n.report.write import FOLDER as TABLES
+from q2n.report.write import write_tables
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, EXPERIMENTS = ROOT / "results", ROOT / "experiments"
+MADE = ("tables", "figures", "index.html")
+
+
+def made(folder: Path) -> dict[str, Path]:
+    """Everything below a results folder that is no record, by relative path."""
+    files = [
+        path
+        for part in MADE
+        for path in ((folder / part).rglob("*") if part != "index.html" else [folder / part])
+    ]
+    return {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
+
+
+def differing(expected: dict[str, Path], committed: dict[str, Path]) -> list[str]:
+    """Complaints, a line a file. Of a PNG only its presence counts: its bytes are packed anyhow."""
+    found = [f"missing: {name}" for name in sorted(expected.keys() - committed.keys())]
+    found += [f"superfluous: {name}" for name in sorted(committed.keys() - expected.keys())]
+    for name in sorted(expected.keys() & committed.keys()):
+        if not name.endswith(".png") and expected[name].read_bytes() != committed[name].read_bytes():
+            found.append(f"not what the records say: {name}")
+    return found
+
+
+@pytest.fixture
+def records_only(tmp_path: Path) -> Path:
+    """A results folder with the committed records (and failures) and nothing made of them."""
+    if not any(RESULTS.glob("*/*/record.json")):
+        pytest.skip("no records are committed below results/")
+    for folder in sorted(RESULTS.iterdir()):
+        if folder.is_dir() and folder.name not in MADE:
+            (tmp_path / folder.name).symlink_to(folder, target_is_directory=True)
+    return tmp_path
+
+
+def test_the_committed_tables_are_made_of_the_committed_records(records_only: Path) -> None:
+    for study in gather(records_only, load_experiments(EXPERIMENTS)).studies:
+        write_tables(study, records_only)
+    committed = {name: path for name, path in made(RESULTS).items() if name.startswith(f"{TABLES}/")}
+    assert differing(made(records_only), committed) == [], "make tables"
+
+
+@pytest.mark.slow
+def test_every_committed_file_is_made_of_the_committed_records(records_only: Path) -> None:
+    assert main(["--results", str(records_only), "--experiments", str(EXPERIMENTS)]) == 0
+    assert differing(made(records_only), made(RESULTS)) == [], "make tables"
+
+
+def test_a_file_that_departs_is_missing_or_is_too_many_is_noticed(tmp_path: Path) -> None:
+    for side, files in (
+        ("a", {"x.md": "1", "y.md": "1", "p.png": "1"}),
+        ("b", {"x.md": "2", "z.md": "1", "p.png": "2"}),
+    ):
+        (tmp_path / side / "tables").mkdir(parents=True)
+        for name, text in files.items():
+            (tmp_path / side / "tables" / name).write_text(text)
+    (tmp_path / "b" / "index.html").write_text("")
+    assert differing(made(tmp_path / "a"), made(tmp_path / "b")) == [
+        "missing: tables/y.md",
+        "superfluous: index.html",
+        "superfluous: tables/z.md",
+        "not what the records say: tables/x.md",
+    ]
