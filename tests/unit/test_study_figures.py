@@ -35,11 +35,11 @@ def test_the_forest_has_a_line_a_difference_with_its_interval_and_its_certainty(
     records += [*seeded("off", 0.0, 1, bits=2), *seeded("on", 0.1, 1, bits=2)]
     whole = report(records)
     (axes,) = differences.draw(whole.pairs, "t").axes
-    assert labels(axes) == ["2 bit, on", "3 bit, on", "3 bit, released"]
+    assert labels(axes) == ["2 bit", "on", "3 bit", "on", "released"], "a head a number of bits"
     found = {(pair.column.bits, pair.row.correction): pair.found for pair in whole.pairs}
     marks = [line for line in axes.lines if line.get_marker() in ("o", "D")]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [
-        (found[2, "on"].estimate, 0), (found[3, "on"].estimate, 1), (found[3, "released"].estimate, 2),
+        (found[2, "on"].estimate, 1), (found[3, "on"].estimate, 3), (found[3, "released"].estimate, 4),
     ]  # fmt: skip
     spans = [
         list(line.get_xdata())
@@ -51,6 +51,19 @@ def test_the_forest_has_a_line_a_difference_with_its_interval_and_its_certainty(
     assert hollow == [True, False, True], "one seed, established, nothing there"
     assert [line.get_marker() for line in marks] == ["D", "o", "o"]
     assert "← better" in axes.get_xlabel()
+
+
+def test_long_labels_are_broken_and_settings_of_the_correction_lose_their_prefix() -> None:
+    settings = (
+        {"rank_rule": "prefix_suffix", "decomposition": "eigh"},
+        {"rank_rule": "fixed", "decomposition": "svd"},
+    )
+    records = [record for fields in settings for record in seeded("on", -0.1, 1, q2n_fields=fields)]
+    (axes,) = differences.draw(report([*seeded("off", 0.0, 1), *records]).pairs, "t").axes
+    assert labels(axes) == [
+        "decomposition=eigh,\nrank_rule=prefix_suffix",
+        "decomposition=svd,\nrank_rule=fixed",
+    ]
 
 
 def test_metrics_have_panels_of_their_own_and_shares_their_unit() -> None:

@@ -65,22 +65,39 @@ def _measure(pair: Pair) -> tuple[str, str, bool]:
 
 
 def _panel(pairs: Sequence[Pair]) -> Panel:
-    """All pairs of one metric, those of one model and baseline below one head."""
-    drawn = [(pair, pair.found) for pair in pairs if pair.found is not None]
-    heads, common = vary([(p.row.model, p.row.baseline) for p, _ in drawn])
-    labels, shared = vary(
-        [(", ".join(p.row.settings), f"{p.column.bits:g} bit", p.row.line) for p, _ in drawn]
-    )
+    """All pairs of one metric, those of one model and baseline below one head; where all have the same, those
+    of one number of bits."""
+    drawn = [pair for pair in pairs if pair.found is not None]
+    by_bits = len({_method(pair) for pair in drawn}) == 1 < len({_line(pair) for pair in drawn})
+    if by_bits:
+        drawn.sort(key=lambda pair: pair.column.bits)
+    heads, common = vary([(*_method(pair), _bits(pair)) if by_bits else _method(pair) for pair in drawn])
+    labels, shared = vary([_line(pair) if by_bits else (_bits(pair), *_line(pair)) for pair in drawn])
     if len(set(heads)) == len(heads) or not any(labels):  # a head for one line says less than a longer line
         labels = [(*head, *label) for head, label in zip(heads, labels, strict=True)]
         heads = [()] * len(labels)
     metric, unit, lower = _measure(pairs[0])
     entries = tuple(
-        Entry(_text(head), _text(label) or pair.row.line, pair.row.correction, found)
-        for (pair, found), head, label in zip(drawn, heads, labels, strict=True)
+        Entry(_text(head), _text(label) or pair.row.line, pair.row.correction, pair.found)
+        for pair, head, label in zip(drawn, heads, labels, strict=True)
+        if pair.found is not None
     )
     told = "difference in %" if unit == "%" else f"difference ({unit})"
     return Panel(f"{metric}: {_text((*common, *shared))}", told, lower, entries)
+
+
+def _method(pair: Pair) -> tuple[str, ...]:
+    return (pair.row.model, pair.row.baseline)
+
+
+def _bits(pair: Pair) -> str:
+    return f"{pair.column.bits:g} bit"
+
+
+def _line(pair: Pair) -> tuple[str, ...]:
+    """Settings, correction, settings of the correction without the ``q2n.`` that they all begin with."""
+    own = ", ".join(label.removeprefix("q2n.") for label in pair.row.correction_settings)
+    return (", ".join(pair.row.settings), pair.row.correction, own)
 
 
 def _text(parts: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 ROW = 0.24
 """Inches of a line."""
+
+LONGEST = 30
+"""Letters of a label before it is broken; one that still has more is broken again."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def forest(panels: Sequence[Panel], title: str) -> Figure:
     """One panel below the other."""
     from matplotlib.figure import Figure
 
-    heights = [ROW * _rows(panel.entries) + 0.9 for panel in panels]
+    heights = [ROW * _rows(panel.entries) * _step(panel.entries) + 0.9 for panel in panels]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.8), layout="constrained")
     axes = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     palette = colours(entry.colour for panel in panels for entry in panel.entries)
@@ -65,6 +69,15 @@ def _rows(entries: Sequence[Entry]) -> int:
     return len(entries) + sum(bool(head) for head in heads)
 
 
+def _step(entries: Sequence[Entry]) -> float:
+    """Lines that a label needs."""
+    return max(1.0, 0.75 * max(_broken(entry.label).count("\n") + 1 for entry in entries))
+
+
+def _broken(label: str) -> str:
+    return "\n".join(textwrap.wrap(label, LONGEST, break_long_words=False, break_on_hyphens=False))
+
+
 def _draw(axis: Axes, panel: Panel, palette: dict[str, str]) -> None:
     ticks: list[tuple[int, str, bool]] = []
     ends: list[float] = []
@@ -74,7 +87,7 @@ def _draw(axis: Axes, panel: Panel, palette: dict[str, str]) -> None:
             head = entry.head
             ticks.append((row, head, True))
             row += 1
-        ticks.append((row, entry.label, False))
+        ticks.append((row, _broken(entry.label), False))
         ends += _mark(axis, row, entry.found, palette[entry.colour])
         row += 1
     axis.axvline(0, color="#333333", linewidth=1)
@@ -86,7 +99,7 @@ def _draw(axis: Axes, panel: Panel, palette: dict[str, str]) -> None:
     bent = signed_log(axis, axis.xaxis, [*ends, 0.0])
     axis.grid(axis="x", color="#e6e6e6", linewidth=0.6)
     axis.set_axisbelow(True)
-    axis.set_title(panel.title)
+    axis.set_title("\n".join(textwrap.wrap(panel.title, 52, break_on_hyphens=False)))
     better, worse = ("← better", "worse →") if panel.lower_is_better else ("← worse", "better →")
     scale = ", logarithmic beyond ±5" if bent else ""
     axis.set_xlabel(f"{better}    {panel.unit}{scale}    {worse}")

@@ -62,7 +62,7 @@ def draw(report: StudyReport, x: str, y: str, metric: str | None = None) -> Figu
     for axis, (title, members) in zip(grid, panels.items(), strict=True):
         _panel(axis, members, (axes_values[0], axes_values[1]), found)
         without = off.get(_without_correction(members[0]))
-        beside = "" if without is None else f"off: {plain(without)}"
+        beside = "" if without is None else f"off: {_digits(without)}"
         axis.set_title("; ".join(part for part in (title, beside) if part))
         axis.set(xlabel=x, ylabel=y)
     said = "\n".join(part for part in (report.title, common, measured_over(placed)) if part)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from q2n.report.overview import StudyReport
 
-MOST = 12
+MOST = 16
 """Rows a figure has at most."""
 
 CAPTION = (
