@@ -47,7 +47,7 @@ RULES = {
 def style() -> Iterator[None]:
     """Inside, figures are drawn by these rules alone: a user's own matplotlibrc must not change them."""
     import matplotlib.style
-    from matplotlib import cycler
+    from cycler import cycler
 
     with matplotlib.style.context(["default", {**RULES, "axes.prop_cycle": cycler(color=PALETTE)}]):
         yield
