@@ -13,6 +13,7 @@ from rich.console import Console
 from q2n.exceptions import Q2NError
 from q2n.report.experiments import load_experiments
 from q2n.report.figures.of_study import write_figures, write_overview
+from q2n.report.html import write_page
 from q2n.report.overview import Report, StudyReport, gather
 from q2n.report.pairs import counted
 from q2n.report.render import print_grids
@@ -70,7 +71,8 @@ def _report(options: argparse.Namespace, console: Console, complaints: Console) 
     studies = tuple(_written(study, results, console) for study in report.studies)
     if options.name is None:
         overview = write_overview(report.lines, results)
-        _whole(replace(report, studies=studies, overview=overview), results, console)
+        whole = replace(report, studies=studies, overview=overview)
+        _whole(whole, results, Path(options.experiments), console)
     return 0
 
 
@@ -94,11 +96,11 @@ def _written(study: StudyReport, results: Path, console: Console) -> StudyReport
     return replace(study, figures=figures)
 
 
-def _whole(report: Report, results: Path, console: Console) -> None:
+def _whole(report: Report, results: Path, experiments: Path, console: Console) -> None:
     """What is made of all studies together."""
-    if report.overview is not None:
-        for path in (report.overview.svg, report.overview.png):
-            _say(console, f"wrote {results / path}")
+    files = (report.overview.svg, report.overview.png) if report.overview else ()
+    for path in (*(results / file for file in files), write_page(report, results, experiments)):
+        _say(console, f"wrote {path}")
 
 
 def _compare(a: str, b: str, out: Path, console: Console, complaints: Console) -> int:

@@ -20,6 +20,9 @@ from q2n.report.unfinished import Unfinished, failed
 
 NO_EXPERIMENTS = Experiments()
 
+MAIN = "on"
+"""The correction that an overview is about: the paper's."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -167,6 +170,15 @@ def over_all(reports: Sequence[StudyReport]) -> tuple[Line, ...]:
         Line(pairs[place], labels[pairs[place].corrected_cells[0]], tuple(kept[place]))
         for place in sorted(kept)
     )
+
+
+def main_lines(lines: Iterable[Line]) -> list[Line]:
+    """What an overview shows: perplexity with and without :data:`MAIN`, at the settings most cells have."""
+    return [
+        line
+        for line in lines
+        if line.pair.row.correction == MAIN and not line.settings and line.pair.column.name == "perplexity"
+    ]
 
 
 def _covers(one: Pair, other: Pair, earlier: bool) -> bool:

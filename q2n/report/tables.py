@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -39,7 +40,7 @@ class Table:
     """Numbers of one table; all frames have the same index (:attr:`Row.key`, :attr:`Column.key`).
 
     ``mean`` over seeds, ``spread`` their standard deviation (NaN for one seed), ``seeds`` how many (0
-    where nothing was measured), ``compared`` what is known of differences, ``marks`` words for cells
+    where nothing was measured), ``compared`` what is known of differences, ``unfinished`` the cells
     without a result and ``sources`` the fingerprints of the records behind a number by seed (of the line and
     of the one it is compared with), by row and column position.
     """
@@ -50,9 +51,14 @@ class Table:
     spread: pd.DataFrame
     seeds: pd.DataFrame
     compared: Mapping[Place, Difference]
-    marks: Mapping[Place, str]
+    unfinished: Mapping[Place, tuple[Unfinished, ...]]
     sources: Mapping[Place, tuple[Mapping[int, str], Mapping[int, str]]]
     notes: tuple[str, ...]
+
+    @cached_property
+    def marks(self) -> Mapping[Place, str]:
+        """Words for cells without a result."""
+        return {place: items[-1].word for place, items in self.unfinished.items()}
 
 
 def build_tables(
@@ -85,10 +91,10 @@ def build_table(
     mean = _frame(rows, columns, [[_mean(seeds) for seeds in line] for line in cells], "float64")
     spread = _frame(rows, columns, [[_spread(seeds) for seeds in line] for line in cells], "float64")
     count = _frame(rows, columns, [[len(seeds) for seeds in line] for line in cells], "int64")
-    marks = {
-        (row_of(item, settings), item.cell.bits): item.word
-        for item, settings in zip(unfinished, labels[len(records) :], strict=True)
-    }
+    left: dict[tuple[Row, int | float], tuple[Unfinished, ...]] = {}
+    for item, settings in zip(unfinished, labels[len(records) :], strict=True):
+        line = (row_of(item, settings), item.cell.bits)
+        left[line] = (*left.get(line, ()), item)
     pairs = _sides(rows, columns, measured(records, labels))
     return Table(
         rows,
@@ -97,21 +103,23 @@ def build_table(
         spread,
         count,
         differences({place: pair for place, pair in pairs.items() if rows[place[0]].kind == "difference"}),
-        _marked(rows, columns, marks),
+        _unfinished(rows, columns, left),
         _sides(rows, columns, origins(records, labels)),
         (*notes, *code_notes(records, superseded), *weights_notes(records)),
     )
 
 
-def _marked(
-    rows: tuple[Row, ...], columns: tuple[Column, ...], marks: Mapping[tuple[Row, int | float], str]
-) -> dict[Place, str]:
-    """Words by row and column position: every column of the cell's bits."""
+def _unfinished(
+    rows: tuple[Row, ...],
+    columns: tuple[Column, ...],
+    left: Mapping[tuple[Row, int | float], tuple[Unfinished, ...]],
+) -> dict[Place, tuple[Unfinished, ...]]:
+    """Cells by row and column position: every column of the cell's bits."""
     return {
-        (i, j): marks[row, column.bits]
+        (i, j): left[row, column.bits]
         for i, row in enumerate(rows)
         for j, column in enumerate(columns)
-        if (row, column.bits) in marks
+        if (row, column.bits) in left
     }
 
 

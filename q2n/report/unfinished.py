@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from q2n.schema import Cell, RunRecord
@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """``word`` stands in the table (``failed``, ``not run``); ``cell`` and ``config`` say where."""
+    """``word`` stands in the table (``failed``, ``not run``); ``cell`` and ``config`` say where, ``failure``
+    why, where that is known."""
 
     cell: Cell
     config: Mapping[str, Any]
     word: str
+    failure: Failure | None = field(default=None, compare=False)
 
 
 def failed(failures: Iterable[Failure]) -> list[Unfinished]:
     """Cells whose last try left a failure."""
-    return [Unfinished(failure.cell, failure.config, "failed") for failure in failures]
+    return [Unfinished(failure.cell, failure.config, "failed", failure) for failure in failures]
 
 
 def by_group(

@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING
 from q2n.report.figures.forest import Entry, Panel, forest
 from q2n.report.figures.style import vary
 from q2n.report.lines import NO_CORRECTION
+from q2n.report.overview import MAIN, Line, main_lines
 from q2n.report.pairs import Pair
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from q2n.report.overview import Line
-
-MAIN = "on"
-"""The correction that the overview is about: the paper's."""
 
 CAPTION = (
     "Corrected minus uncorrected value with its paired 95 % interval. A filled mark is a difference "
@@ -43,12 +39,8 @@ def draw(pairs: Sequence[Pair], title: str, metric: str | None = None) -> Figure
 
 
 def draw_overview(lines: Iterable[Line]) -> Figure | None:
-    """The main figure: :data:`MAIN` at the most common settings, bits below each other for every baseline."""
-    pairs = [
-        line.pair
-        for line in lines
-        if line.pair.row.correction == MAIN and not line.settings and line.pair.column.name == "perplexity"
-    ]
+    """The figure of :func:`main_lines`, bits below each other for every baseline."""
+    pairs = [line.pair for line in main_lines(lines)]
     pairs.sort(key=lambda pair: pair.column.bits)
     baselines = list(dict.fromkeys(pair.row.baseline for pair in pairs))
     pairs.sort(key=lambda pair: (pair.row.model, baselines.index(pair.row.baseline)))

@@ -1,0 +1,158 @@
+"""The answer at the top of the page: does it help, where, by how much, how sure; counted from the records."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from q2n.report.comparisons import FEWEST_SEEDS, LEVEL
+from q2n.report.lines import NO_CORRECTION
+from q2n.report.overview import MAIN, Report, main_lines
+from q2n.report.page.ledger import Number, of_pair
+from q2n.report.pairs import Counts, Pair, count
+from q2n.report.text import amount
+
+USELESS = 10
+"""Times the unquantized perplexity above which a corrected model is called of no use."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """The differences by method (model and baseline) and column; several where studies differ in seeds."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, str, tuple[tuple[Number, ...], ...]], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``counts`` are the verdicts of the paper's correction at its usual settings, ``single`` of them rest on
+    one seed; ``everything`` are the verdicts of all corrections, settings and metrics by correction."""
+
+    headline: str
+    counts: Counts
+    single: int
+    where: Where
+    how_much: tuple[str, ...]
+    how_sure: tuple[str, ...]
+    measured_on: tuple[str, ...]
+    everything: Mapping[str, Counts]
+
+
+def answer(report: Report) -> Answer:
+    """What the records say of the paper's correction."""
+    pairs = [line.pair for line in main_lines(report.lines)]
+    counts = count(pairs).get(MAIN, Counts())
+    return Answer(
+        headline=headline(counts),
+        counts=counts,
+        single=sum(pair.seeds < FEWEST_SEEDS for pair in pairs),
+        where=_where(pairs),
+        how_much=tuple(_how_much(pairs)),
+        how_sure=tuple(_how_sure(pairs)),
+        measured_on=tuple(_measured_on(report, pairs)),
+        everything=count(line.pair for line in report.lines),
+    )
+
+
+def headline(counts: Counts) -> str:
+    """The answer in one sentence."""
+    total, better, worse = counts.total, counts.better, counts.worse
+    of = f"of {total} comparisons" if total > 1 else "comparison"
+    match better, worse:
+        case 0, 0 if not total:
+            return f"Nothing to say yet: no cell with q2n={MAIN} has its partner with q2n={NO_CORRECTION}."
+        case 0, 0:
+            return f"Not shown: not one {of} is established over seeds."
+        case _ if total in (better, worse):
+            return f"{'Yes: better' if better else 'No: worse'} in every comparison, established over seeds."
+        case _, 0:
+            return f"In places: established better in {better} {of}, worse in none."
+        case 0, _:
+            return f"No: established worse in {worse} {of}, better in none."
+    return f"It depends: established better in {better} {of} and worse in {worse}."
+
+
+def _where(pairs: Sequence[Pair]) -> Where:
+    columns = list(dict.fromkeys(_column(pair) for pair in sorted(pairs, key=_by_bits)))
+    datasets = {dataset for dataset, _ in columns}
+    heads = tuple(
+        f"{bits:g} bit" if len(datasets) == 1 else f"{dataset} {bits:g} bit" for dataset, bits in columns
+    )
+    cells: dict[tuple[str, str], dict[tuple[str, int | float], list[Number]]] = {}
+    for pair in pairs:
+        row = cells.setdefault((pair.row.model, pair.row.baseline), {})
+        row.setdefault(_column(pair), []).append(_with_values(pair))
+    rows = tuple(
+        (*method, tuple(tuple(row.get(column, ())) for column in columns)) for method, row in cells.items()
+    )
+    return Where(heads, rows)
+
+
+def _column(pair: Pair) -> tuple[str, int | float]:
+    return pair.column.dataset, pair.column.bits
+
+
+def _by_bits(pair: Pair) -> tuple[str, int | float]:
+    return _column(pair)
+
+
+def _with_values(pair: Pair) -> Number:
+    """The difference, and below it from what to what."""
+    return replace(of_pair(pair), detail=f"{amount(pair.uncorrected)} → {amount(pair.corrected)}")
+
+
+def _how_much(pairs: Sequence[Pair]) -> Iterable[str]:
+    known = [(pair.found.estimate, pair) for pair in pairs if pair.found is not None]
+    for verdict in ("better", "worse"):
+        found = sorted(
+            ((size, pair) for size, pair in known if pair.verdict == verdict), key=lambda item: abs(item[0])
+        )
+        if found:
+            (least, _), (most, largest) = found[0], found[-1]
+            span = f"by {abs(most):.1f} %" if len(found) == 1 else f"by {abs(least):.1f} to {abs(most):.1f} %"
+            yield f"Established {verdict}: {span} of perplexity, most with {_name(largest)}."
+    if known:
+        sizes = [size for size, _ in known]
+        yield (
+            f"Of all {len(known)}, established or not: median {statistics.median(sizes):+.1f} %, "
+            f"from {min(sizes):+.1f} to {max(sizes):+.1f} %."
+        )
+    useless = [pair for pair in pairs if pair.reference and pair.corrected > USELESS * pair.reference]
+    if useless:
+        which = ", ".join(dict.fromkeys(map(_name, useless)))
+        yield (
+            f"Even corrected, {which} {'has' if len(useless) == 1 else 'have'} over {USELESS} times the "
+            "unquantized perplexity: a gain there is one between models of no use."
+        )
+
+
+def _name(pair: Pair) -> str:
+    return f"{pair.row.baseline} at {pair.column.bits:g} bit"
+
+
+def _how_sure(pairs: Sequence[Pair]) -> Iterable[str]:
+    several = sorted({pair.seeds for pair in pairs if pair.seeds >= FEWEST_SEEDS})
+    single = sum(pair.seeds < FEWEST_SEEDS for pair in pairs)
+    if single:
+        which = "All of them rest" if not several else f"{single} of {len(pairs)} rest"
+        yield (
+            f"{which} on one seed and can establish nothing: they compare two quantized models, and "
+            "another calibration sample may turn them around."
+        )
+    if several:
+        counted = f"{several[0]}" if len(several) == 1 else f"{several[0]} to {several[-1]}"
+        which = "The others" if single else "All"
+        yield f"{which} are paired over {counted} seeds and over the windows of the text."
+    yield f"Established: p < {LEVEL}, adjusted for all differences of a study (Holm), and more than one seed."
+
+
+def _measured_on(report: Report, pairs: Sequence[Pair]) -> Iterable[str]:
+    models = dict.fromkeys(pair.row.model for pair in pairs)
+    weights = {
+        record.cell.model: record.provenance.weights for item in report.studies for record in item.records
+    }
+    for model in models:
+        yield f"{model}: {weights.get(model) or 'origin of the weights not recorded'}"
+    yield from dict.fromkeys(pair.column.protocol.label() for pair in pairs if pair.column.protocol)

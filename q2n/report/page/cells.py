@@ -1,0 +1,151 @@
+"""What the page knows of every cell: the part of its record that a reader asks for, small enough to embed.
+
+Everything is in ``record.json``, whose place is given; left out here are the values a window and a layer.
+Parts that many cells share (a group of the configuration, a protocol, a machine) are written once.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from q2n.failure import FILE_NAME as FAILURE_FILE
+from q2n.failure import Failure
+from q2n.fingerprint import NEUTRAL_KEYS, canonical_json, plain
+from q2n.record import FILE_NAME, Metric, RunRecord
+from q2n.report.overview import StudyReport
+from q2n.types import LayerReport
+
+
+def file_of(name: str, fingerprint: str, file: str = FILE_NAME) -> str:
+    """Address of a cell's file, relative to the page."""
+    return f"{quote(name)}/{fingerprint}/{file}"
+
+
+class Shared:
+    """Values that are written once and referred to by their place."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, value: Any) -> int:
+        """The place of ``value`` in :attr:`values`, where it is put if it is new."""
+        key = canonical_json(value)
+        if key not in self._places:
+            self._places[key] = len(self.values)
+            self.values.append(plain(value))
+        return self._places[key]
+
+
+def embedded(reports: Iterable[StudyReport]) -> dict[str, Any]:
+    """The tree that the page's script reads: ``shared``, ``cells`` and ``failures`` by fingerprint."""
+    shared = Shared()
+    cells: dict[str, Any] = {}
+    failures: dict[str, Any] = {}
+    for report in reports:
+        for record in report.records:
+            # cells that studies have in common are one and the same; each study has a file of it
+            entry = cells.setdefault(record.fingerprint, None) or _cell(record, shared)
+            entry["files"].append([report.name, file_of(report.name, record.fingerprint)])
+            cells[record.fingerprint] = entry
+        for item in report.unfinished:
+            if item.failure is not None:
+                failures[item.failure.fingerprint] = _failure(item.failure, shared)
+    return {"shared": shared.values, "cells": cells, "failures": failures}
+
+
+def _cell(record: RunRecord, shared: Shared) -> dict[str, Any]:
+    provenance = record.provenance.model_dump()
+    seeds = provenance.pop("seeds")
+    return plain_tree(
+        {
+            **_common(record, shared),
+            "files": [],
+            "metrics": [_metric(metric, shared) for metric in record.metrics],
+            "bits_per_weight": record.bits_per_weight,
+            "seeds": seeds,
+            "provenance": shared.place(provenance),
+            "seconds": {stage: round(value, 2) for stage, value in record.seconds.items()},
+            "work": {kind: round(value, 2) for kind, value in record.work_seconds.items()},
+            "reused": {stage: f"{item.found} of {item.parts}" for stage, item in record.reused.items()},
+            "memory": [record.peak_memory_bytes, record.peak_device_memory_bytes],
+            "resumed": record.resumed_at,
+            "layers": layer_summary(record.layers),
+        }
+    )
+
+
+def plain_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree without what is empty, and only with what JSON can hold."""
+    kept = {key: plain(value) for key, value in tree.items()}
+    return {key: value for key, value in kept.items() if value not in (None, "", {}) or key == "files"}
+
+
+def _common(item: RunRecord | Failure, shared: Shared) -> dict[str, Any]:
+    """What a finished cell and a failed one have in common."""
+    config = {key: value for key, value in item.config.items() if key not in NEUTRAL_KEYS}
+    return {
+        "cell": item.cell.model_dump(),
+        "created": item.created,
+        "overrides": [text for text in item.overrides if _key(text) not in NEUTRAL_KEYS],
+        "config": {key: shared.place(value) for key, value in config.items()},
+    }
+
+
+def _key(override: str) -> str:
+    """The top-level key of ``+q2n.t=0.1``; where results go (an absolute path) is nobody's business here."""
+    return override.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0]
+
+
+def _metric(metric: Metric, shared: Shared) -> dict[str, Any]:
+    return plain_tree(
+        {
+            "name": f"{metric.dataset} {metric.name}".strip(),
+            "value": metric.value,
+            "reference": metric.reference,
+            "stderr": metric.stderr,
+            "unit": metric.unit,
+            "count": f"{metric.count} {metric.count_unit}",
+            "lower_is_better": metric.lower_is_better,
+            "seconds": metric.seconds,
+            "protocol": shared.place({**metric.protocol.model_dump(), "key": metric.protocol.key()}),
+        }
+    )
+
+
+def _failure(failure: Failure, shared: Shared) -> dict[str, Any]:
+    return plain_tree(
+        {
+            **_common(failure, shared),
+            "files": [[failure.name, file_of(failure.name, failure.fingerprint, FAILURE_FILE)]],
+            "reason": failure.reason,
+            "log": quote(failure.log),
+            "seconds": failure.seconds,
+        }
+    )
+
+
+def layer_summary(layers: Sequence[LayerReport]) -> list[list[Any]]:
+    """A line a kind of layer: name, how many, median relative output error before and after the correction,
+    and in how many it fell."""
+    kinds: dict[str, list[LayerReport]] = defaultdict(list)
+    for layer in layers:
+        kinds[layer.name].append(layer)
+    return [
+        [
+            name,
+            len(same),
+            _rounded(statistics.median(layer.error_before for layer in same)),
+            _rounded(statistics.median(layer.error_after for layer in same)),
+            sum(layer.error_after < layer.error_before for layer in same),
+        ]
+        for name, same in kinds.items()
+    ]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

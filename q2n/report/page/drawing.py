@@ -1,0 +1,142 @@
+"""A figure's SVG file as part of the page: small, in the page's colours, nothing but shapes and text.
+
+Ids get a prefix of their own, because all figures share one document; styles become attributes, because
+the page's policy forbids style attributes; elements and attributes that no figure needs are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+DECIMALS = 2
+"""Of coordinates, in points: a hundredth is less than any screen shows."""
+
+_TAGS = frozenset(
+    {"svg", "g", "defs", "clipPath", "path", "rect", "circle", "line", "text", "tspan", "use", "image"}
+)
+_GEOMETRY = (
+    "d",
+    "x",
+    "y",
+    "width",
+    "height",
+    "cx",
+    "cy",
+    "r",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "viewBox",
+    "transform",
+)
+_PAINT = (
+    *("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray"),
+    *("stroke-dashoffset", "stroke-linejoin", "stroke-linecap", "opacity"),
+    *("font-size", "font-weight", "font-style", "text-anchor"),
+)
+_PAPER, _INK = "#ffffff", "#000000"
+_NUMBER = re.compile(r"-?\d+\.\d+(?:e[-+]?\d+)?")
+_FUNCTION = re.compile(r"url\(#([^)]+)\)")
+_STILL = re.compile(r"\s*rotate\(-?0(\s[^)]*)?\)")
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
+_PICTURE = "data:image/png;base64,"
+
+
+def inline(path: Path, prefix: str, *, themed: bool) -> Markup:
+    """The figure in ``path`` as an ``<svg>`` element whose ids begin with ``prefix``.
+
+    Args:
+        themed: whether its colours follow the page's light or dark theme. Not where letters stand on
+            coloured ground: their contrast was chosen for just that colour.
+
+    Raises:
+        OSError: the file cannot be read.
+        ElementTree.ParseError: it is not XML.
+    """
+    source = ElementTree.parse(path).getroot()
+    used = {name for element in source.iter() for name in _references(element)}
+    names = {name: f"{prefix}-{place}" for place, name in enumerate(sorted(used))}
+    root = ElementTree.Element("svg", {"viewBox": source.get("viewBox", ""), "stroke-linejoin": "round"})
+    _copy(source, root, names, themed)
+    # what is read as XML must be read as HTML: there only these elements may be empty, and all are closed
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def tallness(svg: str) -> float:
+    """Height over width of what :func:`inline` made."""
+    found = re.search(r'viewBox="[-\d.]+ [-\d.]+ ([\d.]+) ([\d.]+)"', svg)
+    return float(found.group(2)) / float(found.group(1)) if found else 1.0
+
+
+def _references(element: ElementTree.Element) -> Iterator[str]:
+    for name, value in element.attrib.items():
+        if _local(name) == "href" and value.startswith("#"):
+            yield value[1:]
+        yield from _FUNCTION.findall(value)
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _copy(
+    source: ElementTree.Element, target: ElementTree.Element, names: dict[str, str], themed: bool
+) -> None:
+    """The children of ``source`` below ``target``; groups that say nothing are dissolved."""
+    for child in source:
+        tag = _local(str(child.tag))
+        if tag not in _TAGS:
+            continue
+        attributes = dict(_attributes(child, names, themed))
+        if tag == "g" and not attributes:
+            _copy(child, target, names, themed)
+            continue
+        copied = ElementTree.SubElement(target, tag, attributes)
+        copied.text = (child.text or "").strip() or None
+        _copy(child, copied, names, themed)
+
+
+def _attributes(
+    element: ElementTree.Element, names: dict[str, str], themed: bool
+) -> Iterator[tuple[str, str]]:
+    paint = dict(_declarations(element.get("style", "")))
+    for qualified, value in element.attrib.items():
+        name = _local(qualified)
+        if name == "id" and value in names:
+            yield name, names[value]
+        elif name == "href" and (value.removeprefix("#") in names or value.startswith(_PICTURE)):
+            yield name, f"#{names[value[1:]]}" if value.startswith("#") else value
+        elif name == "clip-path":
+            yield name, _FUNCTION.sub(lambda found: f"url(#{names[found.group(1)]})", value)
+        elif name in _GEOMETRY and not (name == "transform" and _STILL.fullmatch(value)):
+            yield name, _shorter(value)
+        elif name in _PAINT:
+            paint.setdefault(name, value)
+    for name, value in paint.items():
+        if name in _PAINT:
+            yield name, _colour(value, themed) if name in ("fill", "stroke") else _shorter(value)
+
+
+def _declarations(style: str) -> Iterator[tuple[str, str]]:
+    for declaration in style.split(";"):
+        name, _, value = declaration.partition(":")
+        if value:
+            yield name.strip(), value.strip()
+
+
+def _shorter(value: str) -> str:
+    """Numbers with few decimals and one space between words."""
+    rounded = _NUMBER.sub(lambda found: f"{round(float(found.group()), DECIMALS):g}", value)
+    return " ".join(rounded.split())
+
+
+def _colour(value: str, themed: bool) -> str:
+    """A colour as the style sheet has it for either theme (``--fig-0072b2``), itself where that has none."""
+    value = value.lower()
+    return f"var(--fig-{value[1:]}, {value})" if themed and _COLOUR.fullmatch(value) else value
