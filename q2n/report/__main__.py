@@ -20,7 +20,7 @@ from q2n.report.render import print_grids
 from q2n.report.sides import DEFAULT_FILE, compare_folders
 from q2n.report.study import FOLDER
 from q2n.report.text import to_grid
-from q2n.report.write import no_published, published_grid, write_tables
+from q2n.report.write import leftovers, no_published, published_grid, write_tables
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,6 +101,8 @@ def _whole(report: Report, results: Path, experiments: Path, console: Console) -
     files = (report.overview.svg, report.overview.png) if report.overview else ()
     for path in (*(results / file for file in files), write_page(report, results, experiments)):
         _say(console, f"wrote {path}")
+    for path in leftovers(report, results):
+        _say(console, f"superfluous: {path} (nothing here makes it any more; delete it)")
 
 
 def _compare(a: str, b: str, out: Path, console: Console, complaints: Console) -> int:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from q2n import failure as failures
 from q2n.record import RunRecord, read_all
+from q2n.report.every_difference import Line, over_all
 from q2n.report.experiments import Experiments
 from q2n.report.pairs import Counts, Pair, count, pairs_of
 from q2n.report.published import Beside, PublishedValue, beside
 from q2n.report.select import latest
-from q2n.report.settings import distinguishing
 from q2n.report.study import Study
 from q2n.report.tables import Table, build_tables
 from q2n.report.unfinished import Unfinished, failed
 
 NO_EXPERIMENTS = Experiments()
 
-MAIN = "on"
-"""The correction that an overview is about: the paper's."""
+FIGURES = "figures"
+"""Folder below the results."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +61,6 @@ class StudyReport:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A difference in the list over all studies. ``settings`` tell it from the others (only what departs from
-    what most cells of its model have); ``studies`` have exactly these cells, ``pair`` is the first one's."""
-
-    pair: Pair
-    settings: tuple[str, ...]
-    studies: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Report:
     """A results folder. ``faults`` are complaints about files that could not be read, ``overview`` is the
     main figure."""
@@ -105,7 +94,9 @@ def gather(
         )
         for item in ordered
     )
-    return Report(reports, over_all(reports), (*faults, *more))
+    every = [record for report in reports for record in report.records]
+    lines = over_all([pair for report in reports for pair in report.pairs], every)
+    return Report(reports, lines, (*faults, *more))
 
 
 def study_report(
@@ -149,61 +140,3 @@ def _empty(table: Table) -> int:
         if column.protocol is None
     }
     return sum(not there for there in filled.values())
-
-
-def over_all(reports: Sequence[StudyReport]) -> tuple[Line, ...]:
-    """The differences of all studies, each once: one whose records are all behind another one too is left
-    out, and where they are the same the first study's stands, with the p-value of its family."""
-    pairs = [pair for report in reports for pair in report.pairs]
-    kept: dict[int, list[str]] = {}
-    by_measure: dict[object, list[int]] = {}
-    for place, pair in enumerate(pairs):
-        by_measure.setdefault((pair.column, pair.row.correction), []).append(place)
-    for alike in by_measure.values():
-        for place in alike:
-            larger = [other for other in alike if _covers(pairs[other], pairs[place], other < place)]
-            if not larger:
-                same = [other for other in alike if pairs[other].cells == pairs[place].cells]
-                kept[place] = list(dict.fromkeys(pairs[other].study for other in same))
-    labels = _labels([record for report in reports for record in report.records])
-    return tuple(
-        Line(pairs[place], labels[pairs[place].corrected_cells[0]], tuple(kept[place]))
-        for place in sorted(kept)
-    )
-
-
-def main_lines(lines: Iterable[Line]) -> list[Line]:
-    """What an overview shows: perplexity with and without :data:`MAIN`, at the settings most cells have."""
-    return [
-        line
-        for line in lines
-        if line.pair.row.correction == MAIN and not line.settings and line.pair.column.name == "perplexity"
-    ]
-
-
-def _covers(one: Pair, other: Pair, earlier: bool) -> bool:
-    """Whether ``one`` takes the place of ``other``: it has all of its records and more, or came earlier."""
-    return other.cells < one.cells or (earlier and other.cells == one.cells)
-
-
-def _labels(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
-    """By fingerprint: the settings in which a cell departs from what most cells of its model have."""
-    unique = list({record.fingerprint: record for record in records}.values())
-    found = [(*labels.cell, *labels.correction) for labels in distinguishing(unique, ("evaluation",))]
-    counted: dict[str, Counter[str]] = {}
-    for record, labels in zip(unique, found, strict=True):
-        for label in labels:
-            counted.setdefault(_context(record, label), Counter())[label] += 1
-    return {
-        record.fingerprint: tuple(
-            label for label in labels if counted[_context(record, label)].most_common(1)[0][0] != label
-        )
-        for record, labels in zip(unique, found, strict=True)
-    }
-
-
-def _context(record: RunRecord, label: str) -> str:
-    """The key of a label, apart for each model and for each choice of the group it belongs to."""
-    key = label.partition("=")[0]
-    choice = {"baseline": record.cell.baseline, "q2n": record.cell.correction}.get(key.partition(".")[0], "")
-    return f"{record.cell.model} {choice} {key}"

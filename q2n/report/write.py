@@ -9,13 +9,14 @@ from q2n.files import write_text_atomic
 from q2n.report.formats import latex, markdown
 from q2n.report.frame import long_frame
 from q2n.report.lines import Row
-from q2n.report.overview import StudyReport
+from q2n.report.overview import FIGURES, Report, StudyReport
 from q2n.report.pairs import counted
 from q2n.report.published import FILE, Beside
 from q2n.report.tables import Table
 from q2n.report.text import EMPTY, Grid, amount, line_grid, to_grid
 
 FOLDER = "tables"
+KINDS = ("md", "csv", "tex")
 
 
 def write_tables(report: StudyReport, results_dir: str | Path) -> list[Path]:
@@ -41,6 +42,16 @@ def write_tables(report: StudyReport, results_dir: str | Path) -> list[Path]:
         write_text_atomic(path, text)
         paths.append(path)
     return paths
+
+
+def leftovers(report: Report, results_dir: Path) -> list[Path]:
+    """Tables and figures below the folder that a whole report does not make (any more)."""
+    drawn = [item for study in report.studies for item in study.figures]
+    drawn += [report.overview] if report.overview else []
+    made = {results_dir / path for item in drawn for path in (item.svg, item.png)}
+    made |= {results_dir / FOLDER / f"{study.name}.{kind}" for study in report.studies for kind in KINDS}
+    there = [path for part in (FOLDER, FIGURES) for path in sorted((results_dir / part).rglob("*"))]
+    return [path for path in there if path.is_file() and path not in made]
 
 
 def _title(report: StudyReport, table: Table) -> str:

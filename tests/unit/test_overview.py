@@ -12,8 +12,9 @@ from q2n import failure as failures
 from q2n import record as record_files
 from q2n.exceptions import NumericalError
 from q2n.record import RunRecord
+from q2n.report.every_difference import Line, over_all
 from q2n.report.experiments import Experiments
-from q2n.report.overview import gather, over_all, study_report
+from q2n.report.overview import StudyReport, gather, study_report
 from q2n.report.pairs import Counts
 from q2n.report.study import Study
 from q2n.report.tables import build_tables
@@ -28,6 +29,11 @@ def four_ways() -> list[RunRecord]:
 
 def named(records: list[RunRecord], name: str) -> list[RunRecord]:
     return [record.model_copy(update={"name": name}) for record in records]
+
+
+def every_line(*reports: StudyReport) -> tuple[Line, ...]:
+    pairs = [pair for report in reports for pair in report.pairs]
+    return over_all(pairs, [record for report in reports for record in report.records])
 
 
 def test_differences_are_counted_by_what_is_established_of_them() -> None:
@@ -80,11 +86,22 @@ def test_cells_that_studies_share_are_listed_once() -> None:
         study_report(name, named(records, name))
         for name, records in (("a", shared), ("b", shared + other), ("c", wider), ("d", wider))
     ]
-    lines = over_all(reports)
+    lines = every_line(*reports)
     assert [(line.pair.column.bits, line.pair.seeds, line.studies) for line in lines] == [
         (2, 3, ("b",)),
         (3, 3, ("c", "d")),
     ], "two seeds of three are behind the three already"
+
+
+def test_a_cell_that_was_evaluated_otherwise_too_is_the_same_one() -> None:
+    def pair(**evaluation: object) -> list[RunRecord]:
+        changes = {"config_fields": {"evaluation": {"_target_": "q2n.evaluation.E", **evaluation}}}
+        return [*seeded("off", 0.0, 1, **changes), *seeded("on", -0.2, 1, **changes)]
+
+    first, second = study_report("a", named(pair(more=1), "a")), study_report("b", named(pair(more=2), "b"))
+    (line,) = every_line(first, second)
+    assert line.studies == ("a", "b")
+    assert not line.pair.cells & second.pairs[0].cells
 
 
 def test_the_list_says_where_a_cell_departs_from_most() -> None:
@@ -94,7 +111,7 @@ def test_the_list_says_where_a_cell_departs_from_most() -> None:
     first = study_report("a", named([*pair(), *pair(bits=2)], "a"))
     second = study_report("b", named([*pair(group_size=128), *pair(baseline="quip")], "b"))
     labels = {
-        (line.pair.row.baseline, line.pair.column.bits, *line.settings) for line in over_all([first, second])
+        (line.pair.row.baseline, line.pair.column.bits, *line.settings) for line in every_line(first, second)
     }
     assert labels == {
         ("gptq", 3), ("gptq", 2), ("gptq", 3, "group_size=128"), ("quip", 3)

@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -362,8 +363,13 @@ def test_the_command_reports_every_experiment(tmp_path: Path, capsys: pytest.Cap
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
         f"{name}.{kind}" for name in ("main", "study") for kind in ("csv", "md", "tex")
     ]
+    assert "superfluous" not in captured.out
     assert main(["--results", str(tmp_path), "--name", "study"]) == 0
     assert "main.md" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "study")
+    assert main(["--results", str(tmp_path)]) == 0
+    out = capsys.readouterr().out.replace("\n", "")
+    assert all(f"superfluous: {tmp_path}/tables/study.{kind}" in out for kind in ("csv", "md", "tex"))
 
 
 def test_cells_without_a_result_are_marked_in_their_place(tmp_path):

@@ -12,11 +12,12 @@ import pytest
 from helpers.records import make_metric, seeded
 
 from q2n.record import RunRecord
+from q2n.report.every_difference import over_all
 from q2n.report.figures import cost_gain, curves, differences, heat_map, layers
 from q2n.report.figures.of_study import write_figures, write_overview
 from q2n.report.figures.style import style
 from q2n.report.figures.values import points
-from q2n.report.overview import StudyReport, over_all, study_report
+from q2n.report.overview import StudyReport, study_report
 from q2n.report.study import CostGain, Differences, HeatMap, Layers, Lines, Study
 from q2n.types import LayerReport
 
@@ -191,7 +192,8 @@ def test_the_overview_has_the_papers_correction_at_the_usual_settings_only(tmp_p
     ]
     usual += seeded("on", 0.1, baseline="quip")
     other = [*seeded("off", 0.0, 1, group_size=128), *seeded("on", 0.2, 1, group_size=128)]
-    lines = over_all([report([*usual, *other])])
+    whole = report([*usual, *other])
+    lines = over_all(whole.pairs, whole.records)
     (axes,) = differences.draw_overview(lines).axes
     assert labels(axes) == ["gptq", "quip"]
     drawn = write_overview(lines, tmp_path)

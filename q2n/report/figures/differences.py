@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from q2n.report.every_difference import MAIN, Line, main_lines
 from q2n.report.figures.forest import Entry, Panel, forest
 from q2n.report.figures.style import vary
 from q2n.report.lines import NO_CORRECTION
-from q2n.report.overview import MAIN, Line, main_lines
 from q2n.report.pairs import Pair
 
 if TYPE_CHECKING:

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from q2n.report.every_difference import Line
 from q2n.report.figures import cost_gain, curves, differences, heat_map, layers, null_space
 from q2n.report.figures.files import save
 from q2n.report.figures.style import style
-from q2n.report.overview import Drawn, Line, StudyReport
+from q2n.report.overview import FIGURES, Drawn, StudyReport
 from q2n.report.study import CostGain, Differences, FigureSpec, HeatMap, Layers, Lines, NullSpace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FOLDER = "figures"
 OVERVIEW = "overview"
 
 _PLAIN: tuple[FigureSpec, ...] = (Differences(), NullSpace())
@@ -34,8 +34,8 @@ def write_figures(report: StudyReport, results_dir: Path) -> tuple[Drawn, ...]:
     with style():
         for spec in specs:
             for label, figure, caption in _drawn(report, spec):
-                save(figure, results_dir / FOLDER / report.name, label)
-                place = f"{FOLDER}/{report.name}/{label}"
+                save(figure, results_dir / FIGURES / report.name, label)
+                place = f"{FIGURES}/{report.name}/{label}"
                 written[label] = Drawn(spec.kind, caption, f"{place}.svg", f"{place}.png")
     return tuple(written.values())
 
@@ -50,8 +50,10 @@ def write_overview(lines: tuple[Line, ...], results_dir: Path) -> Drawn | None:
         figure = differences.draw_overview(lines)
         if figure is None:
             return None
-        save(figure, results_dir / FOLDER, OVERVIEW)
-    return Drawn("differences", differences.OVERVIEW, f"{FOLDER}/{OVERVIEW}.svg", f"{FOLDER}/{OVERVIEW}.png")
+        save(figure, results_dir / FIGURES, OVERVIEW)
+    return Drawn(
+        "differences", differences.OVERVIEW, f"{FIGURES}/{OVERVIEW}.svg", f"{FIGURES}/{OVERVIEW}.png"
+    )
 
 
 def _drawn(report: StudyReport, spec: FigureSpec) -> Iterator[tuple[str, Figure, str]]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from q2n.report.comparisons import FEWEST_SEEDS, LEVEL
+from q2n.report.every_difference import MAIN, main_lines
 from q2n.report.lines import NO_CORRECTION
-from q2n.report.overview import MAIN, Report, main_lines
+from q2n.report.overview import Report
 from q2n.report.page.ledger import Number, of_pair
 from q2n.report.pairs import Counts, Pair, count
 from q2n.report.text import amount

@@ -1,0 +1,91 @@
+"""The differences of all studies in one list, each once, told apart by what is unusual about its cells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from q2n.fingerprint import canonical_json
+from q2n.record import RunRecord
+from q2n.report.pairs import Pair
+from q2n.report.settings import distinguishing
+
+MAIN = "on"
+"""The correction that an overview is about: the paper's."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A difference in the list over all studies. ``settings`` tell it from the others (only what departs from
+    what most cells of its model have); ``studies`` have exactly these cells, ``pair`` is the first one's."""
+
+    pair: Pair
+    settings: tuple[str, ...]
+    studies: tuple[str, ...]
+
+
+def over_all(pairs: Sequence[Pair], records: Iterable[RunRecord]) -> tuple[Line, ...]:
+    """The differences of all studies, each once: one whose cells are all behind another one too is left out,
+    and where they are the same the first study's stands, with the p-value of its family.
+
+    Cells that differ in nothing but what else was evaluated are the same: within a column, so is the number.
+    """
+    records = {record.fingerprint: record for record in records}.values()
+    models = {record.fingerprint: _quantized_model(record) for record in records}
+    cells = [frozenset(models[cell] for cell in pair.cells) for pair in pairs]
+    kept: dict[int, list[str]] = {}
+    by_measure: dict[object, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        by_measure.setdefault((pair.column, pair.row.correction), []).append(place)
+    for alike in by_measure.values():
+        for place in alike:
+            same = [other for other in alike if cells[other] == cells[place]]
+            if place == same[0] and not any(cells[place] < cells[other] for other in alike):
+                kept[place] = list(dict.fromkeys(pairs[other].study for other in same))
+    labels = _labels(list(records))
+    return tuple(
+        Line(pairs[place], labels[pairs[place].corrected_cells[0]], tuple(kept[place]))
+        for place in sorted(kept)
+    )
+
+
+def _quantized_model(record: RunRecord) -> str:
+    """What decides the quantized model: the identity without what is measured of it."""
+    identity = dict(record.identity)
+    for part, measured in (("config", "evaluation"), ("data", "evaluation")):
+        if isinstance(identity.get(part), Mapping):
+            identity[part] = {key: value for key, value in identity[part].items() if key != measured}
+    return canonical_json(identity)
+
+
+def main_lines(lines: Iterable[Line]) -> list[Line]:
+    """What an overview shows: perplexity with and without :data:`MAIN`, at the settings most cells have."""
+    return [
+        line
+        for line in lines
+        if line.pair.row.correction == MAIN and not line.settings and line.pair.column.name == "perplexity"
+    ]
+
+
+def _labels(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
+    """By fingerprint: the settings in which a cell departs from what most cells of its model have."""
+    unique = list({record.fingerprint: record for record in records}.values())
+    found = [(*labels.cell, *labels.correction) for labels in distinguishing(unique, ("evaluation",))]
+    counted: dict[str, Counter[str]] = {}
+    for record, labels in zip(unique, found, strict=True):
+        for label in labels:
+            counted.setdefault(_context(record, label), Counter())[label] += 1
+    return {
+        record.fingerprint: tuple(
+            label for label in labels if counted[_context(record, label)].most_common(1)[0][0] != label
+        )
+        for record, labels in zip(unique, found, strict=True)
+    }
+
+
+def _context(record: RunRecord, label: str) -> str:
+    """The key of a label, apart for each model and for each choice of the group it belongs to."""
+    key = label.partition("=")[0]
+    choice = {"baseline": record.cell.baseline, "q2n": record.cell.correction}.get(key.partition(".")[0], "")
+    return f"{record.cell.model} {choice} {key}"
