@@ -249,11 +249,29 @@ def test_a_drawing_is_shapes_and_text_alone(tmp_path: Path) -> None:
     assert set(drawn.values("id")) == {"x-0"}
     assert drawn.values("clip-path") == ["url(#x-0)"]
     assert drawn.values("href") == ["#x-0", "data:image/png;base64,AA"]
-    assert drawn.values("d") == ["M 0.12 1 L 2 3"]
+    assert drawn.values("d") == ["M.1 1l1.9 2"]
     assert drawn.values("fill") == ["var(--fig-ffffff, #ffffff)"]
     assert "onload" not in drawn.elements[0][1]
     assert drawn.text == "a<b"
     assert Page(inline(path, "y", themed=False)).values("fill") == ["#ffffff"]
+
+
+def test_a_line_written_in_steps_passes_through_its_points(tmp_path: Path) -> None:
+    points = [(123.456789, 0.04), (1.0, -7.96), (1.04, 88.0), (0.0, 88.0), (-0.06, 200.55)]
+    told = " \n".join(f"{'L' if i else 'M'} {x:f} {y:f}" for i, (x, y) in enumerate(points))
+    path = tmp_path / "figure.svg"
+    path.write_text(f'<svg viewBox="0 0 1 1"><path d="{told} z M 5.0 5.0 L 6.5 5.0"/></svg>')
+    (drawn,) = Page(inline(path, "x", themed=True)).values("d")
+    first, second = drawn.split("z")
+    assert second == "M5 5l1.5 0"
+    start, steps = first[1:].split("l")
+    numbers = [[float(text) for text in re.findall(r"-?[\d.]+", part)] for part in (start, steps)]
+    x, y = numbers[0]
+    found = [(x, y)]
+    for across, down in zip(numbers[1][::2], numbers[1][1::2], strict=True):
+        x, y = x + across, y + down
+        found.append((x, y))
+    assert found == [pytest.approx(point, abs=0.051) for point in points]
 
 
 def test_prose_has_no_markup_of_its_own_and_links_as_seen_from_the_page() -> None:

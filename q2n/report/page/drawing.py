@@ -14,7 +14,9 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 DECIMALS = 2
-"""Of coordinates, in points: a hundredth is less than any screen shows."""
+"""Of numbers: a hundredth of a point is less than any screen shows."""
+_TENTHS = 10
+"""Of lines: tenths of a point are close enough, and a step from point to point is short to write."""
 
 _TAGS = frozenset(
     {"svg", "g", "defs", "clipPath", "path", "rect", "circle", "line", "text", "tspan", "use", "image"}
@@ -45,6 +47,8 @@ _NUMBER = re.compile(r"-?\d+\.\d+(?:e[-+]?\d+)?")
 _FUNCTION = re.compile(r"url\(#([^)]+)\)")
 _STILL = re.compile(r"\s*rotate\(-?0(\s[^)]*)?\)")
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
+_LINE = re.compile(r"\s*(?:M\s+\S+\s+\S+(?:\s+L\s+\S+\s+\S+)*(?:\s+z)?\s*)+")
+_POINT = re.compile(r"([ML])\s+(\S+)\s+(\S+)|(z)")
 _PICTURE = "data:image/png;base64,"
 
 
@@ -114,6 +118,8 @@ def _attributes(
             yield name, f"#{names[value[1:]]}" if value.startswith("#") else value
         elif name == "clip-path":
             yield name, _FUNCTION.sub(lambda found: f"url(#{names[found.group(1)]})", value)
+        elif name == "d":
+            yield name, _path(value)
         elif name in _GEOMETRY and not (name == "transform" and _STILL.fullmatch(value)):
             yield name, _shorter(value)
         elif name in _PAINT:
@@ -134,6 +140,30 @@ def _shorter(value: str) -> str:
     """Numbers with few decimals and one space between words."""
     rounded = _NUMBER.sub(lambda found: f"{round(float(found.group()), DECIMALS):g}", value)
     return " ".join(rounded.split())
+
+
+def _path(value: str) -> str:
+    """A path of straight lines as steps from point to point, any other with shorter numbers."""
+    if not _LINE.fullmatch(value):
+        return _shorter(value)
+    text, before, x, y = "", "", 0, 0
+    for letter, across, down, close in _POINT.findall(value):
+        if letter:
+            to_x, to_y = round(float(across) * _TENTHS), round(float(down) * _TENTHS)
+            step = _tenths(to_x) + _tenths(to_y) if letter == "M" else _tenths(to_x - x) + _tenths(to_y - y)
+            command = "M" if letter == "M" else "l"
+            text += step if command == before == "l" else command + step.lstrip()
+            before, x, y = command, to_x, to_y
+        else:
+            text, before = text + close, close
+    return text
+
+
+def _tenths(value: int) -> str:
+    """`` 12.3``, ``-.4``: a number that can follow another one."""
+    whole, tenth = divmod(abs(value), _TENTHS)
+    number = f"{whole or ''}.{tenth}" if tenth else f"{whole}"
+    return f"{'-' if value < 0 else ' '}{number}"
 
 
 def _colour(value: str, themed: bool) -> str:

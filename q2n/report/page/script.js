@@ -218,11 +218,12 @@ function departures(cell, cells, failures, shared) {
     const own = shared[place];
     const alike = [...Object.values(cells), ...Object.values(failures)]
       .map((other) => shared[other.config[group]])
-      .filter((value) => value?._target_ === own?._target_);
+      .filter((value) => value?._target_ === own?._target_)
+      .map((value) => flat({ [group]: value }));
     for (const [key, value] of Object.entries(flat({ [group]: own }))) {
       const counts = new Map();
       for (const other of alike) {
-        const text = JSON.stringify(flat({ [group]: other })[key]);
+        const text = JSON.stringify(other[key]);
         counts.set(text, (counts.get(text) ?? 0) + 1);
       }
       const [most] = [...counts].reduce((a, b) => (b[1] > a[1] ? b : a));
