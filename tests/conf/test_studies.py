@@ -32,7 +32,7 @@ def test_a_study_says_what_a_reader_needs(name):
     for text in (study.question, study.command, study.outcome, study.verdict):
         assert text
     assert study.question.partition("\n\n")[0].endswith("?") != study.claims
-    assert "\n" not in study.verdict
+    assert "\n\n" not in study.verdict
     assert study.verdict.count(". ") < 3, "one to three sentences"
     assert "Fixed before looking:" in page
     assert "How to read it:" in page or study.outcome != "Not run yet at this length."
