@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,6 +11,9 @@ from q2n.report.columns import Column
 from q2n.report.comparisons import FEWEST_SEEDS, Difference
 from q2n.report.lines import NO_CORRECTION, Row, without_correction
 from q2n.report.tables import Table
+
+USELESS = 10
+"""Times the unquantized perplexity above which even the corrected model is of no use."""
 
 Verdict = Literal["better", "worse", "undecided"]
 
@@ -44,6 +48,12 @@ class Pair:
         if self.found is None or not self.found.established:
             return "undecided"
         return "better" if (self.found.estimate < 0) == self.column.lower_is_better else "worse"
+
+    @property
+    def useless(self) -> bool:
+        """Whether the difference is one between models of no use (:data:`USELESS`)."""
+        known = self.column.name == "perplexity" and self.reference is not None
+        return known and not self.corrected <= USELESS * (self.reference or math.nan)
 
     @property
     def cells(self) -> frozenset[str]:

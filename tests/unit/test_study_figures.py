@@ -54,6 +54,19 @@ def test_the_forest_has_a_line_a_difference_with_its_interval_and_its_certainty(
     assert "← better" in axes.get_xlabel()
 
 
+def test_a_difference_between_models_of_no_use_is_marked() -> None:
+    def cells(bits: int, loss: float) -> list[RunRecord]:
+        fields = {"bits": bits, "metric_fields": {"reference": 6.0}}
+        return [*seeded("off", loss + 0.2, **fields), *seeded("on", loss, **fields)]
+
+    whole = report([*cells(2, 3.0), *cells(3, 0.1)])
+    assert [pair.useless for pair in whole.pairs] == [True, False]
+    figure = differences.draw(whole.pairs, "t")
+    assert labels(figure.axes[0]) == ["2 bit †", "3 bit"]
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == ["established over seeds", "† over 10 times the unquantized perplexity"]
+
+
 def test_long_labels_are_broken_and_settings_of_the_correction_lose_their_prefix() -> None:
     settings = (
         {"rank_rule": "prefix_suffix", "decomposition": "eigh"},

@@ -70,7 +70,7 @@ def _panel(pairs: Sequence[Pair]) -> Panel:
         heads = [()] * len(labels)
     metric, unit, lower = _measure(pairs[0])
     entries = tuple(
-        Entry(_text(head), _text(label) or pair.row.line, pair.row.correction, pair.found)
+        Entry(_text(head), _text(label) or pair.row.line, pair.row.correction, pair.found, pair.useless)
         for pair, head, label in zip(drawn, heads, labels, strict=True)
         if pair.found is not None
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from q2n.report.comparisons import FEWEST_SEEDS, Difference
 from q2n.report.figures.style import WIDTH, colours, signed_log
+from q2n.report.pairs import USELESS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 ROW = 0.24
 """Inches of a line."""
 
+DAGGER = "†"
+
 LONGEST = 30
 """Letters of a label before it is broken; one that still has more is broken again."""
 
@@ -25,12 +28,13 @@ LONGEST = 30
 @dataclass(frozen=True)
 class Entry:
     """A line of a forest plot; entries of one ``head`` stand together below it, ``colour`` is what decides
-    the line's colour."""
+    the line's colour; one between ``useless`` models is marked."""
 
     head: str
     label: str
     colour: str
     found: Difference
+    useless: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Panel:
 def forest(panels: Sequence[Panel], title: str) -> Figure:
     """One panel below the other."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     heights = [ROW * _rows(panel.entries) * _step(panel.entries) + 0.9 for panel in panels]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.8), layout="constrained")
@@ -54,11 +59,17 @@ def forest(panels: Sequence[Panel], title: str) -> Figure:
     for panel, axis in zip(panels, axes, strict=True):
         _draw(axis, panel, palette)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    entries = [entry for panel in panels for entry in panel.entries]
+    handles = shapes_legend([entry.found for entry in entries])
+    if any(entry.useless for entry in entries):
+        told = f"{DAGGER} over {USELESS} times the unquantized perplexity"
+        handles.append(Line2D([], [], linestyle="none", label=told))
     figure.legend(
-        handles=shapes_legend([entry.found for panel in panels for entry in panel.entries]),
+        handles=handles,
         loc="outside lower left",
-        ncols=3,
+        ncols=2,
         handletextpad=0.2,
+        handlelength=1.2,
         columnspacing=1.2,
     )
     return figure
@@ -87,7 +98,7 @@ def _draw(axis: Axes, panel: Panel, palette: dict[str, str]) -> None:
             head = entry.head
             ticks.append((row, head, True))
             row += 1
-        ticks.append((row, _broken(entry.label), False))
+        ticks.append((row, _broken(entry.label) + (f" {DAGGER}" if entry.useless else ""), False))
         ends += _mark(axis, row, entry.found, palette[entry.colour])
         row += 1
     axis.axvline(0, color="#333333", linewidth=1)

@@ -11,11 +11,8 @@ from q2n.report.every_difference import MAIN, main_lines
 from q2n.report.lines import NO_CORRECTION
 from q2n.report.overview import Report
 from q2n.report.page.ledger import Number, of_pair
-from q2n.report.pairs import Counts, Pair, count
+from q2n.report.pairs import USELESS, Counts, Pair, count
 from q2n.report.text import amount
-
-USELESS = 10
-"""Times the unquantized perplexity above which a corrected model is called of no use."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def _how_much(pairs: Sequence[Pair]) -> Iterable[str]:
             f"Of all {len(known)}, established or not: median {statistics.median(sizes):+.1f} %, "
             f"from {min(sizes):+.1f} to {max(sizes):+.1f} %."
         )
-    useless = [pair for pair in pairs if pair.reference and pair.corrected > USELESS * pair.reference]
+    useless = [pair for pair in pairs if pair.useless]
     if useless:
         which = ", ".join(dict.fromkeys(map(_name, useless)))
         yield (
