@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from q2n.files import write_text_atomic
 from q2n.report.overview import Drawn, Report, StudyReport
-from q2n.report.page.answer import answer
+from q2n.report.page.answer import answer, tallies
 from q2n.report.page.cells import embedded
 from q2n.report.page.drawing import inline, tallness
 from q2n.report.page.ledger import ledgers
@@ -67,7 +67,7 @@ def render(report: Report, results_dir: Path, experiments: str | Path | None = N
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["minus"] = _minus
+    environment.filters.update(minus=_minus, tallies=tallies)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template("page.html").render(
         policy=policy(style, script),
@@ -130,6 +130,7 @@ def _section(item: StudyReport, results_dir: Path) -> dict[str, Any]:
         "ledgers": ledgers(item),
         "published": published_lines(item.published),
         "unpublished": no_published(),
+        "first": next((figure for figure in figures if not figure["folded"]), None),
         "figures": figures,
     }
 

@@ -194,7 +194,7 @@ def test_the_headline_follows_the_counts(counts: Counts, begins: str) -> None:
 def test_the_answer_counts_what_is_established_and_says_what_rests_on_one_seed(usual: Usual) -> None:
     report, _, found = usual
     said = answer(report)
-    assert (said.counts, said.single) == (Counts(better=1, undecided=1), 1)
+    assert (said.tally.counts, said.tally.single) == (Counts(better=1, undecided=1), 1)
     assert [(row[0], row[1]) for row in said.where.rows] == [("m", "gptq"), ("m", "rtn")]
     assert said.how_sure[0].startswith("1 of 2 rest on one seed")
     assert any("median" in sentence for sentence in said.how_much)

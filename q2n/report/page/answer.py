@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from q2n.report.comparisons import FEWEST_SEEDS, LEVEL
@@ -16,6 +17,15 @@ from q2n.report.text import amount
 
 
 @dataclass(frozen=True)
+class Tally:
+    """The verdicts of a correction; ``single`` of them rest on one seed."""
+
+    correction: str
+    counts: Counts
+    single: int
+
+
+@dataclass(frozen=True)
 class Where:
     """The differences by method (model and baseline) and column; several where studies differ in seeds."""
 
@@ -25,33 +35,37 @@ class Where:
 
 @dataclass(frozen=True)
 class Answer:
-    """``counts`` are the verdicts of the paper's correction at its usual settings, ``single`` of them rest on
-    one seed; ``everything`` are the verdicts of all corrections, settings and metrics by correction."""
+    """``tally`` is of the paper's correction at its usual settings, ``everything`` of all corrections,
+    settings and metrics."""
 
     headline: str
-    counts: Counts
-    single: int
+    tally: Tally
     where: Where
     how_much: tuple[str, ...]
     how_sure: tuple[str, ...]
     measured_on: tuple[str, ...]
-    everything: Mapping[str, Counts]
+    everything: tuple[Tally, ...]
 
 
 def answer(report: Report) -> Answer:
     """What the records say of the paper's correction."""
     pairs = [line.pair for line in main_lines(report.lines)]
-    counts = count(pairs).get(MAIN, Counts())
+    (tally,) = tallies(pairs) or [Tally(MAIN, Counts(), 0)]
     return Answer(
-        headline=headline(counts),
-        counts=counts,
-        single=sum(pair.seeds < FEWEST_SEEDS for pair in pairs),
+        headline=headline(tally.counts),
+        tally=tally,
         where=_where(pairs),
         how_much=tuple(_how_much(pairs)),
         how_sure=tuple(_how_sure(pairs)),
         measured_on=tuple(_measured_on(report, pairs)),
-        everything=count(line.pair for line in report.lines),
+        everything=tuple(tallies([line.pair for line in report.lines])),
     )
+
+
+def tallies(pairs: Sequence[Pair]) -> list[Tally]:
+    """The verdicts by correction."""
+    single = Counter(pair.row.correction for pair in pairs if pair.seeds < FEWEST_SEEDS)
+    return [Tally(correction, counts, single[correction]) for correction, counts in count(pairs).items()]
 
 
 def headline(counts: Counts) -> str:

@@ -178,7 +178,7 @@ function described(fingerprint, cell, { shared, cells, failures }) {
     "taken from earlier cells": cell.reused && listed(cell.reused),
     "went on at blocks": cell.resumed?.length ? cell.resumed.join(", ") : undefined,
     "peak memory": memory(cell.memory),
-    "command line": cell.overrides.length ? element("code", cell.overrides.join(" ")) : undefined,
+    overrides: cell.overrides.length ? element("code", cell.overrides.join(" ")) : undefined,
   }));
   if (usual.length) {
     part("Where it departs from most cells on this page",
