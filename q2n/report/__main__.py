@@ -72,7 +72,7 @@ def _report(options: argparse.Namespace, console: Console, complaints: Console) 
     if options.name is None:
         overview = write_overview(report.lines, results)
         whole = replace(report, studies=studies, overview=overview)
-        _whole(whole, results, Path(options.experiments), console)
+        _whole(whole, results, console)
     return 0
 
 
@@ -96,10 +96,10 @@ def _written(study: StudyReport, results: Path, console: Console) -> StudyReport
     return replace(study, figures=figures)
 
 
-def _whole(report: Report, results: Path, experiments: Path, console: Console) -> None:
+def _whole(report: Report, results: Path, console: Console) -> None:
     """What is made of all studies together."""
     files = (report.overview.svg, report.overview.png) if report.overview else ()
-    for path in (*(results / file for file in files), write_page(report, results, experiments)):
+    for path in (*(results / file for file in files), write_page(report, results)):
         _say(console, f"wrote {path}")
     for path in leftovers(report, results):
         _say(console, f"superfluous: {path} (nothing here makes it any more; delete it)")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,22 +40,21 @@ _TALL = 1.5
 """Height over width above which a figure of a study is folded away until it is asked for."""
 
 
-def write_page(report: Report, results_dir: str | Path, experiments: str | Path | None = None) -> Path:
+def write_page(report: Report, results_dir: str | Path) -> Path:
     """Write the page and return its path.
 
     Args:
         report: its figures are files below ``results_dir``.
-        experiments: folder of the studies, for links from their READMEs.
 
     Raises:
         OSError: a figure cannot be read or the folder cannot be written.
     """
     path = Path(results_dir) / FILE_NAME
-    write_text_atomic(path, render(report, Path(results_dir), experiments))
+    write_text_atomic(path, render(report, Path(results_dir)))
     return path
 
 
-def render(report: Report, results_dir: Path, experiments: str | Path | None = None) -> str:
+def render(report: Report, results_dir: Path) -> str:
     """The page's text; the same for the same arguments and files."""
     style, script = ((PARTS / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     cells = embedded(report.studies)
@@ -77,7 +75,7 @@ def render(report: Report, results_dir: Path, experiments: str | Path | None = N
         overview=report.overview and _figure(report.overview, results_dir, "overview"),
         kinds=_by_kind(report),
         sections=[_section(item, results_dir) for item in report.studies],
-        prose=Prose(_way(results_dir, experiments)),
+        prose=Prose(),
         cells=cells,
         files={
             key: tree["files"][0][1] for part in ("cells", "failures") for key, tree in cells[part].items()
@@ -103,14 +101,6 @@ def policy(style: str, script: str) -> str:
 def _minus(text: str) -> str:
     """Hyphens before digits as minus signs."""
     return re.sub(r"-(?=\d)", "\u2212", text)
-
-
-def _way(results_dir: Path, experiments: str | Path | None) -> str | None:
-    """From the page to the studies, where both are in one folder, as they are in a checkout."""
-    if experiments is None:
-        return None
-    page, studies = results_dir.resolve(), Path(experiments).resolve()
-    return os.path.relpath(studies, page).replace(os.sep, "/") if page.parent == studies.parent else None
 
 
 def _by_kind(report: Report) -> list[tuple[str, list[StudyReport]]]:

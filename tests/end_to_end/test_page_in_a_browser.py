@@ -42,7 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     report, results = folder(place, [*pairs(), *more], failed(bits=2))
     studies = tuple(replace(item, figures=write_figures(item, results)) for item in report.studies)
     report = replace(report, studies=studies, overview=write_overview(report.lines, results))
-    return write_page(report, results, place / "experiments").as_uri()
+    return write_page(report, results).as_uri()
 
 
 @pytest.fixture(scope="module")

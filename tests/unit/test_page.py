@@ -70,12 +70,12 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Usual:
     """The report of :func:`pairs` with a failed cell, its folder, and the page."""
     place = tmp_path_factory.mktemp("usual")
     report, results = folder(place, pairs(), failed(bits=2))
-    return report, results, Page(write_page(report, results, place / "experiments").read_text())
+    return report, results, Page(write_page(report, results).read_text())
 
 
 def page(tmp_path: Path, records: list[RunRecord], *lost: Failure, **kwargs: Any) -> Page:
     report, results = folder(tmp_path, records, *lost, **kwargs)
-    return Page(write_page(report, results, tmp_path / "experiments").read_text())
+    return Page(write_page(report, results).read_text())
 
 
 def test_every_number_leads_to_records_that_the_page_and_the_folder_have(usual: Usual) -> None:
@@ -146,7 +146,7 @@ def test_the_page_is_a_function_of_the_records_and_names_no_folder_of_the_machin
     usual: Usual, tmp_path: Path
 ) -> None:
     report, results = folder(tmp_path, list(reversed(pairs())), failed(bits=2))
-    text = render(report, results, tmp_path / "experiments")
+    text = render(report, results)
     assert text == (usual[1] / "index.html").read_text()
     assert str(tmp_path) not in text
     assert "/home/somebody" not in text
@@ -275,15 +275,13 @@ def test_a_line_written_in_steps_passes_through_its_points(tmp_path: Path) -> No
 
 
 def test_prose_has_no_markup_of_its_own_and_links_as_seen_from_the_page() -> None:
-    text = "A *b* <b onclick=x>c</b> [d](../../docs/statistics.md) [e](javascript:x) [f](https://example.org)"
-    shown = str(Prose("../experiments").html(text, "main"))
+    links = "[d](../../docs/statistics.md#x) [e](javascript:x) [f](https://example.org) [g](#h)"
+    shown = str(Prose().html(f"A *b* <b onclick=x>c</b> {links}", "main"))
     assert "<em>b</em>" in shown
     assert "<b" not in shown
-    assert re.findall(r'href="([^"]*)"', shown) == ["../docs/statistics.md", "https://example.org"]
-    alone = str(Prose(None).line(f"{text}\n\nanother paragraph", "main"))
-    assert re.findall(r'href="([^"]*)"', alone) == ["https://example.org"]
-    assert " d " in alone
-    assert "another" not in alone
+    assert re.findall(r'href="([^"]*)"', shown) == ["../docs/statistics.md#x", "https://example.org"]
+    assert " g" in shown, "what leads nowhere is text"
+    assert str(Prose().line("the *first*\n\nanother", "main")) == "the <em>first</em>"
 
 
 def test_an_installed_package_has_the_pages_parts() -> None:

@@ -136,7 +136,7 @@ def _how_much(pairs: Sequence[Pair]) -> Iterable[str]:
         which = ", ".join(dict.fromkeys(map(_name, useless)))
         yield (
             f"Even corrected, {which} {'has' if len(useless) == 1 else 'have'} over {USELESS} times the "
-            "unquantized perplexity: a gain there is one between models of no use."
+            "unquantized perplexity: a difference there is one between models of no use."
         )
 
 

@@ -9,17 +9,15 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+_STUDIES = "../experiments"
+"""The folder of the studies as seen from the page."""
+
 
 class Prose:
-    """Renders the READMEs of the studies.
+    """Renders the READMEs of the studies. Links to other files lead as they do in a checkout, wherever the
+    page is: it is to be the same for the same records."""
 
-    Args:
-        experiments: path from the page's folder to the folder of the studies; None: there is none that a
-            reader of the page would have, and what links to other files is text.
-    """
-
-    def __init__(self, experiments: str | None) -> None:
-        self._experiments = experiments
+    def __init__(self) -> None:
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 
     def html(self, text: str, study: str) -> Markup:
@@ -57,6 +55,6 @@ class Prose:
         """Where a link of a README leads from the page; links are never nested."""
         if ":" in link.partition("/")[0] or link.startswith("//"):
             return link
-        if self._experiments is None or link.startswith("#"):
+        if link.startswith("#"):
             return None
-        return posixpath.normpath(posixpath.join(self._experiments, study, link))
+        return posixpath.normpath(posixpath.join(_STUDIES, study, link))
