@@ -36,8 +36,9 @@ TITLES = {
 _FIXED = frozenset({"heat_map"})
 """Figures with letters on coloured ground: they keep their colours in the dark."""
 _LARGE = frozenset({"null_space"})
+"""Figures that are folded away until they are asked for."""
 _TALL = 1.5
-"""Height over width above which a figure of a study is folded away until it is asked for."""
+"""Height over width above which any figure of a study is."""
 
 
 def write_page(report: Report, results_dir: str | Path) -> Path:
@@ -81,7 +82,7 @@ def render(report: Report, results_dir: Path) -> str:
             key: tree["files"][0][1] for part in ("cells", "failures") for key, tree in cells[part].items()
         },
         choices=_choices(report),
-        faults=report.faults,
+        faults=[fault.replace(f"{results_dir}/", "") for fault in report.faults],
     )
 
 

@@ -224,6 +224,13 @@ def test_records_without_a_study_or_a_partner_are_shown(tmp_path: Path) -> None:
     assert "study-lonely" in found.values("id")
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "results/main/0123456789abcdef/record.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{")
+    assert "Left out: main/0123456789abcdef/record.json: is not JSON" in page(tmp_path, [make_record()]).text
+
+
 def test_published_numbers_are_beside_ours_or_said_to_be_absent(usual: Usual, tmp_path: Path) -> None:
     assert "Published numbers: not available" in usual[2].text
     value = PublishedValue(

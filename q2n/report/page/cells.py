@@ -49,9 +49,10 @@ def embedded(reports: Iterable[StudyReport]) -> dict[str, Any]:
     for report in reports:
         for record in report.records:
             # cells that studies have in common are one and the same; each study has a file of it
-            entry = cells.setdefault(record.fingerprint, None) or _cell(record, shared)
-            entry["files"].append([report.name, file_of(report.name, record.fingerprint)])
-            cells[record.fingerprint] = entry
+            if record.fingerprint not in cells:
+                cells[record.fingerprint] = _cell(record, shared)
+            place = [report.name, file_of(report.name, record.fingerprint)]
+            cells[record.fingerprint]["files"].append(place)
         for item in report.unfinished:
             if item.failure is not None:
                 failures[item.failure.fingerprint] = _failure(item.failure, shared)
@@ -123,7 +124,7 @@ def _failure(failure: Failure, shared: Shared) -> dict[str, Any]:
             **_common(failure, shared),
             "files": [[failure.name, file_of(failure.name, failure.fingerprint, FAILURE_FILE)]],
             "reason": failure.reason,
-            "log": quote(failure.log),
+            "log": failure.log,
             "seconds": failure.seconds,
         }
     )

@@ -170,7 +170,7 @@ function described(fingerprint, cell, { shared, cells, failures }) {
     finished: cell.reason ? undefined : cell.created,
     failed: cell.reason ? cell.created : undefined,
     file: cell.files.map(([, path]) => link(path)),
-    log: cell.log && link(cell.log),
+    log: cell.log,
     seeds: cell.seeds && listed(cell.seeds),
     "bits per weight": cell.bits_per_weight,
     seconds: cell.seconds && (typeof cell.seconds === "number" ? cell.seconds : listed(cell.seconds)),
