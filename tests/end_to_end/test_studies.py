@@ -65,6 +65,8 @@ def arguments(name, small):
     return ["-m", f"+experiment={name}", *own, *common]
 
 
+# the tiny model's null spaces begin too late for a partial decomposition, which is said and made whole
+@pytest.mark.filterwarnings("ignore::q2n.nullspace.decompose.FullDecompositionWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_runs_and_its_report_is_drawn(name, small, capsys):
     cells = preflight(CONFIG_DIR, arguments(name, small)).cells
