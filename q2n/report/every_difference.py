@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +17,9 @@ MAIN = "on"
 
 @dataclass(frozen=True)
 class Line:
-    """A difference in the list over all studies. ``settings`` tell it from the others (only what departs from
-    what most cells of its model have); ``studies`` have exactly these cells, ``pair`` is the first one's."""
+    """A difference in the list over all studies. ``settings`` tell it from the others (only what departs
+    from what most studies of its model have); ``studies`` have exactly these cells, ``pair`` is of the
+    first one."""
 
     pair: Pair
     settings: tuple[str, ...]
@@ -31,7 +32,7 @@ def over_all(pairs: Sequence[Pair], records: Iterable[RunRecord]) -> tuple[Line,
 
     Cells that differ in nothing but what else was evaluated are the same: within a column, so is the number.
     """
-    records = {record.fingerprint: record for record in records}.values()
+    records = list(records)
     models = {record.fingerprint: _quantized_model(record) for record in records}
     cells = [frozenset(models[cell] for cell in pair.cells) for pair in pairs]
     kept: dict[int, list[str]] = {}
@@ -43,7 +44,7 @@ def over_all(pairs: Sequence[Pair], records: Iterable[RunRecord]) -> tuple[Line,
             same = [other for other in alike if cells[other] == cells[place]]
             if place == same[0] and not any(cells[place] < cells[other] for other in alike):
                 kept[place] = list(dict.fromkeys(pairs[other].study for other in same))
-    labels = _labels(list(records))
+    labels = _labels(records)
     return tuple(
         Line(pairs[place], labels[pairs[place].corrected_cells[0]], tuple(kept[place]))
         for place in sorted(kept)
@@ -60,7 +61,7 @@ def _quantized_model(record: RunRecord) -> str:
 
 
 def main_lines(lines: Iterable[Line]) -> list[Line]:
-    """What an overview shows: perplexity with and without :data:`MAIN`, at the settings most cells have."""
+    """What an overview shows: perplexity with and without :data:`MAIN`, at the settings most studies have."""
     return [
         line
         for line in lines
@@ -69,18 +70,28 @@ def main_lines(lines: Iterable[Line]) -> list[Line]:
 
 
 def _labels(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
-    """By fingerprint: the settings in which a cell departs from what most cells of its model have."""
+    """By fingerprint: the settings in which a cell departs from what most studies of its model have (of as
+    many studies, most cells): one large study does not decide what is usual."""
     unique = list({record.fingerprint: record for record in records}.values())
-    found = [(*labels.cell, *labels.correction) for labels in distinguishing(unique, ("evaluation",))]
-    counted: dict[str, Counter[str]] = {}
-    for record, labels in zip(unique, found, strict=True):
-        for label in labels:
-            counted.setdefault(_context(record, label), Counter())[label] += 1
+    found = {
+        record.fingerprint: (*labels.cell, *labels.correction)
+        for record, labels in zip(unique, distinguishing(unique, ("evaluation",)), strict=True)
+    }
+    cells: Counter[tuple[str, str]] = Counter()
+    studies: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for record in records:
+        for label in found[record.fingerprint]:
+            place = (_context(record, label), label)
+            cells[place] += 1
+            studies[place].add(record.name)
+    usual: dict[str, str] = {}
+    for context, label in sorted(cells, key=lambda place: (len(studies[place]), cells[place])):
+        usual[context] = label  # the last one stays
     return {
         record.fingerprint: tuple(
-            label for label in labels if counted[_context(record, label)].most_common(1)[0][0] != label
+            label for label in found[record.fingerprint] if usual[_context(record, label)] != label
         )
-        for record, labels in zip(unique, found, strict=True)
+        for record in unique
     }
 
 

@@ -118,6 +118,19 @@ def test_the_list_says_where_a_cell_departs_from_most() -> None:
     }  # fmt: skip
 
 
+def test_what_is_usual_is_what_most_studies_have_not_what_one_large_study_has() -> None:
+    def pair(seeds: int, **fields: object) -> list[RunRecord]:
+        return [*seeded("off", 0.0, seeds, **fields), *seeded("on", -0.2, seeds, **fields)]
+
+    reports = [
+        study_report("large", named(pair(9, group_size=128), "large")),
+        study_report("a", named(pair(1), "a")),
+        study_report("b", named(pair(1, bits=2), "b")),
+    ]
+    lines = {(line.pair.column.bits, *line.settings) for line in every_line(*reports)}
+    assert lines == {(3, "group_size=128"), (3,), (2,)}
+
+
 def test_pairs_without_windows_in_common_are_undecided_and_other_protocols_no_pairs() -> None:
     records = [make_record(correction=correction) for correction in ("off", "on")]
     report = study_report("main", records)

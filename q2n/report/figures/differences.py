@@ -20,7 +20,7 @@ CAPTION = (
     "seed, which compares two quantized models and says nothing of the methods."
 )
 OVERVIEW = (
-    f"q2n={MAIN} minus q2n={NO_CORRECTION} in every study, at the settings most cells of a model have, "
+    f"q2n={MAIN} minus q2n={NO_CORRECTION} in every study, at the settings most studies of a model have, "
     "by baseline and bits, with paired 95 % intervals; cells that studies share are drawn once. A "
     "filled mark is established over seeds (p < 0.05, adjusted for its study's table)."
 )
