@@ -25,7 +25,7 @@ from q2n.baselines.quarot import QuaRot
 from q2n.baselines.quip import QuIP
 from q2n.baselines.rtn import RTN
 from q2n.corrections.none import NoCorrection
-from q2n.linalg import damped_inverse_factor, triangular_factors
+from q2n.linalg import damped_inverse_factor, lower_factor
 from q2n.types import Baseline, LinearProblem, Statistic, Statistics
 
 TOKENS = 4096
@@ -72,7 +72,7 @@ def factor_seconds(name: str, problem: LinearProblem, repeats: int, clock: Calla
         return 0.0
     if name.startswith("quip"):
         damped = gram.double() + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
-        return median_seconds(lambda: triangular_factors(damped), repeats, clock)
+        return median_seconds(lambda: lower_factor(damped), repeats, clock)
     return median_seconds(lambda: damped_inverse_factor(gram, [0.01, 0.1, 1.0]), repeats, clock)
 
 

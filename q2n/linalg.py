@@ -120,31 +120,38 @@ def triangular_factors(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     return (lower, inverse) if _factorise(matrix, lower, inverse) else None
 
 
-def _factorise(matrix: Tensor, lower: Tensor, inverse: Tensor) -> bool:
-    """:func:`triangular_factors` into two tensors of zeros; whether it worked."""
+def lower_factor(matrix: Tensor) -> Tensor | None:
+    """``L`` of :func:`triangular_factors`, bit for bit, without what only the inverse needs."""
+    lower = torch.zeros_like(matrix)
+    return lower if _factorise(matrix, lower, None) else None
+
+
+def _factorise(matrix: Tensor, lower: Tensor, inverse: Tensor | None) -> bool:
+    """:func:`triangular_factors` into tensors of zeros; whether it worked."""
     size = len(matrix)
     if size <= SMALL_TRIANGLE:
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if failed:
             return False
         lower.copy_(factor)
-        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-        inverse.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
+        if inverse is not None:
+            identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+            inverse.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
         return True
     first, last = slice(size // 2), slice(size // 2, size)
-    if not _factorise(matrix[first, first], lower[first, first], inverse[first, first]):
+    above = torch.zeros_like(matrix[first, first]) if inverse is None else inverse[first, first]
+    if not _factorise(matrix[first, first], lower[first, first], above):
         return False
-    # middle = matrix[last, first] @ inverse[first, first].T
-    middle = _lower_times(inverse[first, first], matrix[last, first].T).T
+    # middle = matrix[last, first] @ above.T
+    middle = _lower_times(above, matrix[last, first].T).T
     rest = matrix[last, last].clone()
     _subtract_square(rest, middle)
-    if not _factorise(rest, lower[last, last], inverse[last, last]):
+    if not _factorise(rest, lower[last, last], None if inverse is None else inverse[last, last]):
         return False
     lower[last, first] = middle
-    # inverse[last, first] = -inverse[last, last] @ middle @ inverse[first, first]
-    inverse[last, first] = _lower_times(
-        inverse[last, last], _times_lower(middle, inverse[first, first])
-    ).neg_()
+    if inverse is not None:
+        # inverse[last, first] = -inverse[last, last] @ middle @ above
+        inverse[last, first] = _lower_times(inverse[last, last], _times_lower(middle, above)).neg_()
     return True
 
 
@@ -192,14 +199,6 @@ def kth_smallest(values: Tensor, rank: int) -> Tensor:
     if flat.device.type != "cpu":
         return flat.kthvalue(rank + 1).values
     return torch.from_numpy(np.partition(flat.numpy(), rank)[rank : rank + 1])[0]
-
-
-def argsort_rows(values: Tensor) -> Tensor:
-    """Places of each row's values in rising order, ``(R, C)`` int64; on a CPU by NumPy, whose sort is
-    vectorised."""
-    if values.device.type != "cpu":
-        return values.argsort(dim=1)
-    return torch.from_numpy(np.argsort(values.contiguous().numpy(), axis=1))
 
 
 QUADRATIC_BLOCK = 256

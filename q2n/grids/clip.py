@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from q2n.grids.power import CLIP_NORM, MARGIN, minorants
 from q2n.kernels import usable
 
 CLIP_STEPS = 80
 CLIP_RANGE = 100
-CLIP_NORM = 2.4
 
 CHUNK_ENTRIES = 2**16
 """Weights whose range is searched at once: they stay in the cache for all candidates."""
@@ -46,9 +47,11 @@ def _search_compiled(
 
     factors = torch.tensor([1 - step / CLIP_RANGE for step in range(CLIP_STEPS)])[:, None]
     scales, zeros = (trials.contiguous() for trials in parameters(factors * low, factors * high))
+    multiples = np.arange(CLIP_RANGE, CLIP_RANGE - CLIP_STEPS, -1)
+    below = minorants(multiples, levels, weight.shape[1])
     best = torch.zeros(len(weight), dtype=torch.int64)
     arrays = (weight.contiguous().numpy(), scales.numpy(), zeros.numpy())
-    over_rows(best_shrinkage, len(weight), *arrays, levels, best.numpy())
+    over_rows(best_shrinkage, len(weight), *arrays, levels, multiples, below, MARGIN, best.numpy())
     return scales.gather(0, best[None])[0], zeros.gather(0, best[None])[0]
 
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from q2n.kernels import usable
-from q2n.linalg import argsort_rows
 
 LINEAR_START = 8
 """Up to so many clusters the start is evenly spaced between a row's extremes; beyond, k-means++."""
 
 ITERATIONS = 100
 TOLERANCE = 1e-6
+"""Share of a row's variance to which the squares of its centres' moves must fall."""
 CHUNK_ENTRIES = 2**21
 """Values clustered at once: bounds the scratch memory to some tens of megabytes."""
 
@@ -51,37 +51,32 @@ def _cluster(values: Tensor, weights: Tensor, clusters: int, seed: int) -> Tenso
         size = max(1, START_ENTRIES // values.shape[1])
         starts = [_plus_plus(part.double(), weights, clusters, seed) for part in values.split(size)]
         centres = torch.cat(starts).sort(dim=1).values
-    place = argsort_rows(values)
     if usable(values):
-        return _compiled(values, place, weights, centres)
-    return _Lloyd(values, place, weights).run(centres)
+        return _compiled(values, weights, centres)
+    return _Lloyd(values, weights).run(centres)
 
 
-def _compiled(values: Tensor, place: Tensor, weights: Tensor, centres: Tensor) -> Tensor:
+def _compiled(values: Tensor, weights: Tensor, centres: Tensor) -> Tensor:
     """:meth:`_Lloyd.run` by a kernel."""
     from q2n.kernels.kmeans import lloyd_rows
     from q2n.kernels.threads import over_rows
 
-    arrays = (values.contiguous().numpy(), place.numpy(), weights.to(values).numpy())
+    arrays = (values.contiguous().numpy(), weights.to(values).numpy())
     centres = centres.contiguous()
-    over_rows(lloyd_rows, len(values), *arrays, _tolerance(values).numpy(), ITERATIONS, centres.numpy())
+    over_rows(lloyd_rows, len(values), *arrays, TOLERANCE, ITERATIONS, centres.numpy())
     return centres
-
-
-def _tolerance(values: Tensor) -> Tensor:
-    """Sum of the squares of a row's moves at which it stops, ``(R,)`` float64."""
-    return TOLERANCE * values.var(dim=1, unbiased=False).double()
 
 
 class _Lloyd:
     """Lloyd's iterations on sorted rows."""
 
-    def __init__(self, values: Tensor, place: Tensor, weights: Tensor) -> None:
+    def __init__(self, values: Tensor, weights: Tensor) -> None:
+        place = values.argsort(dim=1, stable=True)
         self._sorted = values.gather(1, place)
         self._weights = weights.to(values)[place]
         self._mass = _running(self._weights)
         self._moment = _running(self._weights * self._sorted)
-        self._tolerance = _tolerance(values)
+        self._tolerance = TOLERANCE * values.double().var(dim=1, unbiased=False)
 
     def run(self, centres: Tensor) -> Tensor:
         """Rows stop one by one and stay as they are; they are dropped from the work when half have

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from q2n.exceptions import UnsupportedError
-from q2n.grids.clip import CLIP_NORM
+from q2n.grids.power import CLIP_NORM, MARGIN, minorants
 from q2n.grids.uniform import UniformGrid
 from q2n.kernels import usable
 
@@ -20,12 +22,6 @@ STEPS_COARSE = 40
 
 CHUNK_ENTRIES = 2**18
 """Numbers a temporary of the search may have: few enough for the cache, enough to hide the cost of a call."""
-
-MARGIN = 1e-4
-"""By how much a bound is mistrusted, for the rounding of what it is compared with."""
-
-ROUND_OFF = 1e-13
-"""Of a double-precision sum, in units of its largest possible value."""
 
 MIN_SCALE = 1e-8
 
@@ -75,9 +71,10 @@ def _compiled(weight: Tensor, unit: Tensor, levels: int, steps: int) -> tuple[Te
     from q2n.kernels.search import best_step_and_zero
     from q2n.kernels.threads import over_rows
 
-    best = torch.empty(len(weight), dtype=torch.int64)
+    best, multiples = torch.empty(len(weight), dtype=torch.int64), np.arange(1, steps + 1)
+    below = minorants(multiples, levels, weight.shape[1])
     arrays = (weight.contiguous().numpy(), unit.contiguous().numpy())
-    over_rows(best_step_and_zero, len(weight), *arrays, levels, steps, MARGIN, ROUND_OFF, best.numpy())
+    over_rows(best_step_and_zero, len(weight), *arrays, levels, multiples, below, MARGIN, best.numpy())
     return _parameters(best, unit, levels)
 
 
@@ -105,66 +102,62 @@ def _errors(weight: Tensor, unit: Tensor, candidate: Tensor, levels: int) -> Ten
 def _lower_bounds(weight: Tensor, unit: Tensor, levels: int, steps: int) -> Tensor:
     """A bound of every candidate's error from below, in powers of ``unit``; ``(R, steps (levels + 1))``.
 
-    ``log sum |d|^p`` is convex in ``p``, so that ``sum |d|^2.4 >= (sum d^2)^1.4 / (sum |d|)^0.4``. These two
-    sums need no pass over the weights: whatever the candidate, its levels ``m i`` and the boundaries
-    ``(m +- 1/2) i`` between them are multiples of half a unit, and between two neighbouring multiples both
-    sums are polynomials in the count, sum and sum of squares of the weights there.
+    Of the polynomials of :mod:`q2n.grids.power`, from the sums of the weights' powers between half units.
     """
     reach = levels * steps
     # Extremes may lie a rounding outside, where distances from the outermost level would come out negative.
     units = (weight.double() / unit.double()[:, None]).clamp_(-reach, reach)
     below = _cumulated_powers(units, reach)
+    polynomials = torch.from_numpy(minorants(np.arange(1, steps + 1), levels, weight.shape[1])).to(
+        units.device
+    )
+    inside, beyond, slack = polynomials[:, :3], polynomials[:, 3:6], polynomials[:, 6]
     step = torch.arange(1, steps + 1, device=weight.device)[:, None]
     level = torch.arange(-levels, levels + 1, device=weight.device)
-    edge = torch.arange(-levels, levels + 2, device=weight.device)
-    edges = _pick(below, step * (2 * edge - 1), reach)
-    first, second = _between(edges, _pick(below[:2], step * (2 * level), reach), step * level)
-    # Weights beyond the outermost levels count with their distance from those; levels by zero point.
+    edges = _pick(below, step * (2 * torch.arange(-levels, levels + 2, device=weight.device) - 1), reach)
+    middles = _pick(below, step * (2 * level), reach)
+    value = step * level
+    # What lies nearer to a level than to any other, were there no end to the levels: above it and under it.
+    cells = _sum(edges[:, :, 1:] - middles, value, inside, first=1)
+    cells += _sum(middles - edges[:, :, :-1], value, inside, first=1, under=True)
+    between = torch.nn.functional.pad(cells.cumsum_(dim=1), (0, 0, 1, 0))
+    # What lies beyond a level, were it the lowest one or the highest one; levels by zero point.
     lowest = levels - torch.arange(levels + 1, device=weight.device)
-    left = _deviations(edges[:, :, lowest], step * level[lowest])
     highest = lowest + levels
-    right = _deviations(below[:, -1:, None] - edges[:, :, highest + 1], step * level[highest])
-    first = first[:, highest + 1].sub_(first[:, lowest]).sub_(left[0]).add_(right[0])
-    second = second[:, highest + 1].sub_(second[:, lowest]).add_(left[1]).add_(right[1])
-    slack = ROUND_OFF * weight.shape[1] * reach
-    bound = second.sub_(slack * reach).clamp_(min=0).pow_(1.4).div_(first.add_(slack).pow_(0.4))
-    return torch.flatten(bound, 0, 1).T.to(weight).contiguous()
+    bound = between[:, highest + 1] - between[:, lowest]
+    bound += _sum(edges[:, :, lowest], value[:, lowest], beyond, first=0, under=True)
+    bound += _sum(below[:, -1:, None] - edges[:, :, highest + 1], value[:, highest], beyond, first=0)
+    return torch.flatten(bound.sub_(slack[:, None, None]), 0, 1).T.to(weight).contiguous()
 
 
 def _cumulated_powers(units: Tensor, reach: int) -> Tensor:
-    """Count, sum and sum of squares of a row's values below each half unit from ``-reach`` to ``reach``:
-    ``(3, 4 reach + 1, R)``. ``units`` ``(R, C)`` are values in units."""
+    """Sums of the powers 0 to 3 of a row's values below each half unit from ``-reach`` to ``reach``:
+    ``(4, 4 reach + 1, R)``. ``units`` ``(R, C)`` are values in units."""
     place = (2 * units).floor_().long().add_(2 * reach).clamp_(0, 4 * reach - 1).T
-    powers = torch.stack([torch.ones_like(units), units, units.square()]).transpose(1, 2)
-    sums: Tensor = units.new_zeros(3, 4 * reach + 1, len(units))
+    powers = torch.stack([units**power for power in range(4)]).transpose(1, 2)
+    sums: Tensor = units.new_zeros(4, 4 * reach + 1, len(units))
     sums[:, 1:].scatter_add_(1, place.expand_as(powers), powers)
     return torch.cumsum(sums, dim=1)
 
 
 def _pick(below: Tensor, half_units: Tensor, reach: int) -> Tensor:
-    """``below`` at the given places ``(S, M)``: ``(3, S, M, R)``."""
+    """``below`` at the given places ``(S, M)``: ``(4, S, M, R)``."""
     places = (half_units + 2 * reach).clamp_(0, 4 * reach)
     return below.index_select(1, places.flatten()).view(len(below), *places.shape, -1)
 
 
-def _between(edges: Tensor, middles: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of ``|x - value|`` and its square over all cells before each one, ``(S, M + 1, R)`` both.
+def _sum(powers: Tensor, value: Tensor, coefficients: Tensor, first: int, under: bool = False) -> Tensor:
+    """``sum c_k |x - v|^k`` over ``k = first, first + 1, ...`` and the weights ``x`` whose powers are summed up
+    in ``powers`` ``(4, S, M, R)``: those above ``v`` = ``value`` ``(S, M)``, or those under it.
 
-    Cell ``m`` of a step lies between ``edges`` ``(3, S, M + 1, R)`` ``m`` and ``m + 1`` around ``value``
-    ``(S, M)``, up to which ``middles`` ``(2, S, M, R)`` counts.
+    ``coefficients`` ``(S, 3)``; the result is ``(S, M, R)``.
     """
-    value = value[:, :, None].to(edges)
-    count, total = edges[:2, :, 1:] + edges[:2, :, :-1] - 2 * middles
-    first = total.sub_(count.mul_(value))
-    second = _deviations(edges[:, :, 1:] - edges[:, :, :-1], value[:, :, 0])[1]
-    start = (0, 0, 1, 0)
-    pad = torch.nn.functional.pad
-    return pad(first.cumsum_(dim=1), start), pad(second.cumsum_(dim=1), start)
-
-
-def _deviations(powers: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of ``x - value`` and of its square from count, sum and sum of squares ``(3, S, M, R)``."""
-    count, total, squares = powers.unbind()
     value = value[:, :, None].to(powers)
-    shifted = torch.addcmul(total, value, count, value=-1)
-    return shifted, torch.addcmul(squares, value, total + shifted, value=-1)
+    total = torch.zeros_like(powers[0])
+    for index, column in enumerate(coefficients.unbind(1)):
+        degree = first + index
+        sign = (-1) ** degree if under else 1
+        for power in range(degree + 1):
+            binomial = sign * math.comb(degree, power) * column[:, None, None]
+            total += binomial * (-value) ** (degree - power) * powers[power]
+    return total

@@ -10,6 +10,9 @@ from q2n.kernels.jit import jit, jit_fused, jit_summed
 
 Doubles = npt.NDArray[np.float64]
 
+LANES = 32
+"""Rows whose bounds are computed side by side: fewer would not be vectorised."""
+
 CHUNK = 192
 """Weights between two looks at whether an error is already too large."""
 
@@ -23,18 +26,55 @@ correction for how far a logarithm is from a float's bits."""
 
 @jit
 def best_shrinkage(
-    weight: Floats, scales: Floats, zeros: Floats, levels: int, best: Places, first: int, last: int
+    weight: Floats,
+    scales: Floats,
+    zeros: Floats,
+    levels: int,
+    multiples: Places,
+    minorants: Doubles,
+    margin: float,
+    best: Places,
+    first: int,
+    last: int,
 ) -> None:
     """For rows ``first .. last-1`` of ``weight`` ``(R, C)`` which of the candidates ``scales``, ``zeros``
-    ``(S, R)`` is best, the first of equals, into ``best`` ``(R,)``."""
+    ``(S, R)`` is best, the first of equals, into ``best`` ``(R,)``.
+
+    The scales of a row are in proportion to ``multiples`` ``(S,)``; ``minorants`` are those of
+    :mod:`q2n.grids.power`. A candidate whose bound is above the least error so far is not evaluated.
+    """
+    reach = levels * multiples.max()
+    below, bound = np.empty((4 * reach + 1, 4, LANES)), np.empty((len(scales), levels + 1, LANES))
+    unit, limit, guess = scales[0] / np.float32(multiples[0]), np.full(LANES, np.inf), 0
     squares, roots = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
-    for r in range(first, last):
-        least = np.inf
-        for trial in range(len(scales)):
-            step, zero = scales[trial, r], zeros[trial, r]
-            error = _error(weight[r], step, zero, levels, float(step), least, squares, roots)
-            if error < least:
-                least, best[r] = error, trial
+    for start in range(first, last, LANES):
+        stop = min(start + LANES, last)
+        for r in range(start, stop):
+            step, zero = scales[guess, r], zeros[guess, r]
+            error = _error(weight[r], step, zero, levels, float(step), np.inf, squares, roots)
+            limit[r - start] = error / unit[r] ** 2.4 * (1 + margin)
+        fewest, most = int(zeros[:, start:stop].min()), int(zeros[:, start:stop].max())
+        within = _cumulate(weight, unit, start, stop, reach, below)
+        _bounds(below, within, levels, fewest, most, multiples, minorants, limit, bound)
+        for r in range(start, stop):
+            lane, power = r - start, unit[r] ** 2.4
+            winner, lowest = 0, np.inf
+            for trial in range(len(scales)):
+                own = bound[trial, int(zeros[trial, r]), lane]
+                if own < lowest:
+                    winner, lowest = trial, own
+            step, zero = scales[winner, r], zeros[winner, r]
+            least = _error(weight[r], step, zero, levels, float(step), np.inf, squares, roots)
+            most_of_it = least / power * (1 + margin)
+            for trial in range(len(scales)):
+                step, zero = scales[trial, r], zeros[trial, r]
+                if bound[trial, int(zero), lane] > most_of_it:
+                    continue
+                error = _error(weight[r], step, zero, levels, float(step), least, squares, roots)
+                if error < least or (error == least and trial < winner):
+                    least, winner = error, trial
+                    most_of_it = least / power * (1 + margin)
+            best[r] = guess = winner
 
 
 @jit
@@ -42,101 +82,180 @@ def best_step_and_zero(
     weight: Floats,
     unit: Floats,
     levels: int,
-    steps: int,
+    multiples: Places,
+    minorants: Doubles,
     margin: float,
-    round_off: float,
     best: Places,
     first: int,
     last: int,
 ) -> None:
-    """For rows ``first .. last-1`` of ``weight`` ``(R, C)`` the number ``(i - 1) (levels + 1) + zero`` of the
-    step ``i unit`` and zero point that are best, into ``best`` ``(R,)``.
+    """For rows ``first .. last-1`` of ``weight`` ``(R, C)`` the number ``s (levels + 1) + zero`` of the step
+    ``multiples[s] unit`` and zero point that are best, the first of equals, into ``best`` ``(R,)``.
 
-    Bound, its ``margin`` and ``round_off``, and choice are those of :mod:`q2n.grids.mse2d`; here a candidate
-    whose bound is above the least error so far is not evaluated.
+    Bounds and choice are those of :mod:`q2n.grids.mse2d`; here a candidate whose bound is above the least
+    error so far is not evaluated.
     """
-    columns, reach = weight.shape[1], levels * steps
-    below, bound = np.empty((3, 4 * reach + 1)), np.empty(steps * (levels + 1))
+    reach = levels * multiples.max()
+    below, bounds = np.empty((4 * reach + 1, 4, LANES)), np.empty((len(multiples), levels + 1, LANES))
+    limits, guess = np.empty(LANES), len(multiples) * (levels + 1) // 2
     squares, roots = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
-    for r in range(first, last):
-        _cumulate(weight[r], float(unit[r]), reach, below)
-        _bounds(below, levels, steps, round_off * columns * reach, bound)
-        winner = int(np.argmin(bound))
-        least = _candidate_error(weight[r], unit[r], winner, levels, np.inf, squares, roots)
-        limit = (least * (1 + margin)) ** 5
-        for trial in range(len(bound)):
-            if bound[trial] > limit:
-                continue
-            error = _candidate_error(weight[r], unit[r], trial, levels, least, squares, roots)
-            if error < least or (error == least and trial < winner):
-                least, winner = error, trial
-                limit = (least * (1 + margin)) ** 5
-        best[r] = winner
+    for start in range(first, last, LANES):
+        stop = min(start + LANES, last)
+        for r in range(start, stop):
+            error = _candidate_error(weight[r], unit[r], guess, levels, multiples, np.inf, squares, roots)
+            limits[r - start] = error * (1 + margin)
+        within = _cumulate(weight, unit, start, stop, reach, below)
+        _bounds(below, within, levels, 0, levels, multiples, minorants, limits, bounds)
+        for r in range(start, stop):
+            bound = bounds.reshape(-1, LANES)[:, r - start]
+            winner = int(np.argmin(bound))
+            least = _candidate_error(weight[r], unit[r], winner, levels, multiples, np.inf, squares, roots)
+            limit = least * (1 + margin)
+            for trial in range(len(bound)):
+                if bound[trial] > limit:
+                    continue
+                error = _candidate_error(weight[r], unit[r], trial, levels, multiples, least, squares, roots)
+                if error < least or (error == least and trial < winner):
+                    least, winner = error, trial
+                    limit = least * (1 + margin)
+            best[r] = guess = winner
 
 
 @jit
 def _candidate_error(
-    row: Floats, unit: float, candidate: int, levels: int, limit: float, squares: Floats, roots: Floats
+    row: Floats,
+    unit: float,
+    candidate: int,
+    levels: int,
+    multiples: Places,
+    limit: float,
+    squares: Floats,
+    roots: Floats,
 ) -> float:
-    multiple = np.float32(candidate // (levels + 1) + 1)
+    multiple = np.float32(multiples[candidate // (levels + 1)])
     zero = np.float32(candidate % (levels + 1))
     return _error(row, np.float32(unit) * multiple, zero, levels, float(multiple), limit, squares, roots)
 
 
 @jit
-def _cumulate(row: Floats, unit: float, reach: int, below: Doubles) -> None:
-    """Count, sum and sum of squares of the values, in units, below each half unit from ``-reach`` to
-    ``reach``."""
-    below[:] = 0
-    for value in row:
-        x = min(max(value / unit, -float(reach)), float(reach))
-        place = min(max(int(np.floor(2 * x)) + 2 * reach, 0), 4 * reach - 1) + 1
-        below[0, place] += 1
-        below[1, place] += x
-        below[2, place] += x * x
-    count = total = squares = 0.0
-    for place in range(below.shape[1]):
-        count += below[0, place]
-        total += below[1, place]
-        squares += below[2, place]
-        below[0, place], below[1, place], below[2, place] = count, total, squares
+def _cumulate(weight: Floats, unit: Floats, start: int, stop: int, reach: int, below: Doubles) -> int:
+    """Sums of the powers 0 to 3 of a row's values, in units, below each half unit of ``-within .. within``,
+    into ``below`` ``(4 within + 1, 4, LANES)``; returns ``within``, which no value exceeds."""
+    values, places = np.empty(weight.shape[1]), np.empty(weight.shape[1], np.int64)
+    within = 1
+    for r in range(start, stop):
+        largest = max(-weight[r].min(), weight[r].max()) / unit[r]
+        within = max(within, min(int(np.ceil(largest)), reach))
+    below[: 4 * within + 1] = 0
+    for r in range(start, stop):
+        lane, row, per_weight, end = r - start, weight[r], 1 / float(unit[r]), float(within)
+        for c in range(len(row)):
+            values[c] = min(max(row[c] * per_weight, -end), end)
+        for c in range(len(row)):
+            places[c] = min(int(np.floor(2 * values[c])) + 2 * within, 4 * within - 1) + 1
+        for c in range(len(row)):
+            x, sums = values[c], below[places[c]]
+            sums[0, lane] += 1
+            sums[1, lane] += x
+            sums[2, lane] += x * x
+            sums[3, lane] += x * x * x
+    flat = below.reshape(len(below), -1)
+    for place in range(1, 4 * within + 1):
+        total, before = flat[place], flat[place - 1]
+        for n in range(4 * LANES):
+            total[n] += before[n]
+    return within
+
+
+@jit
+def _bounds(
+    below: Doubles,
+    within: int,
+    levels: int,
+    fewest: int,
+    most: int,
+    multiples: Places,
+    minorants: Doubles,
+    limit: Doubles,
+    bound: Doubles,
+) -> None:
+    """Bounds of all steps with zero points ``fewest .. most`` into ``bound`` ``(S, levels + 1, LANES)``.
+
+    Infinite, and not computed, where what lies beyond the outermost levels alone is above ``limit``
+    ``(LANES,)`` in every row.
+    """
+    cells = levels + 1 - fewest + most
+    inside, left, right = np.zeros((cells + 1, LANES)), np.empty((cells, LANES)), np.empty((cells, LANES))
+    centre, top = 2 * within, 4 * within
+    for s in range(len(multiples)):
+        i, (a, b, c, p, q, t, slack) = multiples[s], minorants[s]
+        bound[s] = np.inf
+        first, last = most + 1, fewest - 1
+        for zero in range(fewest, most + 1):
+            low, high = most - zero, most - zero + levels
+            v = float(-zero * i)
+            place = max(centre - (2 * zero + 1) * i, 0)
+            _tail(below[place], p + q * v + t * v * v, -q - 2 * t * v, t, left[low])
+            v = float((levels - zero) * i)
+            place = min(centre + (2 * (levels - zero) + 1) * i, top)
+            _rest(below[top], below[place], p - q * v + t * v * v, q - 2 * t * v, t, right[high])
+            if _any_within(left[low], right[high], slack, limit):
+                first, last = min(first, zero), zero
+        if first > last:
+            continue
+        for m in range(-last, levels - first + 1):
+            at, v = m + most, float(m * i)
+            low = min(max(centre + (2 * m - 1) * i, 0), top)
+            middle = min(max(centre + 2 * m * i, 0), top)
+            high = min(max(centre + (2 * m + 1) * i, 0), top)
+            if low == high:
+                inside[at + 1] = inside[at]
+                continue
+            above = (-a * v + b * v * v - c * v * v * v, a - 2 * b * v + 3 * c * v * v, b - 3 * c * v, c)
+            under = (a * v + b * v * v + c * v * v * v, -a - 2 * b * v - 3 * c * v * v, b + 3 * c * v, -c)
+            total = inside[at + 1]
+            _add(inside[at], below[low], -under[0], -under[1], -under[2], -under[3], total)
+            between = (under[0] - above[0], under[1] - above[1], under[2] - above[2], under[3] - above[3])
+            _add(total, below[middle], between[0], between[1], between[2], between[3], total)
+            _add(total, below[high], above[0], above[1], above[2], above[3], total)
+        for zero in range(first, last + 1):
+            low, high = most - zero, most - zero + levels
+            start, end, lower, upper = inside[low], inside[high + 1], left[low], right[high]
+            own = bound[s, zero]
+            for n in range(LANES):
+                own[n] = (end[n] - start[n]) + (lower[n] + upper[n]) - slack
+
+
+@jit
+def _any_within(left: Doubles, right: Doubles, slack: float, limit: Doubles) -> bool:
+    count = 0
+    for n in range(LANES):
+        count += left[n] + right[n] - slack <= limit[n]
+    return count > 0
 
 
 @jit_fused
-def _bounds(below: Doubles, levels: int, steps: int, slack: float, bound: Doubles) -> None:
-    """Fifth powers of the bounds ``(sum d^2)^1.4 / (sum |d|)^0.4`` of all candidates, in powers of a unit."""
-    reach = levels * steps
-    count, total, squares = below[0], below[1], below[2]
-    ends = 2 * levels + 2
-    first, second = np.zeros(ends), np.zeros(ends)
-    left, left_squares, right, right_squares = np.empty(ends), np.empty(ends), np.empty(ends), np.empty(ends)
-    for i in range(1, steps + 1):
-        low = max(2 * reach - (2 * levels + 1) * i, 0)
-        for m in range(-levels, levels + 1):
-            # What lies nearer to level m than to any other, were there no end to the levels.
-            at, value = m + levels, float(m * i)
-            middle, high = 2 * reach + 2 * m * i, min(2 * reach + (2 * m + 1) * i, 4 * reach)
-            inside, sum_inside = count[high] - count[low], total[high] - total[low]
-            outward = count[high] + count[low] - 2 * count[middle]
-            sum_outward = total[high] + total[low] - 2 * total[middle]
-            first[at + 1] = first[at] + sum_outward - outward * value
-            shifted = sum_inside - value * inside
-            second[at + 1] = second[at] + squares[high] - squares[low] - value * (sum_inside + shifted)
-            # What lies beyond level m, were it the lowest one or the highest one.
-            shifted = total[low] - value * count[low]
-            left[at], left_squares[at] = shifted, squares[low] - value * (total[low] + shifted)
-            inside, sum_inside = count[-1] - count[high], total[-1] - total[high]
-            shifted = sum_inside - value * inside
-            right[at] = shifted
-            right_squares[at] = squares[-1] - squares[high] - value * (sum_inside + shifted)
-            low = high
-        for zero in range(levels + 1):
-            a, b = levels - zero, 2 * levels - zero
-            moment = first[b + 1] - first[a] - left[a] + right[b] + slack
-            square = second[b + 1] - second[a] + left_squares[a] + right_squares[b] - slack * reach
-            square = max(square, 0.0)
-            cube = square * square * square
-            bound[(i - 1) * (levels + 1) + zero] = cube * cube * square / (moment * moment)
+def _add(start: Doubles, powers: Doubles, a: float, b: float, c: float, d: float, total: Doubles) -> None:
+    zeroth, first, second, third = powers[0], powers[1], powers[2], powers[3]
+    for n in range(LANES):
+        total[n] = start[n] + a * zeroth[n] + b * first[n] + c * second[n] + d * third[n]
+
+
+@jit_fused
+def _tail(powers: Doubles, a: float, b: float, c: float, total: Doubles) -> None:
+    zeroth, first, second = powers[0], powers[1], powers[2]
+    for n in range(LANES):
+        total[n] = a * zeroth[n] + b * first[n] + c * second[n]
+
+
+@jit_fused
+def _rest(every: Doubles, powers: Doubles, a: float, b: float, c: float, total: Doubles) -> None:
+    zeroth, first, second = powers[0], powers[1], powers[2]
+    all_zeroth, all_first, all_second = every[0], every[1], every[2]
+    for n in range(LANES):
+        total[n] = (
+            a * (all_zeroth[n] - zeroth[n]) + b * (all_first[n] - first[n]) + c * (all_second[n] - second[n])
+        )
 
 
 @jit_summed

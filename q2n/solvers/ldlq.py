@@ -23,8 +23,8 @@ from q2n.grids.base import (
     UnboundedEncoder,
     strip_rounder,
 )
-from q2n.linalg import require_finite, triangular_factors
-from q2n.solvers.obs import sweep_columns
+from q2n.linalg import lower_factor, require_finite
+from q2n.solvers.obs import BLOCK, sweep_columns
 from q2n.types import LinearProblem, QuantizedLinear
 
 
@@ -79,29 +79,40 @@ def solve_ldlq(
 
 def _cholesky(hessian: Tensor) -> Tensor:
     require_finite(hessian, "Hessian")
-    factors = triangular_factors(hessian.double())
-    if factors is None:
+    factor = lower_factor(hessian.double())
+    if factor is None:
         raise NumericalError(
             f"Hessian ({len(hessian)} columns) is not positive definite; raise baseline.percdamp"
         )
-    return factors[0]
+    return factor
 
 
 def _greedy(aim: Tensor, hessian: Tensor, encoder: UnboundedEncoder, values: Tensor, npasses: int) -> int:
     """Coordinate descent on all columns in turn; ``aim``, ``values`` ``(C, R)`` and ``hessian`` in solver
     order.
 
-    Column ``i`` becomes the level nearest ``q_i - sum_j (q_j - w_j) H_ji / H_ii``, on the grid continued
+    Column ``i`` becomes the level nearest ``w_i - sum_{j != i} (q_j - w_j) H_ji / H_ii``, on the grid continued
     without end: upstream clips to the grid only after a whole pass. Returns the passes made.
     """
     push = hessian / hessian.diagonal()
     for done in range(npasses):
         previous, values = values, torch.empty_like(values)
-        start = previous - push.T @ (previous - aim)
-        sweep_columns(start, push, _Continuer(encoder, values), len(values), target=previous)
+        start = _without_later(aim, push, previous - aim)
+        sweep_columns(start, push, _Continuer(encoder, values), len(values), target=aim)
         if torch.equal(values, previous):
             return done + 1
     return npasses
+
+
+def _without_later(aim: Tensor, push: Tensor, errors: Tensor) -> Tensor:
+    """``aim_i - sum_{j > i} errors_j push_ji``: what columns still to be rounded do to each one. The loop itself
+    does the same for those before it."""
+    start = aim.clone()
+    for first in range(0, len(aim), BLOCK):
+        last = min(first + BLOCK, len(aim))
+        later = push[first:, first:last].tril(-1)
+        start[first:last].addmm_(later.T, errors[first:], alpha=-1)
+    return start
 
 
 @dataclass(frozen=True)
