@@ -114,11 +114,13 @@ class OWQ(LayerwiseBaseline):
 
     def sensitivity(self, problem: LinearProblem) -> Tensor:
         """Cost of rounding each column, ``(C,)``."""
+        from q2n.grids.uniform import column_errors
+
         diagonal = problem.stats.gram.diagonal()
         if not self.frobenius:
             return diagonal
-        rounded = self._grid(-1, coarse=True).quantize(problem.weight).dequantize()
-        return diagonal * (problem.weight - rounded).square().sum(dim=0)
+        grid = self._grid(-1, coarse=True)
+        return diagonal * column_errors(problem.weight, *grid.fit(problem.weight), grid.levels)
 
     def _order(self, problem: LinearProblem, count: int) -> Tensor:
         """Columns to be rounded, in their own order or by falling sensitivity; then the kept ones by it."""

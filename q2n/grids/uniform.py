@@ -16,7 +16,7 @@ from torch import Tensor
 
 from q2n.grids.base import SolverView, Strip, StripRounder
 from q2n.grids.clip import search_range
-from q2n.kernels import Floats, Places
+from q2n.kernels import Floats, Places, usable
 from q2n.linalg import row_parts
 
 SCALE_BITS = 16
@@ -144,6 +144,20 @@ class UniformGrid:
             steps, zeros = (part[rows].index_select(1, group) for part in (scale, zero))
             codes[rows] = torch.round(weight[rows] / steps).add_(zeros).clamp_(0, self.levels).to(torch.uint8)
         return UniformFormat(codes, scale, zero, group, self.bits, stores_zero=not self.symmetric)
+
+
+def column_errors(weight: Tensor, scale: Tensor, zero: Tensor, levels: int) -> Tensor:
+    """``||W_j - Q(W_j)||^2`` of every column of ``weight`` ``(R, C)`` on grids a row, ``scale`` and ``zero``
+    ``(R,)``; ``(C,)``."""
+    if not usable(weight, scale, zero):
+        _, values = round_to_grid(weight, scale[:, None], zero[:, None], levels)
+        return (weight - values).square().sum(dim=0)
+    from q2n.kernels.rounding import add_column_errors
+
+    errors = torch.zeros(weight.shape[1], dtype=torch.float64)
+    arrays = (part.contiguous().numpy() for part in (weight, scale, zero))
+    add_column_errors(*arrays, levels, errors.numpy())
+    return errors.to(weight)
 
 
 def round_to_grid(weight: Tensor, scale: Tensor, zero: Tensor, levels: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from q2n.kernels.jit import jit
 
 Halves = npt.NDArray[np.int16]
 Bits = npt.NDArray[np.int32]
+Doubles = npt.NDArray[np.float64]
 
 MAGNITUDE = 0x7FFFFFFF
 """The bits of a float without its sign: larger numbers have larger bits, and NaN has the largest."""
@@ -65,6 +66,19 @@ def _extremes(values: Floats, lanes: Floats) -> tuple[np.float32, np.float32]:
     for c in range(whole, len(values)):
         low[0], high[0] = min(low[0], values[c]), max(high[0], values[c])
     return low.min(), high.max()
+
+
+@jit
+def add_column_errors(weight: Floats, scale: Floats, zero: Floats, levels: int, errors: Doubles) -> None:
+    """Add the squares of what rounding ``weight`` ``(R, C)`` changes to ``errors`` ``(C,)``; every row has one
+    ``scale`` and ``zero``, both ``(R,)``."""
+    top = np.float32(levels)
+    for r in range(weight.shape[0]):
+        row, step, point = weight[r], scale[r], zero[r]
+        for c in range(len(row)):
+            code = min(max(np.rint(row[c] / step) + point, np.float32(0)), top)
+            error = row[c] - step * (code - point)
+            errors[c] += error * error
 
 
 @jit

@@ -9,6 +9,10 @@ from q2n.kernels import Floats, Places
 from q2n.kernels.jit import jit, jit_fused, jit_summed
 
 Doubles = npt.NDArray[np.float64]
+Bits = npt.NDArray[np.int32]
+
+MAGNITUDE = 0x7FFFFFFF
+"""The bits of a float without its sign: larger numbers have larger bits."""
 
 LANES = 32
 """Rows whose bounds are computed side by side: fewer would not be vectorised."""
@@ -45,7 +49,8 @@ def best_shrinkage(
     """
     reach = levels * multiples.max()
     below, bound = np.empty((4 * reach + 1, 4, LANES)), np.empty((len(scales), levels + 1, LANES))
-    unit, limit, guess = scales[0] / np.float32(multiples[0]), np.full(LANES, np.inf), 0
+    unit, limit, guess = scales[0] / np.float32(multiples[0]), np.empty(LANES), 0
+    ends = np.empty((len(scales), 2), np.int64)
     squares, roots = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     for start in range(first, last, LANES):
         stop = min(start + LANES, last)
@@ -55,7 +60,7 @@ def best_shrinkage(
             limit[r - start] = error / unit[r] ** 2.4 * (1 + margin)
         fewest, most = int(zeros[:, start:stop].min()), int(zeros[:, start:stop].max())
         within = _cumulate(weight, unit, start, stop, reach, below)
-        _bounds(below, within, levels, fewest, most, multiples, minorants, limit, bound)
+        _bounds(below, within, levels, fewest, most, multiples, minorants, limit, bound, ends)
         for r in range(start, stop):
             lane, power = r - start, unit[r] ** 2.4
             winner, lowest = 0, np.inf
@@ -97,27 +102,39 @@ def best_step_and_zero(
     """
     reach = levels * multiples.max()
     below, bounds = np.empty((4 * reach + 1, 4, LANES)), np.empty((len(multiples), levels + 1, LANES))
-    limits, guess = np.empty(LANES), len(multiples) * (levels + 1) // 2
+    limits, ends = np.empty(LANES), np.empty((len(multiples), 2), np.int64)
+    guess, guessed = len(multiples) * (levels + 1) // 2, np.empty(LANES)
     squares, roots = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     for start in range(first, last, LANES):
         stop = min(start + LANES, last)
         for r in range(start, stop):
             error = _candidate_error(weight[r], unit[r], guess, levels, multiples, np.inf, squares, roots)
-            limits[r - start] = error * (1 + margin)
+            guessed[r - start], limits[r - start] = error, error * (1 + margin)
+        known = guess
         within = _cumulate(weight, unit, start, stop, reach, below)
-        _bounds(below, within, levels, 0, levels, multiples, minorants, limits, bounds)
+        _bounds(below, within, levels, 0, levels, multiples, minorants, limits, bounds, ends)
         for r in range(start, stop):
-            bound = bounds.reshape(-1, LANES)[:, r - start]
-            winner = int(np.argmin(bound))
-            least = _candidate_error(weight[r], unit[r], winner, levels, multiples, np.inf, squares, roots)
+            bound, lowest, nearest = bounds[:, :, r - start], np.inf, known
+            for s in range(len(ends)):
+                for zero in range(ends[s, 0], ends[s, 1] + 1):
+                    if bound[s, zero] < lowest:
+                        lowest, nearest = bound[s, zero], s * (levels + 1) + zero
+            least, winner = guessed[r - start], known
+            error = _candidate_error(weight[r], unit[r], nearest, levels, multiples, least, squares, roots)
+            if error < least or (error == least and nearest < winner):
+                least, winner = error, nearest
             limit = least * (1 + margin)
-            for trial in range(len(bound)):
-                if bound[trial] > limit:
-                    continue
-                error = _candidate_error(weight[r], unit[r], trial, levels, multiples, least, squares, roots)
-                if error < least or (error == least and trial < winner):
-                    least, winner = error, trial
-                    limit = least * (1 + margin)
+            for s in range(len(ends)):
+                for zero in range(ends[s, 0], ends[s, 1] + 1):
+                    trial = s * (levels + 1) + zero
+                    if bound[s, zero] > limit or trial in (nearest, known):
+                        continue
+                    error = _candidate_error(
+                        weight[r], unit[r], trial, levels, multiples, least, squares, roots
+                    )
+                    if error < least or (error == least and trial < winner):
+                        least, winner = error, trial
+                        limit = least * (1 + margin)
             best[r] = guess = winner
 
 
@@ -142,10 +159,10 @@ def _cumulate(weight: Floats, unit: Floats, start: int, stop: int, reach: int, b
     """Sums of the powers 0 to 3 of a row's values, in units, below each half unit of ``-within .. within``,
     into ``below`` ``(4 within + 1, 4, LANES)``; returns ``within``, which no value exceeds."""
     values, places = np.empty(weight.shape[1]), np.empty(weight.shape[1], np.int64)
-    within = 1
+    magnitude, within = np.empty(1, np.float32), 1
     for r in range(start, stop):
-        largest = max(-weight[r].min(), weight[r].max()) / unit[r]
-        within = max(within, min(int(np.ceil(largest)), reach))
+        magnitude.view(np.int32)[0] = _largest_magnitude(weight[r].view(np.int32))
+        within = max(within, min(int(np.ceil(magnitude[0] / unit[r])), reach))
     below[: 4 * within + 1] = 0
     for r in range(start, stop):
         lane, row, per_weight, end = r - start, weight[r], 1 / float(unit[r]), float(within)
@@ -168,6 +185,14 @@ def _cumulate(weight: Floats, unit: Floats, start: int, stop: int, reach: int, b
 
 
 @jit
+def _largest_magnitude(bits: Bits) -> np.int32:
+    largest = np.int32(0)
+    for c in range(len(bits)):
+        largest = max(largest, bits[c] & np.int32(MAGNITUDE))
+    return largest
+
+
+@jit
 def _bounds(
     below: Doubles,
     within: int,
@@ -178,11 +203,12 @@ def _bounds(
     minorants: Doubles,
     limit: Doubles,
     bound: Doubles,
+    ends: Places,
 ) -> None:
     """Bounds of all steps with zero points ``fewest .. most`` into ``bound`` ``(S, levels + 1, LANES)``.
 
     Infinite, and not computed, where what lies beyond the outermost levels alone is above ``limit``
-    ``(LANES,)`` in every row.
+    ``(LANES,)`` in every row: at zero points outside ``ends[s, 0] .. ends[s, 1]``.
     """
     cells = levels + 1 - fewest + most
     inside, left, right = np.zeros((cells + 1, LANES)), np.empty((cells, LANES)), np.empty((cells, LANES))
@@ -201,6 +227,7 @@ def _bounds(
             _rest(below[top], below[place], p - q * v + t * v * v, q - 2 * t * v, t, right[high])
             if _any_within(left[low], right[high], slack, limit):
                 first, last = min(first, zero), zero
+        ends[s, 0], ends[s, 1] = first, last
         if first > last:
             continue
         for m in range(-last, levels - first + 1):
