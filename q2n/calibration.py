@@ -17,7 +17,7 @@ from torch import Tensor
 
 from q2n.clock import timed
 from q2n.exceptions import DataError
-from q2n.gram import add_gram, complete
+from q2n.gram import add_gram, add_triangle, complete, complete_triangle, triangle
 from q2n.types import Statistic, Statistics
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ TOKEN_SAMPLE_PER_SEQUENCE = 64
 
 class Accumulator(Protocol):
     def update(self, batch: Tensor, seen: int) -> None:
-        """``batch`` ``(B, T, C)``, float32 but for :class:`GramAccumulator`, which takes any float dtype;
-        ``seen`` sequences came before it."""
+        """``batch`` ``(B, T, C)``, float32 but for :data:`UNCONVERTED`, which take any float dtype; ``seen``
+        sequences came before it."""
         ...
 
     def result(self, sequences: int) -> Tensor: ...
@@ -55,6 +55,25 @@ class GramAccumulator:
         assert self._sum is not None
         gram, self._sum = self._sum, None
         return complete(gram).mul_(2 / sequences)
+
+
+class TriangleAccumulator:
+    """The same in half the memory, as :func:`q2n.gram.triangle` packs it."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._width = 0
+
+    def update(self, batch: Tensor, seen: int) -> None:
+        self._width = batch.shape[-1]
+        if self._sum is None:
+            self._sum = triangle(self._width, batch)
+        add_triangle(self._sum, batch.reshape(-1, self._width))
+
+    def result(self, sequences: int) -> Tensor:
+        assert self._sum is not None
+        packed, self._sum = self._sum, None
+        return complete_triangle(packed, self._width).mul_(2 / sequences)
 
 
 class HalfGramAccumulator:
@@ -162,6 +181,7 @@ class TokenSampleAccumulator:
 
 ACCUMULATORS: dict[Statistic, Callable[[], Accumulator]] = {
     Statistic.GRAM: GramAccumulator,
+    Statistic.TRIANGLE: TriangleAccumulator,
     Statistic.HALF_GRAM: HalfGramAccumulator,
     Statistic.POSITION_MEAN: PositionMeanAccumulator,
     Statistic.SQRT_POSITION_MEAN: lambda: PositionMeanAccumulator(sqrt_weights=True),
@@ -170,6 +190,9 @@ ACCUMULATORS: dict[Statistic, Callable[[], Accumulator]] = {
     Statistic.ABS_MAX: AbsMaxAccumulator,
     Statistic.TOKEN_SAMPLE: TokenSampleAccumulator,
 }
+
+
+UNCONVERTED = frozenset({Statistic.GRAM, Statistic.TRIANGLE})
 
 
 class Accumulators:
@@ -185,9 +208,9 @@ class Accumulators:
             self._update(batch)
 
     def _update(self, batch: Tensor) -> None:
-        converted = batch if self._parts.keys() <= {Statistic.GRAM} else batch.float()
+        converted = batch if self._parts.keys() <= UNCONVERTED else batch.float()
         for statistic, part in self._parts.items():
-            part.update(batch if statistic is Statistic.GRAM else converted, self._sequences)
+            part.update(batch if statistic in UNCONVERTED else converted, self._sequences)
         self._sequences += batch.shape[0]
         self._tokens += batch.shape[0] * batch.shape[1]
 
@@ -207,7 +230,7 @@ def collect(
     The last ``heldout`` micro-batches are kept out of the statistics and give their ``heldout`` ones.
     """
     accumulators = Accumulators(wanted)
-    apart = Accumulators({Statistic.GRAM} | wanted & {Statistic.MEAN})
+    apart = Accumulators(wanted & {Statistic.GRAM, Statistic.TRIANGLE, Statistic.MEAN})
     group = None
     for number, forward in enumerate(forwards, start=1):
         group, inputs = next(forward)

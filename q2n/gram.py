@@ -7,7 +7,7 @@ products of such numbers up in float32 (:mod:`q2n.onednn`), they are not convert
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ SMALLEST = 192
 CHUNK = 512
 """Rows a product of bfloat16 matrices adds up before it goes into the sum: round-off grows with them."""
 
+STRIP = 1024
+"""Rows of a packed triangle that lie together: all columns up to the last of them."""
+
 AddProduct = Callable[[Tensor, Tensor, Tensor], None]
 
 
@@ -30,11 +33,52 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
         total: ``(C, C)`` float32.
         rows: ``(n, C)`` of any float dtype.
     """
+    for part, add_product in _products(rows):
+        _halves(total, part, add_product)
+
+
+def triangle(width: int, like: Tensor) -> Tensor:
+    """Zeros for the lower triangle of a ``(width, width)`` matrix, packed into half the memory: strips of
+    :data:`STRIP` rows, each up to the last column of its square on the diagonal; float32 ``(n,)``."""
+    count = sum(
+        (min(first + STRIP, width) - first) * min(first + STRIP, width) for first in range(0, width, STRIP)
+    )
+    return like.new_zeros(count, dtype=torch.float32)
+
+
+def strips(packed: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of every strip of :func:`triangle`, and the strip ``(rows, columns)``."""
+    offset = 0
+    for first in range(0, width, STRIP):
+        last = min(first + STRIP, width)
+        end = offset + (last - first) * last
+        yield slice(first, last), packed[offset:end].view(last - first, last)
+        offset = end
+
+
+def add_triangle(packed: Tensor, rows: Tensor) -> None:
+    """:func:`add_gram` into a packed triangle; of squares on the diagonal, the lower triangle."""
+    for part, add_product in _products(rows):
+        for own, strip in strips(packed, rows.shape[1]):
+            if own.start:
+                add_product(strip[:, : own.start], part[:, own], part[:, : own.start])
+            _halves(strip[:, own], part[:, own], add_product)
+
+
+def complete_triangle(packed: Tensor, width: int) -> Tensor:
+    """:func:`complete` for the squares on the diagonal."""
+    for own, strip in strips(packed, width):
+        complete(strip[:, own])
+    return packed
+
+
+def _products(rows: Tensor) -> Iterator[tuple[Tensor, AddProduct]]:
+    """Parts of ``rows``, and what adds up their products."""
     if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and onednn.available():
         for part in rows.contiguous().split(CHUNK):
-            _halves(total, part, onednn.add_product)
+            yield part, onednn.add_product
     else:
-        _halves(total, rows.float(), _add_product)
+        yield rows.float(), _add_product
 
 
 def complete(lower: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ and a damped Hessian of 16k correlated tokens has a condition number that float3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from q2n.clock import timed
 from q2n.exceptions import NumericalError
+from q2n.gram import strips
 
 SMALL_TRIANGLE = 192
 """Columns up to which the library's factorisation is used as it is."""
@@ -207,15 +208,30 @@ QUADRATIC_BLOCK = 256
 
 def quadratic_rows(rows: Tensor, gram: Tensor) -> Tensor:
     """``(row_i^T H row_i)_i`` with a symmetric ``H``: for ``rows = W - Q`` the squared output error of every
-    row; ``(R,)`` float64. Blocks above the diagonal of ``H`` count twice, those below are not computed."""
+    row; ``(R,)`` float64. Blocks above the diagonal of ``H`` count twice, those below are not computed.
+
+    ``gram`` is ``H`` ``(C, C)``, or its lower triangle as :func:`q2n.gram.triangle` packs it.
+    """
     total = rows.new_zeros(len(rows), dtype=torch.float64)
-    for first in range(0, len(gram), QUADRATIC_BLOCK):
-        last = min(first + QUADRATIC_BLOCK, len(gram))
-        image = rows[:, first:last] @ gram[first:last, first:last]
-        if first:
-            image.addmm_(rows[:, :first], gram[:first, first:last], alpha=2)
-        total += image.mul_(rows[:, first:last]).sum(dim=1, dtype=torch.float64)
+    for own, block in _upper_blocks(gram, rows.shape[1]):
+        image = rows[:, own] @ block[own]
+        if own.start:
+            image.addmm_(rows[:, : own.start], block[: own.start], alpha=2)
+        total += image.mul_(rows[:, own]).sum(dim=1, dtype=torch.float64)
     return total
+
+
+def _upper_blocks(gram: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of columns of a symmetric matrix, and what they hold down to the diagonal."""
+    for part, strip in [(slice(0, width), gram)] if gram.ndim == 2 else strips(gram, width):
+        for first in range(part.start, part.stop, QUADRATIC_BLOCK):
+            last = min(first + QUADRATIC_BLOCK, part.stop)
+            columns = (
+                strip[:last, first:last]
+                if gram.ndim == 2
+                else strip[first - part.start : last - part.start, :last].T
+            )
+            yield slice(first, last), columns
 
 
 def row_dots(one: Tensor, other: Tensor) -> Tensor:

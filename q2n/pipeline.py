@@ -18,7 +18,7 @@ from q2n.corrections.timed import TimedCorrection
 from q2n.diagnostics.base import Diagnostics, NoDiagnostics
 from q2n.diagnostics.layers import layer_reports
 from q2n.exceptions import NumericalError
-from q2n.linalg import require_finite
+from q2n.linalg import require_finite, row_parts
 from q2n.models.adapter import DecoderBlock, LinearGroup, ModelAdapter
 from q2n.stages.solutions import Solve
 from q2n.stages.static import StaticStages
@@ -49,9 +49,18 @@ class Method:
 
     @property
     def requires(self) -> frozenset[Statistic]:
-        """The Gram matrix is always collected: the layers' output errors are measured with it."""
-        collected = self.baseline.requires | self.correction.requires | self.diagnostics.requires
-        return collected | {Statistic.GRAM}
+        """The Gram matrix is always among them: the layers' output errors are measured with it."""
+        return self._asked_for | {Statistic.GRAM}
+
+    @property
+    def measured(self) -> frozenset[Statistic]:
+        """The same in less memory: half of a Gram matrix that only errors are measured with."""
+        errors = Statistic.GRAM if Statistic.GRAM in self._asked_for else Statistic.TRIANGLE
+        return self._asked_for | {errors}
+
+    @property
+    def _asked_for(self) -> frozenset[Statistic]:
+        return self.baseline.requires | self.correction.requires | self.diagnostics.requires
 
 
 @torch.no_grad()
@@ -145,7 +154,7 @@ class _Stage:
         """With statistics of what the quantized blocks before this one leave of the activations."""
         self.method.baseline.prepare_block(block, batches[: len(batches) - self.heldout])
         advance = _true_sequential if self.true_sequential else _whole_block
-        measure = partial(collect, wanted=self.method.requires, heldout=self.heldout)
+        measure = partial(collect, wanted=self.method.measured, heldout=self.heldout)
         return advance(block, batches, self.method, measure, self.store, notify)
 
     def _static(self, block: DecoderBlock, batches: Sequence[Tensor], notify: Notify) -> _Advanced:
@@ -173,8 +182,8 @@ def _true_sequential(
     reports: list[LayerReport] = []
     for group in block.groups:
         notify(group.name)
-        _, stats = measure(forwards)
-        reports += solve_group(block, group, stats, method)
+        # Not kept in a variable: it would outlive the group while the next one is measured.
+        reports += solve_group(block, group, measure(forwards)[1], method)
     return [forward.finish() for forward in forwards], reports
 
 
@@ -200,16 +209,14 @@ def solve_group(
     block: DecoderBlock, group: LinearGroup, stats: Statistics, method: Method, solve: Solve | None = None
 ) -> list[LayerReport]:
     """Solve, correct and write back all layers of one group; ``solve`` in place of the baseline's own."""
-    layers = [block.linear(name) for name in group.linears]
-    weight = torch.cat([layer.weight.float() for layer in layers])
-    rows = tuple(layer.out_features for layer in layers)
-    biased = tuple(layer.bias is not None for layer in layers)
-    problem = LinearProblem(group.linears, rows, weight, stats, biased)
-    require_finite(stats.gram, f"inputs of block {block.index} {group.name}")
-    for name, layer in zip(group.linears, layers, strict=True):
-        require_finite(layer.weight, f"weight of block {block.index} {name}")
+    require_finite(stats.output_form, f"inputs of block {block.index} {group.name}")
+    for name in group.linears:
+        require_finite(block.linear(name).weight, f"weight of block {block.index} {name}")
     reports = []
-    for part in (problem,) if method.baseline.stacks_rows else problem.split():
+    # Rows are stacked to share what follows from a Gram matrix; one layer after the other takes less memory.
+    stacked = method.baseline.stacks_rows and Statistic.GRAM in method.measured
+    for names in (group.linears,) if stacked else [(name,) for name in group.linears]:
+        part = _problem(block, names, stats)
         correction = TimedCorrection(method.correction)
         began = time.perf_counter()
         try:
@@ -225,12 +232,26 @@ def solve_group(
     return reports
 
 
+def _problem(block: DecoderBlock, names: tuple[str, ...], stats: Statistics) -> LinearProblem:
+    """The layers ``names``, their rows stacked."""
+    layers = [block.linear(name) for name in names]
+    rows = tuple(layer.out_features for layer in layers)
+    weight = layers[0].weight.new_empty(sum(rows), layers[0].in_features, dtype=torch.float32)
+    for part, layer in zip(weight.split(list(rows)), layers, strict=True):
+        part.copy_(layer.weight)
+    return LinearProblem(names, rows, weight, stats, tuple(layer.bias is not None for layer in layers))
+
+
 def _write_back(block: DecoderBlock, problem: LinearProblem, solution: Solution) -> None:
     """The one place where weights change, in the model's dtype."""
-    weight = solution.corrected.weight
-    require_finite(weight, f"quantized weight of block {block.index} {', '.join(problem.names)}")
-    for name, rows in zip(problem.names, weight.split(list(problem.rows)), strict=True):
-        block.linear(name).weight.data.copy_(rows)
+    first = 0
+    for name, count in zip(problem.names, problem.rows, strict=True):
+        target = block.linear(name).weight.data
+        for rows in row_parts(target):
+            weight = solution.corrected.weight_rows(slice(first + rows.start, first + rows.stop))
+            require_finite(weight, f"quantized weight of block {block.index} {name}")
+            target[rows].copy_(weight)
+        first += count
     if solution.corrected.bias is None:
         return
     for name, bias in zip(problem.names, solution.corrected.bias.split(list(problem.rows)), strict=True):

@@ -7,12 +7,16 @@ it before it returns (released code that did not is the subject of docs/reproduc
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from q2n.exceptions import UnsupportedError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +33,8 @@ class Statistic(StrEnum):
 
     GRAM = "gram"
     """``H = (2/n) sum_s X_s^T X_s``, ``(C, C)`` float32; ``n`` counts sequences (GPTQ's convention)."""
+    TRIANGLE = "triangle"
+    """The lower triangle of that, packed by :func:`q2n.gram.triangle`: enough to measure errors with."""
     HALF_GRAM = "half_gram"
     """The Gram matrix of every other sequence, from the first, normalised by their number."""
     POSITION_MEAN = "position_mean"
@@ -77,6 +83,12 @@ class Statistics:
     def gram(self) -> Tensor:
         """``(C, C)``."""
         return self.values[Statistic.GRAM]
+
+    @property
+    def output_form(self) -> Tensor:
+        """The Gram matrix, or its packed triangle where that is all there is, for
+        :func:`q2n.linalg.quadratic_rows`."""
+        return self.values[Statistic.GRAM if Statistic.GRAM in self.values else Statistic.TRIANGLE]
 
     @property
     def centred_gram(self) -> Tensor:
@@ -154,6 +166,8 @@ class Statistics:
         """Statistics of ``x' = factor * x`` (``factor`` of shape ``(C,)``, positive)."""
         images: dict[Statistic, Tensor] = {}
         for statistic, value in self.values.items():
+            if statistic is Statistic.TRIANGLE:
+                continue
             moved = factor.to(value)
             images[statistic] = value * moved
             if statistic in QUADRATIC:
@@ -180,14 +194,6 @@ class LinearProblem:
     def has_bias(self, index: int) -> bool:
         """Whether layer ``index`` of the problem has a bias."""
         return bool(self.biased) and self.biased[index]
-
-    def split(self) -> tuple[LinearProblem, ...]:
-        """One problem a layer, statistics (and their factorisations) shared."""
-        parts = self.weight.split(list(self.rows))
-        return tuple(
-            LinearProblem((name,), (count,), part, self.stats, (self.has_bias(index),))
-            for index, (name, count, part) in enumerate(zip(self.names, self.rows, parts, strict=True))
-        )
 
 
 class Format(Protocol):
@@ -272,6 +278,15 @@ class QuantizedLinear:
     def weight(self) -> Tensor:
         """The dequantized weight ``(R, C)`` float32: always ``format.dequantize()``."""
         return self.format.dequantize()
+
+    def weight_rows(self, rows: slice) -> Tensor:
+        """Rows of :attr:`weight`; of a large one nothing else is made, unless rows cannot be told apart."""
+        from q2n.linalg import ENTRIES_AT_ONCE
+
+        if "weight" not in self.__dict__ and math.prod(self.format.shape) > ENTRIES_AT_ONCE:
+            with suppress(UnsupportedError):
+                return self.format.select_rows(rows.start, rows.stop).dequantize()
+        return self.weight[rows]
 
     def recall(self, what: Hashable, of: tuple[Any, ...], compute: Callable[[], T]) -> T:
         """``compute()``, once: what follows from this layer and the objects ``of``, as long as those are the

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from q2n.corrections.base import scaled_part
-from q2n.linalg import quadratic_rows, require_finite
+from q2n.linalg import quadratic_rows, require_finite, row_parts
 from q2n.types import LinearProblem, QuantizedLinear, Statistic, Statistics
 
 ROUND_OFF = torch.finfo(torch.float32).eps
@@ -25,23 +25,26 @@ def output_energy(problem: LinearProblem, quantized: QuantizedLinear, stats: Sta
     """``||W_r X||^2`` of every row in the Gram matrix' normalisation, ``(R,)`` float64; computed once."""
 
     def compute() -> Tensor:
-        return quadratic_rows(problem.weight, stats.gram)
+        return quadratic_rows(problem.weight, stats.output_form)
 
-    return quantized.recall(("output energy", stats is problem.stats.heldout), (stats.gram,), compute)
+    return quantized.recall(("output energy", stats is problem.stats.heldout), (stats.output_form,), compute)
 
 
 def output_errors(problem: LinearProblem, quantized: QuantizedLinear, stats: Statistics) -> Tensor:
     """``||(W_r - Q_r) X - b_r||^2`` of every row, likewise."""
 
-    def compute() -> Tensor:
-        error = problem.weight - quantized.weight
-        squared = quadratic_rows(error, stats.gram)
+    def some(rows: slice) -> Tensor:
+        error = problem.weight[rows] - quantized.weight_rows(rows)
+        squared = quadratic_rows(error, stats.output_form)
         if quantized.bias is None:
             return squared
-        bias, shift = quantized.bias.double(), error.double() @ stats[Statistic.MEAN].double()
+        bias, shift = quantized.bias[rows].double(), error.double() @ stats[Statistic.MEAN].double()
         return squared + 2 * stats.tokens / stats.sequences * bias * (bias - 2 * shift)
 
-    return quantized.recall(("output errors", stats is problem.stats.heldout), (stats.gram,), compute)
+    def compute() -> Tensor:
+        return torch.cat([some(rows) for rows in row_parts(problem.weight)])
+
+    return quantized.recall(("output errors", stats is problem.stats.heldout), (stats.output_form,), compute)
 
 
 @dataclass(frozen=True)

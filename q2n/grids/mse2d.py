@@ -147,8 +147,8 @@ def _pick(below: Tensor, half_units: Tensor, reach: int) -> Tensor:
 
 
 def _sum(powers: Tensor, value: Tensor, coefficients: Tensor, first: int, under: bool = False) -> Tensor:
-    """``sum c_k |x - v|^k`` over ``k = first, first + 1, ...`` and the weights ``x`` whose powers are summed up
-    in ``powers`` ``(4, S, M, R)``: those above ``v`` = ``value`` ``(S, M)``, or those under it.
+    """``sum c_k |x - v|^k`` over ``k = first, first + 1, ...`` and the weights ``x`` whose powers are summed
+    up in ``powers`` ``(4, S, M, R)``: those above ``v`` = ``value`` ``(S, M)``, or those under it.
 
     ``coefficients`` ``(S, 3)``; the result is ``(S, M, R)``.
     """

@@ -7,10 +7,10 @@ With ``d`` a weight's distance from its level and ``h`` half a step, ``u = |d| /
 * beyond the outermost levels, ``u >= 1``, the square that is ``u^2.4`` at 1, and at :data:`TOUCH` with its
   slope. What is left is the third derivative, which is positive, times ``(u - 1) (u - TOUCH)^2 / 6``.
 
-So sums of them over a row are sums of moments, which need no pass over the weights: whatever the candidate, its
-levels ``m i`` and the boundaries ``(m +- 1/2) i`` between them are multiples of half a unit, and between two
-neighbouring multiples the moments are polynomials in those of the weights there. For Gaussian weights at 3
-bits the sum is about 1 % below that of the power.
+So sums of them over a row are sums of moments, which need no pass over the weights: whatever the candidate,
+its levels ``m i`` and the boundaries ``(m +- 1/2) i`` between them are multiples of half a unit, and between
+two neighbouring multiples the moments are polynomials in those of the weights there. For Gaussian weights at
+3 bits the sum is about 1 % below that of the power.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy.typing as npt
 CLIP_NORM = 2.4
 
 TOUCH = 2.5
-"""Near the mean distance, in half steps, of Gaussian weights that lie beyond the outermost of 4 to 16 levels."""
+"""Near the mean distance, in half steps, of Gaussian weights beyond the outermost of 4 to 16 levels."""
 
 ROUND_OFF = 1e-13
 """Of a double-precision sum, in units of its largest possible value."""
@@ -51,8 +51,8 @@ BEYOND = _touching([1], TOUCH, first=0)
 
 
 def minorants(multiples: npt.NDArray[np.int64], levels: int, columns: int) -> npt.NDArray[np.float64]:
-    """One row a step of ``multiples`` units: coefficients in ``|d|`` of :data:`INSIDE` and :data:`BEYOND`, and
-    what round-off can add to their sum over ``columns`` weights; ``(S, 7)``, in powers of the unit."""
+    """One row a step of ``multiples`` units: coefficients in ``|d|`` of :data:`INSIDE` and :data:`BEYOND`,
+    and what round-off can add to their sum over ``columns`` weights; ``(S, 7)``, in powers of the unit."""
     half = multiples[:, None] / 2
     inside = INSIDE * half ** (CLIP_NORM - np.arange(1, 4))
     beyond = BEYOND * half ** (CLIP_NORM - np.arange(3))

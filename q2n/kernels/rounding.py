@@ -70,8 +70,8 @@ def _extremes(values: Floats, lanes: Floats) -> tuple[np.float32, np.float32]:
 
 @jit
 def add_column_errors(weight: Floats, scale: Floats, zero: Floats, levels: int, errors: Doubles) -> None:
-    """Add the squares of what rounding ``weight`` ``(R, C)`` changes to ``errors`` ``(C,)``; every row has one
-    ``scale`` and ``zero``, both ``(R,)``."""
+    """Add the squares of what rounding ``weight`` ``(R, C)`` changes to ``errors`` ``(C,)``; every row has
+    one ``scale`` and ``zero``, both ``(R,)``."""
     top = np.float32(levels)
     for r in range(weight.shape[0]):
         row, step, point = weight[r], scale[r], zero[r]

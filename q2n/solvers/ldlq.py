@@ -91,8 +91,8 @@ def _greedy(aim: Tensor, hessian: Tensor, encoder: UnboundedEncoder, values: Ten
     """Coordinate descent on all columns in turn; ``aim``, ``values`` ``(C, R)`` and ``hessian`` in solver
     order.
 
-    Column ``i`` becomes the level nearest ``w_i - sum_{j != i} (q_j - w_j) H_ji / H_ii``, on the grid continued
-    without end: upstream clips to the grid only after a whole pass. Returns the passes made.
+    Column ``i`` becomes the level nearest ``w_i - sum_{j != i} (q_j - w_j) H_ji / H_ii``, on the grid
+    continued without end: upstream clips to the grid only after a whole pass. Returns the passes made.
     """
     push = hessian / hessian.diagonal()
     for done in range(npasses):
@@ -105,8 +105,8 @@ def _greedy(aim: Tensor, hessian: Tensor, encoder: UnboundedEncoder, values: Ten
 
 
 def _without_later(aim: Tensor, push: Tensor, errors: Tensor) -> Tensor:
-    """``aim_i - sum_{j > i} errors_j push_ji``: what columns still to be rounded do to each one. The loop itself
-    does the same for those before it."""
+    """``aim_i - sum_{j > i} errors_j push_ji``: what columns still to be rounded do to each one. The loop
+    itself does the same for those before it."""
     start = aim.clone()
     for first in range(0, len(aim), BLOCK):
         last = min(first + BLOCK, len(aim))

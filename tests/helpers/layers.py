@@ -21,3 +21,12 @@ def layer(rows=24, columns=40, seed=0, tokens=300, name="self_attn.q_proj", dead
     }
     weight = torch.randn(rows, columns, generator=generator) * 0.05
     return LinearProblem((name,), (rows,), weight, Statistics(values, 4, 4 * tokens))
+
+
+def split(problem):
+    """One problem a layer, statistics shared."""
+    parts = problem.weight.split(list(problem.rows))
+    return tuple(
+        LinearProblem((name,), (count,), part, problem.stats, (problem.has_bias(index),))
+        for index, (name, count, part) in enumerate(zip(problem.names, problem.rows, parts, strict=True))
+    )

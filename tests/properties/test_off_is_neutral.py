@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.layers import layer
+from helpers.layers import layer, split
 from helpers.runs import run, same_state
 from omegaconf import OmegaConf
 
@@ -86,7 +86,7 @@ def stacked(seed=0):
 @pytest.mark.parametrize("correction", [NoCorrection(), NullSpaceScale(t=0.1, lam=0.2)])
 def test_solving_twice_gives_the_same_bits(name, correction):
     baseline, problem = configured(name), stacked()
-    problem = problem if baseline.stacks_rows else problem.split()[0]
+    problem = problem if baseline.stacks_rows else split(problem)[0]
     first, second = (baseline.solve(problem, correction) for _ in range(2))
     for one, other in ((first.base, second.base), (first.corrected, second.corrected)):
         assert torch.equal(one.weight, other.weight)
@@ -99,9 +99,9 @@ def test_solving_twice_gives_the_same_bits(name, correction):
 def test_stacked_layers_are_solved_as_if_alone(name, correction):
     baseline, problem = configured(name), stacked(seed=1)
     together = baseline.solve(problem, correction).corrected
-    apart = [baseline.solve(part, correction).corrected for part in problem.split()]
+    apart = [baseline.solve(part, correction).corrected for part in split(problem)]
     assert torch.equal(together.format.codes, torch.cat([part.format.codes for part in apart]))
     weight = torch.cat([part.weight for part in apart])
     assert torch.allclose(together.weight, weight, rtol=1e-5, atol=1e-7)
-    assert [part.names for part in problem.split()] == [(name,) for name in problem.names]
-    assert torch.equal(torch.cat([part.weight for part in problem.split()]), problem.weight)
+    assert [part.names for part in split(problem)] == [(name,) for name in problem.names]
+    assert torch.equal(torch.cat([part.weight for part in split(problem)]), problem.weight)

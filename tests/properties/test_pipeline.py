@@ -6,8 +6,10 @@ from helpers.runs import FAMILIES, run, same_state, tiny, tokens
 
 from q2n.baselines.gptq import GPTQ
 from q2n.baselines.rtn import RTN
+from q2n.corrections.none import NoCorrection
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.models.adapter import DOWN, GATE_UP, O_PROJ, QKV
+from q2n.types import Statistic
 
 GROUPS = (QKV, O_PROJ, GATE_UP, DOWN)
 ON = NullSpaceScale(t=0.1, lam=0.2, skip=[])
@@ -123,6 +125,20 @@ def test_reports_are_of_actual_outputs(method, true_sequential):
             for done in range(group if true_sequential else 0, group + 1):
                 write(model, block, *result.solved[block * 4 + done])
     assert next(reports, None) is None
+
+
+@pytest.mark.parametrize("true_sequential", [True, False])
+def test_half_a_gram_matrix_measures_the_same_errors(true_sequential):
+    """Nothing needs it but the reports: layers are then solved one by one, to the same weights."""
+    idle = NullSpaceScale(t=0.1, lam=0.2, skip=["*"])
+    half = run(METHODS["rtn"], NoCorrection(), "qwen3", true_sequential=true_sequential)
+    whole = run(METHODS["rtn"], idle, "qwen3", true_sequential=true_sequential)
+    assert Statistic.GRAM not in half.solved[0][0].stats
+    assert Statistic.TRIANGLE not in whole.solved[0][0].stats
+    assert same_state(half, whole)
+    for one, other in zip(half.reports, whole.reports, strict=True):
+        assert (one.block, one.name) == (other.block, other.name)
+        assert one.error_after == pytest.approx(other.error_before, rel=1e-5)
 
 
 def relative_error(inputs, weight, quantized):

@@ -5,6 +5,7 @@ import torch
 
 from q2n import gram, onednn
 from q2n.calibration import Accumulators
+from q2n.linalg import quadratic_rows
 from q2n.types import Statistic
 
 WIDTHS = (1, 7, 192, 193, 576, 1537)
@@ -34,6 +35,21 @@ def test_lower_triangle_is_that_of_the_exact_product(width, dtype):
     for part in rows.split(300):
         gram.add_gram(total, part)
     assert float(lower_errors(total, rows).max()) < 2e-6
+
+
+@pytest.mark.parametrize("width", [7, 1024, 1300, 2049])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_triangle_measures_what_the_whole_matrix_does(width, dtype):
+    batch = inputs(width, dtype, rows=256).view(2, 128, width)
+    errors = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
+    accumulators = Accumulators({Statistic.GRAM, Statistic.TRIANGLE})
+    accumulators.update(batch)
+    accumulators.update(batch.flip(1))
+    stats = accumulators.result()
+    whole = quadratic_rows(errors, stats.gram)
+    assert torch.allclose(quadratic_rows(errors, stats[Statistic.TRIANGLE]), whole, rtol=1e-6)
+    assert stats[Statistic.TRIANGLE].numel() <= width * (width + gram.STRIP) / 2
+    assert stats.output_form is stats.gram
 
 
 def test_a_view_with_other_strides_is_the_same_input():
