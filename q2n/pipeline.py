@@ -214,7 +214,7 @@ def solve_group(
         require_finite(block.linear(name).weight, f"weight of block {block.index} {name}")
     reports = []
     # Rows are stacked to share what follows from a Gram matrix; one layer after the other takes less memory.
-    stacked = method.baseline.stacks_rows and Statistic.GRAM in method.measured
+    stacked = method.baseline.stacks_rows and Statistic.GRAM in stats
     for names in (group.linears,) if stacked else [(name,) for name in group.linears]:
         part = _problem(block, names, stats)
         correction = TimedCorrection(method.correction)

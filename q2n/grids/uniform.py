@@ -155,8 +155,8 @@ def column_errors(weight: Tensor, scale: Tensor, zero: Tensor, levels: int) -> T
     from q2n.kernels.rounding import add_column_errors
 
     errors = torch.zeros(weight.shape[1], dtype=torch.float64)
-    arrays = (part.contiguous().numpy() for part in (weight, scale, zero))
-    add_column_errors(*arrays, levels, errors.numpy())
+    rows = weight.contiguous().numpy()
+    add_column_errors(rows, scale.contiguous().numpy(), zero.contiguous().numpy(), levels, errors.numpy())
     return errors.to(weight)
 
 

@@ -17,6 +17,9 @@ MAGNITUDE = 0x7FFFFFFF
 LANES = 32
 """Rows whose bounds are computed side by side: fewer would not be vectorised."""
 
+WORTHWHILE = 4
+"""Weights of a row times candidates, for each half unit of the range, from which on bounds save time."""
+
 CHUNK = 192
 """Weights between two looks at whether an error is already too large."""
 
@@ -45,22 +48,26 @@ def best_shrinkage(
     ``(S, R)`` is best, the first of equals, into ``best`` ``(R,)``.
 
     The scales of a row are in proportion to ``multiples`` ``(S,)``; ``minorants`` are those of
-    :mod:`q2n.grids.power`. A candidate whose bound is above the least error so far is not evaluated.
+    :mod:`q2n.grids.power`. A candidate whose bound is above the least error so far is not evaluated. Of short
+    rows and many levels all are: bounds would take longer.
     """
     reach = levels * multiples.max()
-    below, bound = np.empty((4 * reach + 1, 4, LANES)), np.empty((len(scales), levels + 1, LANES))
+    bounded = weight.shape[1] * len(scales) > WORTHWHILE * (4 * reach + 1)
+    below = np.empty((4 * reach + 1 if bounded else 0, 4, LANES))
+    bound = np.zeros((len(scales), levels + 1, LANES))
     unit, limit, guess = scales[0] / np.float32(multiples[0]), np.empty(LANES), 0
     ends = np.empty((len(scales), 2), np.int64)
     squares, roots = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     for start in range(first, last, LANES):
         stop = min(start + LANES, last)
-        for r in range(start, stop):
-            step, zero = scales[guess, r], zeros[guess, r]
-            error = _error(weight[r], step, zero, levels, float(step), np.inf, squares, roots)
-            limit[r - start] = error / unit[r] ** 2.4 * (1 + margin)
-        fewest, most = int(zeros[:, start:stop].min()), int(zeros[:, start:stop].max())
-        within = _cumulate(weight, unit, start, stop, reach, below)
-        _bounds(below, within, levels, fewest, most, multiples, minorants, limit, bound, ends)
+        if bounded:
+            for r in range(start, stop):
+                step, zero = scales[guess, r], zeros[guess, r]
+                error = _error(weight[r], step, zero, levels, float(step), np.inf, squares, roots)
+                limit[r - start] = error / unit[r] ** 2.4 * (1 + margin)
+            fewest, most = int(zeros[:, start:stop].min()), int(zeros[:, start:stop].max())
+            within = _cumulate(weight, unit, start, stop, reach, below)
+            _bounds(below, within, levels, fewest, most, multiples, minorants, limit, bound, ends)
         for r in range(start, stop):
             lane, power = r - start, unit[r] ** 2.4
             winner, lowest = 0, np.inf

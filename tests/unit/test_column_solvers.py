@@ -9,7 +9,7 @@ from q2n.grids.kept import KeptColumnsGrid
 from q2n.grids.lut import LutGrid
 from q2n.grids.per_tensor import PerTensorGrid
 from q2n.grids.uniform import UniformGrid
-from q2n.linalg import damped_inverse_factor, kth_smallest, triangular_factors
+from q2n.linalg import damped_inverse_factor, kth_smallest, lower_factor, triangular_factors
 from q2n.solvers.ldlq import solve_ldlq
 from q2n.solvers.obs import solve_obs
 
@@ -106,6 +106,14 @@ def test_kept_columns_end_as_the_compensated_values():
 
 
 @pytest.mark.parametrize("columns", [7, 192, 500])
+def test_the_factor_alone_is_the_same_to_the_bit(columns):
+    hessian = layer(2, columns).stats.gram.double()
+    hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
+    assert torch.equal(lower_factor(hessian), triangular_factors(hessian)[0])
+    assert lower_factor(hessian - 2 * hessian.diagonal().mean() * torch.eye(columns)) is None
+
+
+@pytest.mark.parametrize("columns", [1, 200, 500])
 def test_triangular_factors(columns):
     hessian = damped(layer(2, columns))
     lower, inverse = triangular_factors(hessian)

@@ -17,7 +17,7 @@ from q2n.grids.lut import LutGrid
 from q2n.grids.masked import SalientGrid
 from q2n.grids.mse2d import Mse2dGrid
 from q2n.grids.per_tensor import PerTensorGrid
-from q2n.grids.uniform import UniformGrid
+from q2n.grids.uniform import UniformGrid, column_errors
 from q2n.grids.xnor import XnorGrid
 from q2n.solvers.ldlq import solve_ldlq
 from q2n.solvers.obs import activation_order, solve_obs
@@ -177,6 +177,14 @@ def test_searches_choose_as_the_plain_ones(plain, grid, columns):
     assert int(different.sum()) <= 3
     found, expected = (power_errors(weight, *form, grid.levels) for form in ((scale, zero), (other, point)))
     assert torch.allclose(found[different], expected[different], rtol=2e-6)
+
+
+def test_errors_of_columns_are_those_of_the_plain_rounding(plain):
+    weight, grid = heavy_tails(60, 200), UniformGrid(3)
+    parameters = grid.fit(weight)
+    found = column_errors(weight, *parameters, grid.levels)
+    expected = plain(lambda: column_errors(weight, *parameters, grid.levels))
+    assert torch.allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("grid", [UniformGrid(3, clip="mse"), Mse2dGrid(3)])
