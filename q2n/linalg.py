@@ -118,39 +118,40 @@ def triangular_factors(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     identity.
     """
     lower, inverse = torch.zeros_like(matrix), torch.zeros_like(matrix)
-    return (lower, inverse) if _factorise(matrix, lower, inverse) else None
+    return (lower, inverse) if _factorise(matrix, lower, inverse, whole=True) else None
 
 
 def lower_factor(matrix: Tensor) -> Tensor | None:
     """``L`` of :func:`triangular_factors`, bit for bit, without what only the inverse needs."""
-    lower = torch.zeros_like(matrix)
-    return lower if _factorise(matrix, lower, None) else None
+    lower, inverse = torch.zeros_like(matrix), torch.zeros_like(matrix)
+    return lower if _factorise(matrix, lower, inverse, whole=False) else None
 
 
-def _factorise(matrix: Tensor, lower: Tensor, inverse: Tensor | None) -> bool:
-    """:func:`triangular_factors` into tensors of zeros; whether it worked."""
+def _factorise(matrix: Tensor, lower: Tensor, inverse: Tensor, whole: bool) -> bool:
+    """:func:`triangular_factors` into tensors of zeros; whether it worked. Unless ``whole``, ``inverse`` has only
+    what ``lower`` is made with."""
     size = len(matrix)
     if size <= SMALL_TRIANGLE:
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if failed:
             return False
         lower.copy_(factor)
-        if inverse is not None:
+        if whole:
             identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
             inverse.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
         return True
     first, last = slice(size // 2), slice(size // 2, size)
-    above = torch.zeros_like(matrix[first, first]) if inverse is None else inverse[first, first]
-    if not _factorise(matrix[first, first], lower[first, first], above):
+    above = inverse[first, first]
+    if not _factorise(matrix[first, first], lower[first, first], above, whole=True):
         return False
     # middle = matrix[last, first] @ above.T
     middle = _lower_times(above, matrix[last, first].T).T
     rest = matrix[last, last].clone()
     _subtract_square(rest, middle)
-    if not _factorise(rest, lower[last, last], None if inverse is None else inverse[last, last]):
+    if not _factorise(rest, lower[last, last], inverse[last, last], whole):
         return False
     lower[last, first] = middle
-    if inverse is not None:
+    if whole:
         # inverse[last, first] = -inverse[last, last] @ middle @ above
         inverse[last, first] = _lower_times(inverse[last, last], _times_lower(middle, above)).neg_()
     return True
