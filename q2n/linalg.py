@@ -128,8 +128,8 @@ def lower_factor(matrix: Tensor) -> Tensor | None:
 
 
 def _factorise(matrix: Tensor, lower: Tensor, inverse: Tensor, whole: bool) -> bool:
-    """:func:`triangular_factors` into tensors of zeros; whether it worked. Unless ``whole``, ``inverse`` has only
-    what ``lower`` is made with."""
+    """:func:`triangular_factors` into tensors of zeros; whether it worked. Unless ``whole``, ``inverse`` has
+    only what ``lower`` is made with."""
     size = len(matrix)
     if size <= SMALL_TRIANGLE:
         factor, failed = torch.linalg.cholesky_ex(matrix)
