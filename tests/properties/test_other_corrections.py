@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.corrections import BASELINES, C, R, inputs_of, measured, output_errors, problem, quantized
+from helpers.layers import split
 from helpers.runs import run, same_state, tiny, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -258,7 +259,7 @@ def test_every_layer_of_a_stack_has_its_own_pair():
     tuned = TunedNullSpaceScale(**GRID, skip=["*v_proj"])
     together = tuned.correct(given_, base)
     pieces = base.weight.split(list(STACK[1]))
-    for index, part in enumerate(given_.split()):
+    for index, part in enumerate(split(given_)):
         start = sum(STACK[1][:index])
         form = base.format.select_rows(start, start + len(pieces[index]))
         alone = tuned.correct(part, replace(base, format=form, original=part.weight, compensated=part.weight))
