@@ -86,11 +86,12 @@ def row_products(problem: LinearProblem, quantized: QuantizedLinear, stats: Stat
     energy = quadratic_rows(scaled, stats.gram)
     require_finite(whole - errors, "output error of the rows (weight, quantized weight or Gram matrix)")
     require_finite(energy, "output energy of the quantized rows (quantized weight or Gram matrix)")
-    floor = ROUND_OFF * magnitudes(scaled, stats.gram).sum(dim=1).square() + torch.finfo(torch.float64).tiny
+    bound = magnitudes(scaled, stats.gram).sum(dim=1, dtype=torch.float64).square()
+    floor = ROUND_OFF * bound + torch.finfo(torch.float64).tiny
     return RowProducts((whole - errors - energy) / 2, energy.clamp(min=0), floor)
 
 
 def magnitudes(scaled: Tensor, gram: Tensor) -> Tensor:
-    """``|Q_rc| sqrt(H_cc)`` ``(R, C)`` float64: by Cauchy and Schwarz, ``|Q| |H| |Q|^T`` of a row is at most
-    the square of its sum."""
-    return scaled.double().abs() * gram.diagonal().double().clamp(min=0).sqrt()
+    """``|Q_rc| sqrt(H_cc)`` ``(R, C)``: by Cauchy and Schwarz, ``|Q| |H| |Q|^T`` of a row is at most the
+    square of its sum."""
+    return scaled.abs() * gram.diagonal().clamp(min=0).sqrt().to(scaled.dtype)
