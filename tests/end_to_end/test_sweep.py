@@ -62,6 +62,7 @@ def test_two_runs_of_a_cell_are_bitwise_equal_and_force_runs_again(tmp_path, cac
     assert numbers(before) == numbers(after)
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_a_sweep_loses_no_finished_cell(tmp_path, cache):
     sweep = ["-m", "model=tiny_llama", "bits=2,3,4,5", "q2n=on,off"]
     process = start(tmp_path, cache, *sweep)
