@@ -142,7 +142,7 @@ class UniformGrid:
         codes = torch.empty_like(weight, dtype=torch.uint8)
         for rows in row_parts(weight):
             steps, zeros = (part[rows].index_select(1, group) for part in (scale, zero))
-            codes[rows] = torch.round(weight[rows] / steps).add_(zeros).clamp_(0, self.levels).to(torch.uint8)
+            codes[rows] = (weight[rows] / steps).round_().add_(zeros).clamp_(0, self.levels).to(torch.uint8)
         return UniformFormat(codes, scale, zero, group, self.bits, stores_zero=not self.symmetric)
 
 
