@@ -368,6 +368,7 @@ def test_a_group_with_a_score_is_shown_as_one_with_all_its_items(tmp_path):
         Harness(tasks=["first", "both"], include_path=[folder]).prepare(None)
 
 
+@pytest.mark.slow
 def test_zero_shot_from_the_command_line_without_a_hub(hub, tmp_path):
     """The whole way: a quantized tiny model, the record, and the same accuracy from its answers.
 

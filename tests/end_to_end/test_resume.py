@@ -52,6 +52,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, cache, undisturbe
     assert not (tmp_path / "results/main" / key / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_required_fails_in_a_second_where_there_is_no_checkpoint(tmp_path, cache):
     out = run(tmp_path, cache, *CELL, "resume=required", code=1)
     assert "CheckpointError: resume=required: there is no checkpoint in" in out

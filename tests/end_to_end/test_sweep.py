@@ -133,6 +133,7 @@ def test_retry_runs_just_the_cells_that_failed(tmp_path, cache):
     assert "1 reused, 2 skipped, 1 failed" in out or "1 reused, 1 failed, 2 skipped" in out
 
 
+@pytest.mark.slow
 def test_explain_says_why(tmp_path, cache):
     run(tmp_path, cache, "model=tiny_llama")
     run(tmp_path, cache, "model=tiny_llama", "q2n.t=0.2")

@@ -55,6 +55,7 @@ def run(folder: Path, added: tuple[Path, Path], *arguments: str) -> subprocess.C
     )
 
 
+@pytest.mark.slow
 def test_the_example_is_swept_beside_the_others(added, tmp_path):
     sweep = ["-m", "baseline=plain_ldlq,rtn", "q2n=on,off"]
     done = run(tmp_path, added, *sweep)

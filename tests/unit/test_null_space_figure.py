@@ -71,6 +71,7 @@ def drawn(cells, folder):
     return [folder / path for item in items for path in (item.svg, item.png)]
 
 
+@pytest.mark.slow
 def test_one_figure_a_cell_the_first_seed_and_the_same_bytes_again(tmp_path):
     cells = [cell(seed=1), cell(seed=0), cell(q2n_fields={"t": 0.5}), make_record(bits=4)]
     paths = drawn(cells, tmp_path)
