@@ -12,9 +12,10 @@ from q2n.report.figures.values import (
     baseline,
     bits,
     by_panel,
+    headline,
+    is_number,
     is_off,
     line,
-    measured_over,
     model,
     points,
     settings,
@@ -39,7 +40,7 @@ def draw(report: StudyReport, x: str, metric: str | None = None) -> Figure | Non
     from matplotlib.figure import Figure
 
     every = points(report, (x,), metric)
-    placed = [item for item in every if _is_number(item.place[0])]
+    placed = [item for item in every if is_number(item.place[0])]
     if len({item.place[0] for item in placed}) < 2:
         return None
     constant = [item for item in every if item.place[0] is None]
@@ -50,13 +51,8 @@ def draw(report: StudyReport, x: str, metric: str | None = None) -> Figure | Non
     for axis, (title, members) in zip(axes, panels.items(), strict=True):
         _panel(axis, members, sorted({item.place[0] for item in placed}))
         axis.set(xlabel=x, title=title)
-    said = "\n".join(part for part in (report.title, common, measured_over(placed)) if part)
-    figure.suptitle(said, x=0.01, ha="left", fontsize=10)
+    figure.suptitle(headline(report.title, common, placed), x=0.01, ha="left", fontsize=10)
     return figure
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _panel(axis: Axes, members: Sequence[Point], xs: Sequence[float]) -> None:

@@ -12,9 +12,10 @@ from q2n.report.figures.values import (
     baseline,
     bits,
     by_panel,
+    headline,
+    is_number,
     is_off,
     line,
-    measured_over,
     model,
     points,
     settings,
@@ -65,8 +66,7 @@ def draw(report: StudyReport, x: str, y: str, metric: str | None = None) -> Figu
         beside = "" if without is None else f"off: {_digits(without)}"
         axis.set_title("; ".join(part for part in (title, beside) if part))
         axis.set(xlabel=x, ylabel=y)
-    said = "\n".join(part for part in (report.title, common, measured_over(placed)) if part)
-    figure.suptitle(said, x=0.01, ha="left", fontsize=10)
+    figure.suptitle(headline(report.title, common, placed), x=0.01, ha="left", fontsize=10)
     return figure
 
 
@@ -75,8 +75,7 @@ def _without_correction(item: Point) -> tuple[Any, ...]:
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return (0, float(value), "") if number else (1, 0.0, str(value))
+    return (0, float(value), "") if is_number(value) else (1, 0.0, str(value))
 
 
 def _panel(
@@ -127,6 +126,6 @@ def _digits(value: float) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if is_number(value):
         return f"{value:g}"
     return str(value).rpartition(".")[2]

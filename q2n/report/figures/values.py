@@ -118,6 +118,16 @@ def by_panel(items: Iterable[Point], *parts: Callable[[Point], str]) -> tuple[di
     return dict(panels), ", ".join(common)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a configuration value has a place on a scale; true and false have none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def headline(title: str, common: str, items: Sequence[Point]) -> str:
+    """Above a figure: its study, what all panels have in common, what was measured."""
+    return "\n".join(part for part in (title, common, measured_over(items)) if part)
+
+
 def measured_over(items: Sequence[Point]) -> str:
     """``wiki perplexity ↓ lower is better, mean of 3 seeds``."""
     metric, seeds = items[0].metric, sorted({len(item.values) for item in items})
