@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +13,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from q2n.baselines.fields import Bits, GroupSize
 from q2n.evaluation.known import known_values
 from q2n.exceptions import ConfigurationError
-from q2n.fingerprint import fingerprint
+from q2n.fingerprint import NEUTRAL_KEYS, fingerprint
 from q2n.models.spec import ModelSpec, Streaming
 from q2n.options import build, construct, did_you_mean, option
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from q2n.types import Baseline, Correction
 
 GROUPS = ("model", "baseline", "q2n", "calibration", "evaluation", "diagnostics", "tracking")
+
+LABELLED = ("model=", "baseline=", "q2n=", "bits=")
+"""Overrides that a cell's label has in words."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
@@ -142,9 +146,19 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """For progress lines: ``smollm2_135m gptq on 3 bit``."""
+        """For progress lines: ``smollm2_135m gptq q2n=on 3 bit``, then what else was set of all that can
+        change a number: ``seed=1 q2n.t=0.05``."""
         choice = self.choices.get
-        return f"{choice('model')} {choice('baseline')} q2n={choice('q2n')} {self.scalars.bits} bit"
+        named = f"{choice('model')} {choice('baseline')} q2n={choice('q2n')} {self.scalars.bits} bit"
+        return " ".join((named, *self._further_settings))
+
+    @property
+    def _further_settings(self) -> Iterator[str]:
+        for override in self.overrides:
+            setting = override.lstrip("+~")
+            key = re.split("[=.@/]", setting, maxsplit=1)[0]
+            if not setting.startswith(LABELLED) and key not in {*NEUTRAL_KEYS, "experiment"}:
+                yield setting
 
 
 def _first_line(error: Exception) -> str:

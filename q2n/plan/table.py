@@ -117,8 +117,8 @@ def show_plan(cells: Sequence[Planned], complete: bool) -> int:
     console = Console()
     on_device = any(cell.memory and cell.memory.device is not None for cell in cells)
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1), collapse_padding=True)
-    for head in ("cell", "what"):
-        table.add_column(head, no_wrap=True)
+    table.add_column("cell")
+    table.add_column("what", no_wrap=True)
     for head in ("memory", *(("device",) if on_device else ()), "disk", "time"):
         table.add_column(head, justify="right", no_wrap=True)
     for cell in cells:

@@ -38,6 +38,12 @@ def large(tmp_path, *overrides, dtype="bfloat16"):
     return config, workload(config, LLAMA3_8B, {**HARDWARE, "dtype": dtype})
 
 
+def test_a_label_tells_cells_of_a_sweep_apart(tmp_path):
+    sweep = ["model=tiny_llama", "q2n=on", "group_size=16,32", "++q2n.t=0.2", "cache_dir=/x", "tracking=none"]
+    labels = [config.label for config in cells(tmp_path, *sweep)]
+    assert labels == [f"tiny_llama gptq q2n=on 3 bit group_size={size} q2n.t=0.2" for size in (16, 32)]
+
+
 def test_a_plan_loads_nothing_heavy(tmp_path):
     program = """
 import sys
