@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from q2n.fingerprint import NEUTRAL_KEYS, canonical_json
 from q2n.record import RunRecord
@@ -54,6 +54,28 @@ def code_notes(records: Sequence[RunRecord], superseded: int) -> list[str]:
     if any(record.provenance.git_dirty for record in records):
         notes.append("some records come from code with uncommitted changes")
     return notes
+
+
+def processor_notes(
+    records: Iterable[RunRecord], compared: Iterable[tuple[Mapping[int, str], Mapping[int, str]]]
+) -> list[str]:
+    """Whether records come from several kinds of processor, which add in different orders and so round
+    differently; ``compared`` are fingerprints by seed of both sides of every difference."""
+    made_by = {record.fingerprint: _processor(record) for record in records}
+    kinds = sorted(set(made_by.values()))
+    if len(kinds) < 2:
+        return []
+    mixed = sum(
+        any(made_by[ours[seed]] != made_by[others[seed]] for seed in ours.keys() & others.keys())
+        for ours, others in compared
+    )
+    between = f"{mixed or 'no'} difference{' is' if mixed < 2 else 's are'} between two kinds"
+    return [f"these records come from {len(kinds)} kinds of processor ({', '.join(kinds)}); {between}"]
+
+
+def _processor(record: RunRecord) -> str:
+    provenance = record.provenance
+    return provenance.cpu if provenance.device == "cpu" else provenance.device
 
 
 def weights_notes(records: Iterable[RunRecord]) -> list[str]:

@@ -29,7 +29,7 @@ from q2n.report.lines import (
     row_of,
     without_correction,
 )
-from q2n.report.select import by_protocol, code_notes, latest, weights_notes
+from q2n.report.select import by_protocol, code_notes, latest, processor_notes, weights_notes
 from q2n.report.unfinished import Unfinished, by_group
 
 T = TypeVar("T")
@@ -96,6 +96,8 @@ def build_table(
         line = (row_of(item, settings), item.cell.bits)
         left[line] = (*left.get(line, ()), item)
     pairs = _sides(rows, columns, measured(records, labels))
+    sides = _sides(rows, columns, origins(records, labels))
+    compared = [sides[i, j] for i, j in pairs if rows[i].kind == "difference" and columns[j].protocol]
     return Table(
         rows,
         columns,
@@ -104,8 +106,13 @@ def build_table(
         count,
         differences({place: pair for place, pair in pairs.items() if rows[place[0]].kind == "difference"}),
         _unfinished(rows, columns, left),
-        _sides(rows, columns, origins(records, labels)),
-        (*notes, *code_notes(records, superseded), *weights_notes(records)),
+        sides,
+        (
+            *notes,
+            *code_notes(records, superseded),
+            *processor_notes(records, compared),
+            *weights_notes(records),
+        ),
     )
 
 

@@ -216,6 +216,24 @@ def test_an_older_record_of_a_cell_is_left_out_and_the_reader_told() -> None:
     assert any("2 different versions of the sources" in note for note in table.notes)
 
 
+def test_differences_between_two_kinds_of_processor_are_counted() -> None:
+    ours, other = Provenance(device="cpu", cpu="one"), Provenance(device="cpu", cpu="another")
+    records = [cell(1.0, bits=bits, correction=q2n) for bits in (2, 3) for q2n in ("on", "off")]
+    made = [record.model_copy(update={"provenance": ours}) for record in records]
+    assert not any("processor" in note for note in build_table(made).notes)
+    for moved, count in (
+        ([other, ours, other, other], "1 difference is"),
+        ([ours, ours, other, other], "no difference is"),
+    ):
+        mixed = [
+            record.model_copy(update={"provenance": where})
+            for record, where in zip(records, moved, strict=True)
+        ]
+        (note,) = [note for note in build_table(mixed).notes if "processor" in note]
+        assert "2 kinds of processor (another, one)" in note
+        assert count in note
+
+
 def test_indistinguishable_records_are_an_error_not_an_average() -> None:
     one = cell(1.0)
     with pytest.raises(RecordError, match=one.fingerprint):
