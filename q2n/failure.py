@@ -7,7 +7,6 @@ a later success removes it. ``cell.log`` beside it is what the cell said while i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import traceback
@@ -15,13 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from q2n.exceptions import Q2NError, RecordError
 from q2n.files import write_json_atomic
 from q2n.fingerprint import NEUTRAL_KEYS, plain
 from q2n.fingerprint import fingerprint as digest
 from q2n.record import FILE_NAME as RECORD_NAME
+from q2n.record import read_versioned
 from q2n.schema import Cell, Tree
 from q2n.sweeps import now
 
@@ -133,25 +133,9 @@ def load(path: str | Path) -> Failure:
     """Read one failure.
 
     Raises:
-        RecordError: no such file, not JSON, or fields that do not fit; names it.
+        RecordError: no such file, not JSON, a schema of the future, or fields that do not fit; names it.
     """
-    try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise RecordError(f"{path}: is not JSON: {error}") from None
-    version = tree.get("schema_version") if isinstance(tree, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise RecordError(
-            f"{path}: has schema {version}, this version of q2n reads up to {SCHEMA_VERSION}: update q2n"
-        )
-    try:
-        return Failure.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{path}: {where}: {first['msg']} ({error.error_count()} faults)") from None
+    return read_versioned(path, Failure, SCHEMA_VERSION, "failure")
 
 
 def find(results_dir: str | Path, name: str, fingerprint: str) -> Failure | None:

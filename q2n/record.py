@@ -13,9 +13,9 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from q2n.exceptions import RecordError
 from q2n.files import write_json_atomic
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILE_NAME = "record.json"
+
+Versioned = TypeVar("Versioned", bound=BaseModel)
 
 
 class UnreadableRecordWarning(UserWarning):
@@ -60,6 +62,19 @@ def load(path: str | Path) -> RunRecord:
     Raises:
         RecordError: no such file, not JSON, a schema of the future, or fields that do not fit; names it.
     """
+    return read_versioned(path, RunRecord, SCHEMA_VERSION, "record")
+
+
+def read_versioned(path: str | Path, model: type[Versioned], newest: int, what: str) -> Versioned:
+    """A file of JSON with a ``schema_version``, as an object of ``model``.
+
+    Args:
+        newest: the last version this code can read.
+        what: the object in a message's words.
+
+    Raises:
+        RecordError: see :func:`load`.
+    """
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -68,13 +83,13 @@ def load(path: str | Path) -> RunRecord:
         raise RecordError(f"{path}: is not JSON: {error}") from None
     version = tree.get("schema_version") if isinstance(tree, dict) else None
     if not isinstance(version, int):
-        raise RecordError(f"{path}: is not a record (it has no schema_version)")
-    if version > SCHEMA_VERSION:
+        raise RecordError(f"{path}: is not a {what} (it has no schema_version)")
+    if version > newest:
         raise RecordError(
-            f"{path}: has schema {version}, this version of q2n reads up to {SCHEMA_VERSION}: update q2n"
+            f"{path}: has schema {version}, this version of q2n reads up to {newest}: update q2n"
         )
     try:
-        return RunRecord.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
