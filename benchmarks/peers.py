@@ -45,14 +45,18 @@ Task = tuple[int, int, str]
 
 
 def schedule(options: argparse.Namespace) -> list[Task]:
-    """Everyone in every round, in an order that moves by one; bit widths after the first have one round."""
+    """Everyone in every round, in an order that moves by one; later bit widths have one round, without those
+    that have one run in all."""
     tasks = []
     for bits in options.bits:
         first = bits == options.bits[0]
         names = [*options.peers, *(VARIANTS if first and "q2n" in options.peers else ())]
         for number in range(options.runs if first else 1):
             turned = names[number % len(names) :] + names[: number % len(names)]
-            tasks += [(number, bits, name) for name in turned if number < FEW.get(name, options.runs)]
+            runs = {name: FEW.get(name, options.runs) for name in turned}
+            tasks += [
+                (number, bits, name) for name in turned if number < runs[name] and (first or runs[name] > 1)
+            ]
     return sorted(tasks, key=lambda task: task[0])
 
 

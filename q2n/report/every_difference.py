@@ -14,6 +14,9 @@ from q2n.report.settings import distinguishing
 MAIN = "on"
 """The correction that an overview is about: the paper's."""
 
+MEASURED = ("calibration.heldout=", "diagnostics")
+"""Settings that change what is measured of a cell with or without :data:`MAIN`, and not its model."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -61,12 +64,23 @@ def _quantized_model(record: RunRecord) -> str:
 
 
 def main_lines(lines: Iterable[Line]) -> list[Line]:
-    """What an overview shows: perplexity with and without :data:`MAIN`, at the settings most studies have."""
-    return [
+    """What an overview shows: perplexity with and without :data:`MAIN`, at the settings most studies have, on
+    texts that at least half as many differences are of as of any other; of several studies the one with
+    the most seeds."""
+    usual = [
         line
         for line in lines
         if line.pair.row.correction == MAIN and not line.settings and line.pair.column.name == "perplexity"
     ]
+    texts = Counter(line.pair.column.dataset for line in usual)
+    found: dict[object, Line] = {}
+    for line in usual:
+        pair = line.pair
+        place = (pair.row.model, pair.row.baseline, pair.column)
+        often = 2 * texts[pair.column.dataset] >= max(texts.values())
+        if often and (place not in found or pair.seeds > found[place].pair.seeds):
+            found[place] = line
+    return list(found.values())
 
 
 def _labels(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
@@ -74,7 +88,9 @@ def _labels(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
     many studies, most cells): one large study does not decide what is usual."""
     unique = list({record.fingerprint: record for record in records}.values())
     found = {
-        record.fingerprint: (*labels.cell, *labels.correction)
+        record.fingerprint: tuple(
+            label for label in (*labels.cell, *labels.correction) if not label.startswith(MEASURED)
+        )
         for record, labels in zip(unique, distinguishing(unique, ("evaluation",)), strict=True)
     }
     cells: Counter[tuple[str, str]] = Counter()

@@ -12,7 +12,7 @@ import pytest
 from helpers.records import make_metric, seeded
 
 from q2n.record import RunRecord
-from q2n.report.every_difference import over_all
+from q2n.report.every_difference import main_lines, over_all
 from q2n.report.figures import cost_gain, curves, differences, heat_map, layers
 from q2n.report.figures.of_study import write_figures, write_overview
 from q2n.report.figures.style import style
@@ -213,6 +213,25 @@ def test_the_overview_has_the_papers_correction_at_the_usual_settings_only(tmp_p
     assert drawn is not None
     assert (tmp_path / drawn.svg).is_file()
     assert write_overview((), tmp_path) is None
+
+
+def test_the_overview_takes_the_study_with_the_most_seeds_and_the_usual_text() -> None:
+    held = {"config_fields": {"calibration": {"_target_": "q2n.data.wiki", "nsamples": 32, "heldout": 8}}}
+    plain = {"config_fields": {"calibration": {"_target_": "q2n.data.wiki", "nsamples": 32, "heldout": None}}}
+    news = {"metric_fields": {"dataset": "news"}, **plain}
+    studies = [
+        report([*seeded("off", 0.0, 1, **plain), *seeded("on", 0.2, 1, **plain)]),
+        report([*seeded("off", 0.0, 3, bits=2, **plain), *seeded("on", 0.2, 3, bits=2, **plain)]),
+        report([*seeded("off", 0.0, 3, **held), *seeded("on", -0.2, 3, **held)]),
+        report([*seeded("off", 0.0, 1, bits=4, **plain), *seeded("on", 0.2, 1, bits=4, **plain)]),
+        report([*seeded("off", 0.0, 1, **news), *seeded("on", 0.2, 1, **news)]),
+    ]
+    lines = over_all(
+        [pair for study in studies for pair in study.pairs],
+        [record for study in studies for record in study.records],
+    )
+    shown = [(line.pair.column.bits, line.pair.column.dataset, line.pair.seeds) for line in main_lines(lines)]
+    assert shown == [(3, "wiki", 3), (2, "wiki", 3), (4, "wiki", 1)]
 
 
 def test_a_users_own_matplotlib_settings_do_not_matter() -> None:
