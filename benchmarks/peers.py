@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> None:
         folder = Path(scratch)
         model, tokens = export(folder, options.sequences, options.length)
         job = {"model": model, "tokens": tokens, "group_size": options.group_size, "threads": options.threads}
-        results["setup"] = {**job, **{key: getattr(options, key) for key in ("bits", "sequences", "length")}}
+        asked = {key: getattr(options, key) for key in ("group_size", "threads", "bits", "sequences", "length")}
+        results["setup"] = {**asked, "sizes": asdict(floor.Model.of(model))}
         before = 1 + max((run["round"] for run in results["runs"]), default=-1)
         for number, bits, name in tasks:
             task = (number + before, bits, name)

@@ -164,7 +164,7 @@ def _sweep(results: Results) -> Iterable[Verdict]:
 
 def _needed(results: Results) -> dict[str, float]:
     setup = results["setup"]
-    return floor.operations(floor.Model.of(setup["model"]), setup["sequences"], setup["length"])
+    return floor.operations(floor.Model(**setup["sizes"]), setup["sequences"], setup["length"])
 
 
 def _rates(results: Results) -> dict[str, float]:
