@@ -39,6 +39,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Other settings of q2n, at the first bit width only. For its memory, code that is compiled when it is
 first used is loaded before; the timed runs compile or load it themselves."""
+ASKED = ("group_size", "threads", "bits", "sequences", "length")
+"""Options that a result is kept with."""
 TIMEOUT = 1800.0
 
 Task = tuple[int, int, str]
@@ -123,7 +125,7 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> None:
         folder = Path(scratch)
         model, tokens = export(folder, options.sequences, options.length)
         job = {"model": model, "tokens": tokens, "group_size": options.group_size, "threads": options.threads}
-        asked = {key: getattr(options, key) for key in ("group_size", "threads", "bits", "sequences", "length")}
+        asked = {key: getattr(options, key) for key in ASKED}
         results["setup"] = {**asked, "sizes": asdict(floor.Model.of(model))}
         before = 1 + max((run["round"] for run in results["runs"]), default=-1)
         for number, bits, name in tasks:
