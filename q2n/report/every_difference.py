@@ -65,22 +65,23 @@ def _quantized_model(record: RunRecord) -> str:
 
 def main_lines(lines: Iterable[Line]) -> list[Line]:
     """What an overview shows: perplexity with and without :data:`MAIN`, at the settings most studies have, on
-    texts that at least half as many differences are of as of any other; of several studies the one with
-    the most seeds."""
+    texts that at least half as many differences are of as of any other; of several studies those with the
+    most seeds."""
     usual = [
         line
         for line in lines
         if line.pair.row.correction == MAIN and not line.settings and line.pair.column.name == "perplexity"
     ]
     texts = Counter(line.pair.column.dataset for line in usual)
-    found: dict[object, Line] = {}
+    usual = [line for line in usual if 2 * texts[line.pair.column.dataset] >= max(texts.values())]
+    seeds: Counter[object] = Counter()
     for line in usual:
-        pair = line.pair
-        place = (pair.row.model, pair.row.baseline, pair.column)
-        often = 2 * texts[pair.column.dataset] >= max(texts.values())
-        if often and (place not in found or pair.seeds > found[place].pair.seeds):
-            found[place] = line
-    return list(found.values())
+        seeds[_place(line)] = max(seeds[_place(line)], line.pair.seeds)
+    return [line for line in usual if line.pair.seeds == seeds[_place(line)]]
+
+
+def _place(line: Line) -> object:
+    return line.pair.row.model, line.pair.row.baseline, line.pair.column
 
 
 def _labels(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:

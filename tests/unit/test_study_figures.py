@@ -231,7 +231,7 @@ def test_the_overview_takes_the_study_with_the_most_seeds_and_the_usual_text() -
         [record for study in studies for record in study.records],
     )
     shown = [(line.pair.column.bits, line.pair.column.dataset, line.pair.seeds) for line in main_lines(lines)]
-    assert shown == [(3, "wiki", 3), (2, "wiki", 3), (4, "wiki", 1)]
+    assert sorted(shown) == [(2, "wiki", 3), (3, "wiki", 3), (4, "wiki", 1)]
 
 
 def test_a_users_own_matplotlib_settings_do_not_matter() -> None:
