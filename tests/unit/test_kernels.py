@@ -73,7 +73,8 @@ def assert_same(result, expected, ties=1):
     for name in ("weight", "compensated"):
         one, other = getattr(result, name)[~rows], getattr(expected, name)[~rows]
         assert torch.allclose(one, other, rtol=0, atol=2e-6)
-    assert result.diagnostics["loss"] == pytest.approx(expected.diagnostics["loss"], rel=1e-4)
+    share = float(rows.double().mean())  # a row that went another way has another loss
+    assert result.diagnostics["loss"] == pytest.approx(expected.diagnostics["loss"], rel=1e-4 + share)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
