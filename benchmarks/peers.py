@@ -56,10 +56,8 @@ def schedule(options: argparse.Namespace) -> list[Task]:
         names = [*options.peers, *(VARIANTS if first and "q2n" in options.peers else ())]
         for number in range(options.runs if first else 1):
             turned = names[number % len(names) :] + names[: number % len(names)]
-            runs = {name: FEW.get(name, options.runs) for name in turned}
-            tasks += [
-                (number, bits, name) for name in turned if number < runs[name] and (first or runs[name] > 1)
-            ]
+            there = [name for name in turned if first or FEW.get(name) != 1]
+            tasks += [(number, bits, name) for name in there if number < FEW.get(name, options.runs)]
     return sorted(tasks, key=lambda task: task[0])
 
 

@@ -74,10 +74,10 @@ def main_lines(lines: Iterable[Line]) -> list[Line]:
     ]
     texts = Counter(line.pair.column.dataset for line in usual)
     usual = [line for line in usual if 2 * texts[line.pair.column.dataset] >= max(texts.values())]
-    seeds: Counter[object] = Counter()
+    most: dict[object, int] = {}
     for line in usual:
-        seeds[_place(line)] = max(seeds[_place(line)], line.pair.seeds)
-    return [line for line in usual if line.pair.seeds == seeds[_place(line)]]
+        most[_place(line)] = max(most.get(_place(line), 0), line.pair.seeds)
+    return [line for line in usual if line.pair.seeds == most[_place(line)]]
 
 
 def _place(line: Line) -> object:
