@@ -99,11 +99,15 @@ class Watch:
             return None
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(json.dumps(this_process()._asdict()))
-        if max(_numbers(folder)) > last + 1:  # judged on a list that was out of date
+        now = _numbers(folder)
+        older = [folder / f"{PREFIX}{number}" for number in now if number <= last]
+        # The first list may have been out of date by then: somebody may hold a lower number, if all were
+        # given back meanwhile, or may have taken this one for an old one and removed it.
+        if max(now, default=0) != last + 1 or not all(self.stale(other) for other in older):
             path.unlink(missing_ok=True)
             return None
-        for number in numbers:
-            (folder / f"{PREFIX}{number}").unlink(missing_ok=True)
+        for other in older:
+            other.unlink(missing_ok=True)
         return Lease(path)
 
     def stale(self, path: Path) -> bool:

@@ -116,6 +116,37 @@ def test_who_judged_on_an_old_list_withdraws(tmp_path, monkeypatch):
     assert not (tmp_path / "cell" / "lease.2").exists()
 
 
+def test_a_list_of_leases_given_back_since_gives_way_to_a_lower_number(tmp_path, monkeypatch):
+    """Between its look and its own number, the holder gave the lease back and another one began at 1."""
+    first = left_by(this_process(), tmp_path / "cell", 1)
+    listed = iter([[5], [1, 6]])
+    monkeypatch.setattr(lease, "_numbers", lambda folder: next(listed))
+    assert Watch().take(tmp_path / "cell") is None
+    assert [path.name for path in (tmp_path / "cell").iterdir()] == [first.name]
+
+
+def test_a_number_that_was_stale_and_is_held_again_is_not_taken_over(tmp_path, monkeypatch):
+    """Between its look and its own number, lease 1 was removed as stale, and made anew by another one."""
+    left_by(dead(), tmp_path / "cell", 1)
+    listed = iter([[1], [1, 2]])
+
+    def numbers(folder):
+        found = next(listed)
+        if len(found) == 2:
+            left_by(this_process(), folder, 1)
+        return found
+
+    monkeypatch.setattr(lease, "_numbers", numbers)
+    assert Watch().take(tmp_path / "cell") is None
+    assert [path.name for path in (tmp_path / "cell").iterdir()] == ["lease.1"]
+
+
+def test_a_lease_that_another_one_removed_is_not_held(tmp_path, monkeypatch):
+    (tmp_path / "cell").mkdir()
+    monkeypatch.setattr(lease, "_numbers", lambda folder: [])
+    assert Watch().take(tmp_path / "cell") is None
+
+
 def _worker(folder: str, ready, results) -> None:
     """Count, again and again, in a file that only one at a time may touch."""
     watch, counter = Watch(), Path(folder) / "counter"
