@@ -17,8 +17,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python run.py -m bits=2,3 q2n=on,off results_dir=demo_results
 
+# One thread a process, a process for each core.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
