@@ -264,6 +264,7 @@ class QuantizedLinear:
     ``order`` is the column order the solver worked in (solver column ``j`` is column ``order[j]``), kept
     only so that the released code's misaligned step can be reproduced; ``kept`` marks columns that stay in
     full precision. ``bias`` ``(R,)`` is to be added to the layer's output, beside a bias it may have.
+    ``scaling`` says that this is another layer with scaled rows, so that what is known of that one serves.
     """
 
     format: Format
@@ -273,6 +274,7 @@ class QuantizedLinear:
     kept: Tensor | None = None
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     bias: Tensor | None = None
+    scaling: RowScaling | None = None
 
     @cached_property
     def weight(self) -> Tensor:
@@ -313,11 +315,20 @@ class QuantizedLinear:
 
     def scaled_rows(self, alpha: Tensor, **diagnostics: Any) -> QuantizedLinear:
         """``diag(alpha)`` folded into the format, codes unchanged; ``alpha`` is noted in the diagnostics."""
-        return self.with_format(self.format.scale_rows(alpha), alpha=alpha, **diagnostics)
+        scaled = self.with_format(self.format.scale_rows(alpha), alpha=alpha, **diagnostics)
+        return replace(scaled, scaling=RowScaling(self, alpha))
 
     def with_format(self, form: Format, **diagnostics: Any) -> QuantizedLinear:
         """The layer stored otherwise, with more diagnostics."""
-        return replace(self, format=form, diagnostics={**self.diagnostics, **diagnostics})
+        return replace(self, format=form, diagnostics={**self.diagnostics, **diagnostics}, scaling=None)
+
+
+@dataclass(frozen=True)
+class RowScaling:
+    """Rows of ``base`` times ``alpha`` ``(R,)``, but for columns kept in full precision."""
+
+    base: QuantizedLinear
+    alpha: Tensor
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,7 @@ def _back(problem: LinearProblem, rotated: QuantizedLinear, basis: Incoherence) 
     from q2n.transforms.incoherence import TransformedFormat
 
     return replace(
-        rotated,
-        format=TransformedFormat(rotated.format, basis),
+        rotated.with_format(TransformedFormat(rotated.format, basis)),
         original=problem.weight,
         compensated=problem.weight,
         order=None,

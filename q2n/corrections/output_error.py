@@ -9,7 +9,8 @@ with the Gram matrix ``H`` of the inputs. The two products that ``alpha`` needs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,7 +32,15 @@ def output_energy(problem: LinearProblem, quantized: QuantizedLinear, stats: Sta
 
 
 def output_errors(problem: LinearProblem, quantized: QuantizedLinear, stats: Statistics) -> Tensor:
-    """``||(W_r - Q_r) X - b_r||^2`` of every row, likewise."""
+    """``||(W_r - Q_r) X - b_r||^2`` of every row, likewise.
+
+    Of a layer that is another one with scaled rows it follows from that one's products.
+    """
+    scaling = quantized.scaling
+    if scaling is not None and quantized.bias is None:
+        base = scaling.base
+        change = _products(problem, base, stats).change(scaling.alpha.double())
+        return (output_errors(problem, base, stats) + change).clamp(min=0)
 
     def some(rows: slice) -> Tensor:
         error = problem.weight[rows] - quantized.weight_rows(rows)
@@ -41,10 +50,7 @@ def output_errors(problem: LinearProblem, quantized: QuantizedLinear, stats: Sta
         bias, shift = quantized.bias[rows].double(), error.double() @ stats[Statistic.MEAN].double()
         return squared + 2 * stats.tokens / stats.sequences * bias * (bias - 2 * shift)
 
-    def compute() -> Tensor:
-        return torch.cat([some(rows) for rows in row_parts(problem.weight)])
-
-    return quantized.recall(("output errors", stats is problem.stats.heldout), (stats.output_form,), compute)
+    return _remembered("output errors", problem, quantized, stats, some)
 
 
 @dataclass(frozen=True)
@@ -71,24 +77,56 @@ class RowProducts:
 def row_products(problem: LinearProblem, quantized: QuantizedLinear, stats: Statistics) -> RowProducts:
     """The products of a layer without bias on the inputs ``stats`` are of.
 
-    ``E H Q^T`` follows from three squares, ``||W X||^2 = ||E X||^2 + 2 E H Q^T + ||Q X||^2`` with
-    ``W = E + Q``; the record needs the first two anyway.
-
     Raises:
         NumericalError: an input is not finite, or a product overflows.
     """
-    scaled = scaled_part(quantized)
+    products = _products(problem, quantized, stats)
+    require_finite(products.cross, "output error of the rows (weight, quantized weight or Gram matrix)")
+    require_finite(products.energy, "output energy of the quantized rows (quantized weight or Gram matrix)")
+    bound = magnitudes(scaled_part(quantized), stats.gram).sum(dim=1, dtype=torch.float64).square()
+    return replace(products, floor=ROUND_OFF * bound + torch.finfo(torch.float64).tiny)
+
+
+def _products(problem: LinearProblem, quantized: QuantizedLinear, stats: Statistics) -> RowProducts:
+    """:func:`row_products` with a floor of nothing.
+
+    ``E H Q^T`` follows from three squares, ``||W X||^2 = ||E X||^2 + 2 E H Q^T + ||Q X||^2`` with
+    ``W = E + Q``; the record needs the first two anyway.
+    """
+    form, kept = stats.output_form, quantized.kept
+
+    def scaled(rows: slice) -> Tensor:
+        weight = quantized.weight_rows(rows)
+        return weight if kept is None else weight.masked_fill(kept, 0)
+
+    def remainder(rows: slice) -> Tensor:
+        return problem.weight[rows] - quantized.weight_rows(rows) + scaled(rows)
+
+    def energies(part: Callable[[slice], Tensor]) -> Callable[[slice], Tensor]:
+        return lambda rows: quadratic_rows(part(rows), form)
+
     errors = output_errors(problem, quantized, stats)
-    if quantized.kept is None:
+    if kept is None:
         whole = output_energy(problem, quantized, stats)
     else:
-        whole = quadratic_rows(problem.weight - quantized.weight + scaled, stats.gram)
-    energy = quadratic_rows(scaled, stats.gram)
-    require_finite(whole - errors, "output error of the rows (weight, quantized weight or Gram matrix)")
-    require_finite(energy, "output energy of the quantized rows (quantized weight or Gram matrix)")
-    bound = magnitudes(scaled, stats.gram).sum(dim=1, dtype=torch.float64).square()
-    floor = ROUND_OFF * bound + torch.finfo(torch.float64).tiny
-    return RowProducts((whole - errors - energy) / 2, energy.clamp(min=0), floor)
+        whole = _remembered("scaled output", problem, quantized, stats, energies(remainder))
+    energy = _remembered("scaled energy", problem, quantized, stats, energies(scaled))
+    return RowProducts((whole - errors - energy) / 2, energy.clamp(min=0), torch.zeros_like(energy))
+
+
+def _remembered(
+    what: str,
+    problem: LinearProblem,
+    quantized: QuantizedLinear,
+    stats: Statistics,
+    some: Callable[[slice], Tensor],
+) -> Tensor:
+    """``some(rows)`` of all rows, some at a time, computed once."""
+
+    def compute() -> Tensor:
+        return torch.cat([some(rows) for rows in row_parts(problem.weight)])
+
+    return quantized.recall((what, stats is problem.stats.heldout), (stats.output_form,), compute)
 
 
 def magnitudes(scaled: Tensor, gram: Tensor) -> Tensor:

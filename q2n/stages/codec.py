@@ -21,7 +21,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def encode(quantized: QuantizedLinear) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of everything but ``original``, which is the weight of the problem.
+    """Tensors and facts of everything but ``original``, which is the weight of the problem, and ``scaling``.
 
     Raises:
         TypeError: a format or a diagnostic is of a kind that has no exact image.

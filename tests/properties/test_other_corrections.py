@@ -18,6 +18,7 @@ from q2n.baselines.rtn import RTN
 from q2n.checkpoint import Checkpoint
 from q2n.cli import CONFIG_DIR
 from q2n.corrections.bias import OutputBias
+from q2n.corrections.lstsq import LeastSquaresScale
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.corrections.requantize import RequantizeProjected
 from q2n.corrections.tuned import TunedNullSpaceScale
@@ -33,6 +34,21 @@ from q2n.types import LinearProblem, Statistic, Statistics
 
 NAMES = list(BASELINES)
 STACK = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (12, 5, 7))
+
+# --- scaled rows --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("correction", [NullSpaceScale(t=0.1, lam=0.2), LeastSquaresScale()])
+def test_errors_of_scaled_rows_are_those_of_the_weight(name, correction):
+    given_ = problem()
+    solution = BASELINES[name].solve(given_, correction)
+    unrelated = replace(solution, corrected=replace(solution.corrected, scaling=None))
+    (found,), (expected,) = (layer_reports(0, given_, it, 0, 0) for it in (solution, unrelated))
+    assert found.error_after == pytest.approx(expected.error_after, rel=1e-4)
+    assert found.heldout_error_after == pytest.approx(expected.heldout_error_after, rel=1e-4)
+    assert found.error_after != found.error_before
+
 
 # --- output bias --------------------------------------------------------------------------------------------
 
