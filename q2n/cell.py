@@ -11,6 +11,7 @@ import torch
 
 from q2n import provenance
 from q2n.activations import activation_store
+from q2n.allocator import keep_freed_memory
 from q2n.checkpoint import Checkpoint, seed_block
 from q2n.clock import clocked
 from q2n.config import RunConfig
@@ -44,6 +45,7 @@ def compute(
         CheckpointError, DataError, ModelError, NumericalError: see the stages.
         Interrupted: SIGINT or SIGTERM; where the cell had got to is saved.
     """
+    keep_freed_memory()
     dtype: torch.dtype = getattr(torch, identity["hardware"]["dtype"])
     device = torch.device(identity["hardware"]["device"])
     cache_dir, seed = config.scalars.cache_dir, config.scalars.seed

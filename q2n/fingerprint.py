@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 BOOKKEEPING = frozenset(
     {
+        "allocator.py",
         "cell_log.py",
         "cli.py",
         "clock.py",

@@ -1,7 +1,7 @@
 """The Gram matrix of a layer's inputs: half of what calibration computes beside the forward passes.
 
-It is symmetric, so only blocks that reach below the diagonal are computed: the matrix is halved down to
-:data:`SMALLEST` columns, and of four quarters one is left out. Where inputs are bfloat16 and oneDNN can add
+It is symmetric, so only blocks that reach below the diagonal are computed: the matrix is halved down to a few
+hundred columns, and of four quarters one is left out. Where inputs are bfloat16 and oneDNN can add
 products of such numbers up in float32 (:mod:`q2n.onednn`), they are not converted.
 """
 
@@ -16,6 +16,9 @@ from q2n import onednn
 
 SMALLEST = 192
 """Columns at which halving stops: smaller products run slower than they save."""
+
+SMALLEST_TILES = 576
+"""The same where the processor multiplies tiles: these are slow to start."""
 
 CHUNK = 512
 """Rows a product of bfloat16 matrices adds up before it goes into the sum: round-off grows with them."""
@@ -33,8 +36,8 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
         total: ``(C, C)`` float32.
         rows: ``(n, C)`` of any float dtype.
     """
-    for part, add_product in _products(rows):
-        _halves(total, part, add_product)
+    for part, add_product, smallest in _products(rows):
+        _halves(total, part, add_product, smallest)
 
 
 def triangle(width: int, like: Tensor) -> Tensor:
@@ -58,11 +61,11 @@ def strips(packed: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
 
 def add_triangle(packed: Tensor, rows: Tensor) -> None:
     """:func:`add_gram` into a packed triangle; of squares on the diagonal, the lower triangle."""
-    for part, add_product in _products(rows):
+    for part, add_product, smallest in _products(rows):
         for own, strip in strips(packed, rows.shape[1]):
             if own.start:
                 add_product(strip[:, : own.start], part[:, own], part[:, : own.start])
-            _halves(strip[:, own], part[:, own], add_product)
+            _halves(strip[:, own], part[:, own], add_product, smallest)
 
 
 def complete_triangle(packed: Tensor, width: int) -> Tensor:
@@ -72,13 +75,14 @@ def complete_triangle(packed: Tensor, width: int) -> Tensor:
     return packed
 
 
-def _products(rows: Tensor) -> Iterator[tuple[Tensor, AddProduct]]:
-    """Parts of ``rows``, and what adds up their products."""
+def _products(rows: Tensor) -> Iterator[tuple[Tensor, AddProduct, int]]:
+    """Parts of ``rows``, what adds up their products, and the columns at which halving stops."""
     if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and onednn.available():
+        smallest = SMALLEST_TILES if onednn.has_amx() else SMALLEST
         for part in rows.contiguous().split(CHUNK):
-            yield part, onednn.add_product
+            yield part, onednn.add_product, smallest
     else:
-        yield rows.float(), _add_product
+        yield rows.float(), _add_product, SMALLEST
 
 
 def complete(lower: Tensor) -> Tensor:
@@ -92,14 +96,14 @@ def complete(lower: Tensor) -> Tensor:
     return lower
 
 
-def _halves(total: Tensor, rows: Tensor, add_product: AddProduct) -> None:
+def _halves(total: Tensor, rows: Tensor, add_product: AddProduct, smallest: int) -> None:
     width = rows.shape[1]
-    if width <= SMALLEST:
+    if width <= smallest:
         add_product(total, rows, rows)
         return
     first, last = slice(width // 2), slice(width // 2, width)
-    _halves(total[first, first], rows[:, first], add_product)
-    _halves(total[last, last], rows[:, last], add_product)
+    _halves(total[first, first], rows[:, first], add_product, smallest)
+    _halves(total[last, last], rows[:, last], add_product, smallest)
     add_product(total[last, first], rows[:, last], rows[:, first])
 
 

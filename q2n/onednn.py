@@ -42,6 +42,12 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         raise RuntimeError(f"oneDNN's product failed with status {failed}")
 
 
+@cache
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of bfloat16 numbers, many times as fast as float32 ones."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 def available() -> bool:
     """Whether the package is installed, the processor has such instructions and the product is right."""
     return _gemm() is not None
@@ -49,8 +55,7 @@ def available() -> bool:
 
 @cache
 def _gemm() -> Gemm | None:
-    native = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    if not any(getattr(torch.cpu, probe, lambda: False)() for probe in native):
+    if not (has_amx() or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()):
         return None
     try:
         files = importlib.metadata.files(PACKAGE) or []

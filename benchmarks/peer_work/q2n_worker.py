@@ -9,6 +9,7 @@ from measure import JOB
 
 from q2n import __version__
 from q2n.activations import activation_store
+from q2n.allocator import keep_freed_memory
 from q2n.baselines.gptq import GPTQ
 from q2n.clock import WorkClock, clocked
 from q2n.corrections.none import NoCorrection
@@ -48,6 +49,7 @@ def main() -> None:
     section = yaml.safe_load((CONF / "q2n" / f"{options['q2n']}.yaml").read_text())
     correction = build({**section, **options["fields"]}, "q2n")
     tokens = measure.calibration()
+    keep_freed_memory()
     if options["warm"]:
         quantize_small()
     bare = measure.resident()

@@ -1,13 +1,24 @@
-"""Rows of a problem divided among threads: kernels do not hold the interpreter's lock."""
+"""Rows of a problem divided among threads: kernels do not hold the interpreter's lock.
+
+On Linux the threads are torch's own. For some time after torch has used them they keep a processor busy each,
+waiting for more, so a pool beside theirs would share the processors with threads that do nothing.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
+
+Work = Callable[[], None]
+
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
@@ -17,7 +28,43 @@ def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
     """
     count = max(1, min(torch.get_num_threads(), rows))
     ends = [rows * index // count for index in range(count + 1)]
+    spans = list(pairwise(ends))
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        while spans:
+            try:
+                kernel(*arguments, *spans.pop())
+            except BaseException as error:
+                errors.append(error)
+
+    _together(work, count)
+    if errors:
+        raise errors[0]
+
+
+def _together(work: Work, count: int) -> None:
+    """Call ``work`` in up to ``count`` threads at once, at least in this one."""
+    if count == 1:
+        work()
+        return
+    team = _team()
+    if team is not None:
+        team(_Body(lambda _: work()), None, count, 0)
+        return
     with ThreadPoolExecutor(count) as pool:
-        parts = [pool.submit(kernel, *arguments, *span) for span in pairwise(ends)]
-    for part in parts:
-        part.result()
+        for part in [pool.submit(work) for _ in range(count)]:
+            part.result()
+
+
+@cache
+def _team() -> Callable[..., None] | None:
+    """``GOMP_parallel(body, data, threads, flags)`` of the OpenMP library torch itself runs on."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        team: Any = library.GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    team.argtypes = (_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    team.restype = None
+    return team  # type: ignore[no-any-return]

@@ -1,8 +1,9 @@
-"""Causal attention for whole sequences on a CPU, faster than torch's own there.
+"""Causal attention for whole sequences on a CPU, faster than torch's own where that has no AMX to use.
 
 Registered with transformers under :data:`NAME`, so that the model's own attention module still does
 everything around it. Whatever this does not cover (a mask, cached keys, a device that is not a CPU) goes to
-transformers' ``sdpa``. Sequences are computed one by one, so a result does not depend on the batch it was in.
+transformers' ``sdpa``, and so do bfloat16 inputs where the processor has AMX, since torch's kernel is then
+the faster one. A result does not depend on the batch it was in.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from q2n.onednn import has_amx
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,6 +43,7 @@ def attention_forward(
     a divisor of ``H``; the output is ``(B, T, H, D)``."""
     whole = attention_mask is None and query.shape[2] == key.shape[2] > 1
     ours = whole and query.device.type == "cpu" and dropout == 0.0 and not torch.is_grad_enabled()
+    ours = ours and not (query.dtype == torch.bfloat16 and has_amx())
     if not ours or others.get("is_causal") is False or not getattr(module, "is_causal", True):
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
@@ -51,7 +55,7 @@ def attention_forward(
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """``softmax(scaling Q K^T, causal) V``, all of it in float32, rounded to the inputs' dtype at the end.
 
-    Shapes as in :func:`attention_forward`.
+    Sequences are computed one by one. Shapes as in :func:`attention_forward`.
     """
     batch, heads, length, width = query.shape
     groups = key.shape[1]

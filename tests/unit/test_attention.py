@@ -42,6 +42,20 @@ def test_equals_softmax_of_causal_scores(name, dtype, scores, monkeypatch):
         assert float((found.double() - expected).abs().max()) <= 2**-8 * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("amx", [False, True])
+@torch.no_grad()
+def test_processors_with_and_without_amx_get_the_same_attention(amx, monkeypatch):
+    monkeypatch.setattr(attention, "has_amx", lambda: amx)
+    if amx:
+        monkeypatch.setattr(attention, "causal_attention", None)
+    query, key, value = inputs(SHAPES["grouped"], torch.bfloat16)
+    module = torch.nn.Module()
+    module.num_key_value_groups = query.shape[1] // key.shape[1]
+    found, _ = attention.attention_forward(module, query, key, value, None, scaling=0.3)
+    expected = exact(query, key, value, 0.3)
+    assert float((found.double() - expected).abs().max()) <= 2**-7 * float(expected.abs().max())
+
+
 def test_a_sequence_does_not_depend_on_its_batch():
     query, key, value = inputs(SHAPES["grouped"], torch.bfloat16)
     whole = attention.causal_attention(query, key, value, 0.3)
