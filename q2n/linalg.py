@@ -97,19 +97,19 @@ def damped_inverse_factor(hessian: Tensor, damping: Sequence[float]) -> InverseF
 
 
 def _first_factor(hessian: Tensor, damping: Sequence[float]) -> InverseFactor | None:
-    reversed_hessian = hessian.double().flip(0, 1)
-    mean_diagonal = reversed_hessian.diagonal().mean()
+    damped = hessian.flip(0, 1).double()
+    diagonal = damped.diagonal().clone()
     for fraction in damping:
-        damped = reversed_hessian.clone()
-        damped.diagonal().add_(fraction * mean_diagonal)
-        factors = triangular_factors(damped)
-        if factors is not None:
-            return InverseFactor(factors[1].float().flip(0, 1), fraction)
+        damped.diagonal().copy_(diagonal + fraction * diagonal.mean())
+        inverse = inverse_factor(damped)
+        if inverse is not None:
+            inverse = inverse.float()  # the wide one is gone before the next copy is made
+            return InverseFactor(inverse.flip(0, 1), fraction)
     return None
 
 
-def triangular_factors(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
-    """``(L, L^{-1})`` with ``matrix = L L^T``, ``(C, C)`` all; ``None`` if it is not positive definite.
+def inverse_factor(matrix: Tensor) -> Tensor | None:
+    """``L^{-1}`` with ``matrix = L L^T``, ``(C, C)`` both; ``None`` if it is not positive definite.
 
     By halves: with ``matrix = [[A, .], [B, D]]`` and ``L_A`` the factor of ``A``, the blocks of ``L`` are
     ``L_A``, ``M = B L_A^{-T}`` and the factor ``L_S`` of ``S = D - M M^T``; those of the inverse are
@@ -117,66 +117,71 @@ def triangular_factors(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     several times faster than the library's own factorisation followed by a triangular solve against the
     identity.
     """
-    lower, inverse = torch.zeros_like(matrix), torch.zeros_like(matrix)
-    return (lower, inverse) if _factorise(matrix, lower, inverse, whole=True) else None
+    inverse = torch.zeros_like(matrix)
+    return inverse if _factorise(matrix, None, inverse) else None
 
 
 def lower_factor(matrix: Tensor) -> Tensor | None:
-    """``L`` of :func:`triangular_factors`, bit for bit, without what only the inverse needs."""
-    lower, inverse = torch.zeros_like(matrix), torch.zeros_like(matrix)
-    return lower if _factorise(matrix, lower, inverse, whole=False) else None
+    """``L`` of :func:`inverse_factor`, without what only the inverse needs."""
+    lower = torch.zeros_like(matrix)
+    return lower if _factorise(matrix, lower, torch.zeros_like(matrix), whole=False) else None
 
 
-def _factorise(matrix: Tensor, lower: Tensor, inverse: Tensor, whole: bool) -> bool:
-    """:func:`triangular_factors` into tensors of zeros; whether it worked. Unless ``whole``, ``inverse`` has
-    only what ``lower`` is made with."""
+def _factorise(matrix: Tensor, lower: Tensor | None, inverse: Tensor, whole: bool = True) -> bool:
+    """``L`` into ``lower`` if wanted and its inverse into ``inverse``, both zeros before; whether it worked.
+    Unless ``whole``, ``inverse`` has only what ``lower`` is made with."""
     size = len(matrix)
     if size <= SMALL_TRIANGLE:
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if failed:
             return False
-        lower.copy_(factor)
+        if lower is not None:
+            lower.copy_(factor)
         if whole:
             identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
             inverse.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
         return True
     first, last = slice(size // 2), slice(size // 2, size)
     above = inverse[first, first]
-    if not _factorise(matrix[first, first], lower[first, first], above, whole=True):
+    if not _factorise(matrix[first, first], None if lower is None else lower[first, first], above):
         return False
     # middle = matrix[last, first] @ above.T
-    middle = _lower_times(above, matrix[last, first].T).T
+    middle = _lower_times(above, matrix[last, first].T, matrix.new_empty(size // 2, size - size // 2)).T
     rest = matrix[last, last].clone()
     _subtract_square(rest, middle)
-    if not _factorise(rest, lower[last, last], inverse[last, last], whole):
+    if not _factorise(rest, None if lower is None else lower[last, last], inverse[last, last], whole):
         return False
-    lower[last, first] = middle
+    if lower is not None:
+        lower[last, first] = middle
     if whole:
         # inverse[last, first] = -inverse[last, last] @ middle @ above
-        inverse[last, first] = _lower_times(inverse[last, last], _times_lower(middle, above)).neg_()
+        product = _times_lower(middle, above, torch.empty_like(middle, memory_format=torch.contiguous_format))
+        _lower_times(inverse[last, last], product, inverse[last, first]).neg_()
     return True
 
 
-def _lower_times(lower: Tensor, dense: Tensor) -> Tensor:
-    """``lower @ dense`` by halves, leaving out what ``lower`` has above its diagonal."""
+def _lower_times(lower: Tensor, dense: Tensor, out: Tensor) -> Tensor:
+    """``out = lower @ dense`` by halves, leaving out what ``lower`` has above its diagonal; returns ``out``."""
     size = len(lower)
     if size <= SMALL_TRIANGLE:
-        return lower @ dense
+        return torch.mm(lower, dense, out=out)
     first, last = slice(size // 2), slice(size // 2, size)
-    below = _lower_times(lower[last, last], dense[last])
-    below.addmm_(lower[last, first], dense[first])
-    return torch.cat([_lower_times(lower[first, first], dense[first]), below])
+    _lower_times(lower[first, first], dense[first], out[first])
+    _lower_times(lower[last, last], dense[last], out[last])
+    out[last].addmm_(lower[last, first], dense[first])
+    return out
 
 
-def _times_lower(dense: Tensor, lower: Tensor) -> Tensor:
-    """``dense @ lower``, likewise."""
+def _times_lower(dense: Tensor, lower: Tensor, out: Tensor) -> Tensor:
+    """``out = dense @ lower``, likewise."""
     size = len(lower)
     if size <= SMALL_TRIANGLE:
-        return dense @ lower
+        return torch.mm(dense, lower, out=out)
     first, last = slice(size // 2), slice(size // 2, size)
-    left = _times_lower(dense[:, first], lower[first, first])
-    left.addmm_(dense[:, last], lower[last, first])
-    return torch.cat([left, _times_lower(dense[:, last], lower[last, last])], dim=1)
+    _times_lower(dense[:, first], lower[first, first], out[:, first])
+    _times_lower(dense[:, last], lower[last, last], out[:, last])
+    out[:, first].addmm_(dense[:, last], lower[last, first])
+    return out
 
 
 def _subtract_square(matrix: Tensor, factor: Tensor) -> None:

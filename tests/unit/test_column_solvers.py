@@ -9,7 +9,7 @@ from q2n.grids.kept import KeptColumnsGrid
 from q2n.grids.lut import LutGrid
 from q2n.grids.per_tensor import PerTensorGrid
 from q2n.grids.uniform import UniformGrid
-from q2n.linalg import damped_inverse_factor, kth_smallest, lower_factor, triangular_factors
+from q2n.linalg import damped_inverse_factor, inverse_factor, kth_smallest, lower_factor
 from q2n.solvers.ldlq import solve_ldlq
 from q2n.solvers.obs import solve_obs
 
@@ -105,23 +105,18 @@ def test_kept_columns_end_as_the_compensated_values():
     assert torch.allclose(error[:, columns], best, atol=1e-5)
 
 
-@pytest.mark.parametrize("columns", [7, 192, 500])
-def test_the_factor_alone_is_the_same_to_the_bit(columns):
-    hessian = layer(2, columns).stats.gram.double()
-    hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
-    assert torch.equal(lower_factor(hessian), triangular_factors(hessian)[0])
-    assert lower_factor(hessian - 2 * hessian.diagonal().mean() * torch.eye(columns)) is None
-
-
-@pytest.mark.parametrize("columns", [1, 200, 500])
-def test_triangular_factors(columns):
+@pytest.mark.parametrize("columns", [1, 7, 192, 200, 500])
+def test_a_factor_and_its_inverse(columns):
     hessian = damped(layer(2, columns))
-    lower, inverse = triangular_factors(hessian)
+    before = hessian.clone()
+    lower, inverse = lower_factor(hessian), inverse_factor(hessian)
     assert torch.allclose(lower @ lower.T, hessian, rtol=0, atol=1e-10 * float(hessian.max()))
     assert torch.allclose(inverse @ lower, torch.eye(columns, dtype=torch.float64), atol=1e-9)
     assert torch.equal(lower, lower.tril())
     assert torch.equal(inverse, inverse.tril())
-    assert triangular_factors(hessian - 2 * hessian.diagonal().mean() * torch.eye(columns)) is None
+    assert torch.equal(hessian, before)
+    indefinite = hessian - 2 * hessian.diagonal().mean() * torch.eye(columns)
+    assert lower_factor(indefinite) is inverse_factor(indefinite) is None
 
 
 def test_inverse_factor_is_the_upper_cholesky_factor_of_the_inverse():
