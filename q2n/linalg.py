@@ -146,7 +146,8 @@ def _factorise(matrix: Tensor, lower: Tensor | None, inverse: Tensor, whole: boo
     if not _factorise(matrix[first, first], None if lower is None else lower[first, first], above):
         return False
     # middle = matrix[last, first] @ above.T
-    middle = _lower_times(above, matrix[last, first].T, matrix.new_empty(size // 2, size - size // 2)).T
+    turned = matrix.new_empty(size // 2, size - size // 2)
+    middle = _lower_times(above, matrix[last, first].T, turned).T
     rest = matrix[last, last].clone()
     _subtract_square(rest, middle)
     if not _factorise(rest, None if lower is None else lower[last, last], inverse[last, last], whole):
@@ -161,7 +162,7 @@ def _factorise(matrix: Tensor, lower: Tensor | None, inverse: Tensor, whole: boo
 
 
 def _lower_times(lower: Tensor, dense: Tensor, out: Tensor) -> Tensor:
-    """``out = lower @ dense`` by halves, leaving out what ``lower`` has above its diagonal; returns ``out``."""
+    """``out = lower @ dense`` by halves, leaving out what ``lower`` has above its diagonal."""
     size = len(lower)
     if size <= SMALL_TRIANGLE:
         return torch.mm(lower, dense, out=out)

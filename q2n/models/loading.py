@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
@@ -83,7 +85,8 @@ def load_pretrained(
         with quiet_transformers():
             config = AutoConfig.from_pretrained(path, **common)
             _require_plain(config, name)
-            tokenizer = AutoTokenizer.from_pretrained(path, **common)
+            commit = getattr(config, "_commit_hash", None)  # which one `main` was, for a model of the hub
+            tokenizer = _tokenizer(path, tuple(common.items()), commit or _files(path))
             files = _files_to_stream(path, common["revision"], dtype, streaming)
             if files is None:
                 model = _whole(path, config, dtype, name, common)
@@ -97,7 +100,6 @@ def load_pretrained(
             "read; code that comes with a model runs with model.trust_remote_code=true only. "
             "model=smollm2_135m needs no hub."
         ) from error
-    commit = getattr(config, "_commit_hash", None)  # which one `main` was, for a model of the hub
     loaded = ready(model, tokenizer, {**provenance, **({"commit": commit} if commit else {})})
     if files is not None:
         stream_blocks(loaded.adapter.blocks, files, dtype)
@@ -113,6 +115,19 @@ def _files_to_stream(
     files = WeightFiles.find(path, revision)
     fits = files.bytes(dtype) <= MEMORY_SHARE * available_memory()
     return None if streaming == "auto" and fits else files
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(path: str, common: tuple[tuple[str, Any], ...], _version: object) -> PreTrainedTokenizerBase:
+    """Read once for all cells of a process; who wants to change it takes a copy."""
+    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path, **dict(common)))
+
+
+def _files(path: str) -> tuple[tuple[str, int, int], ...]:
+    """The files of a folder, and which versions of them; none if it is no folder."""
+    folder = Path(path)
+    found = [(file, file.stat()) for file in sorted(folder.iterdir())] if folder.is_dir() else []
+    return tuple((file.name, about.st_size, about.st_mtime_ns) for file, about in found)
 
 
 def _whole(path: str, config: Any, dtype: torch.dtype, name: str, common: Mapping[str, Any]) -> nn.Module:

@@ -105,6 +105,16 @@ def test_a_saved_folder_is_the_model_that_was_saved(tmp_path, shape, shards):
     assert next(half.model.parameters()).dtype == torch.bfloat16
 
 
+def test_a_tokenizer_is_read_once_until_its_files_change(tmp_path):
+    folder = tmp_path / "model"
+    saved(folder)
+    first, second = (HubModel(path=str(folder)).load(torch.float32).tokenizer for _ in range(2))
+    assert first is second
+    byte_tokenizer(add_bos=False).save_pretrained(folder)
+    third = HubModel(path=str(folder)).load(torch.float32).tokenizer
+    assert third("a")["input_ids"] == first("a")["input_ids"][1:]
+
+
 def test_pickled_weights_are_refused(tmp_path):
     original = saved(tmp_path)
     (tmp_path / "model.safetensors").unlink()
