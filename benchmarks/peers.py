@@ -26,10 +26,8 @@ from peer_work import environments, floor, goals, process
 from q2n.data.cache import cache_root
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "peers.json"
-TYPICAL = {"q2n": 40, "gptqmodel": 110, "llmcompressor": 95, "ist": 150, "neural-compressor": 500}
+TYPICAL = {"q2n": 25, "gptqmodel": 95, "llmcompressor": 110, "ist": 65, "neural-compressor": 85}
 """Seconds of one run with loading, for the estimate."""
-FEW = {"ist": 2, "neural-compressor": 1, "q2n+memory": 1}
-"""Runs of the slow ones at most."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "q2n+on": {"q2n": "on"},
     "q2n+position_mean": {"q2n": "on", "fields": {"statistic": "position_mean"}},
@@ -48,16 +46,14 @@ Task = tuple[int, int, str]
 
 
 def schedule(options: argparse.Namespace) -> list[Task]:
-    """Everyone in every round, in an order that moves by one; later bit widths have one round, without those
-    that have one run in all."""
+    """Everyone in every round, in an order that moves by one; later bit widths have one round."""
     tasks = []
     for bits in options.bits:
         first = bits == options.bits[0]
         names = [*options.peers, *(VARIANTS if first and "q2n" in options.peers else ())]
         for number in range(options.runs if first else 1):
             turned = names[number % len(names) :] + names[: number % len(names)]
-            there = [name for name in turned if first or FEW.get(name) != 1]
-            tasks += [(number, bits, name) for name in there if number < FEW.get(name, options.runs)]
+            tasks += [(number, bits, name) for name in turned]
     return sorted(tasks, key=lambda task: task[0])
 
 
@@ -148,7 +144,7 @@ def save(results: dict[str, Any], output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--peers", nargs="+", default=list(process.WORKERS), choices=list(process.WORKERS))
-    parser.add_argument("--runs", type=int, default=5, help="of everyone but the slow ones, first bit width")
+    parser.add_argument("--runs", type=int, default=5, help="of everyone, first bit width")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--sequences", type=int, default=32)
