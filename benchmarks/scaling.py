@@ -34,6 +34,7 @@ def measure(width: int, blocks: int, sequences: int, length: int, threads: int) 
     import torch
 
     from q2n.activations import activation_store
+    from q2n.allocator import keep_freed_memory
     from q2n.baselines.gptq import GPTQ
     from q2n.clock import WorkClock, clocked
     from q2n.corrections.none import NoCorrection
@@ -42,6 +43,7 @@ def measure(width: int, blocks: int, sequences: int, length: int, threads: int) 
     from q2n.provenance import peak_memory_bytes, reset_peak_memory
 
     torch.set_num_threads(threads)
+    keep_freed_memory()
     heads = width // 64
     spec = TinyModel(
         name="random",
@@ -143,7 +145,7 @@ def extrapolated(options: argparse.Namespace) -> list[str]:
         weights = 2 * sum(rows * columns for rows, columns in model.groups) / GIB
         hidden, widest = model.groups[1][0], max(columns for _, columns in model.groups)
         activations = 2 * sequences * length * (hidden + widest) / GIB
-        factor = (4 + 4 * 8) * widest**2 / GIB
+        factor = (4 + 8 + 4) * widest**2 / GIB  # Gram matrix, its factor, two quarters on the way
         shown = " | ".join(f"{seconds[work]:.0f}" for work in rates)
         minutes = sum(seconds.values()) / 60
         lines.append(

@@ -97,19 +97,18 @@ def damped_inverse_factor(hessian: Tensor, damping: Sequence[float]) -> InverseF
 
 
 def _first_factor(hessian: Tensor, damping: Sequence[float]) -> InverseFactor | None:
-    damped = hessian.flip(0, 1).double()
-    diagonal = damped.diagonal().clone()
     for fraction in damping:
-        damped.diagonal().copy_(diagonal + fraction * diagonal.mean())
-        inverse = inverse_factor(damped)
-        if inverse is not None:
-            inverse = inverse.float()  # the wide one is gone before the next copy is made
-            return InverseFactor(inverse.flip(0, 1), fraction)
+        matrix = hessian.flip(0, 1).double()
+        matrix.diagonal().add_(fraction * matrix.diagonal().mean())
+        if invert_factor(matrix):
+            matrix = matrix.float()  # the wide one is gone before the next copy is made
+            return InverseFactor(matrix.flip(0, 1), fraction)
     return None
 
 
-def inverse_factor(matrix: Tensor) -> Tensor | None:
-    """``L^{-1}`` with ``matrix = L L^T``, ``(C, C)`` both; ``None`` if it is not positive definite.
+def invert_factor(matrix: Tensor) -> bool:
+    """Put ``L^{-1}`` in the place of ``matrix = L L^T`` ``(C, C)``; whether that is positive definite. If
+    not, nothing of it is left either.
 
     By halves: with ``matrix = [[A, .], [B, D]]`` and ``L_A`` the factor of ``A``, the blocks of ``L`` are
     ``L_A``, ``M = B L_A^{-T}`` and the factor ``L_S`` of ``S = D - M M^T``; those of the inverse are
@@ -117,19 +116,18 @@ def inverse_factor(matrix: Tensor) -> Tensor | None:
     several times faster than the library's own factorisation followed by a triangular solve against the
     identity.
     """
-    inverse = torch.zeros_like(matrix)
-    return inverse if _factorise(matrix, None, inverse) else None
+    return _factorise(matrix, None, matrix)
 
 
 def lower_factor(matrix: Tensor) -> Tensor | None:
-    """``L`` of :func:`inverse_factor`, without what only the inverse needs."""
+    """``L`` of :func:`invert_factor`, bit for bit; ``None`` if ``matrix`` is not positive definite."""
     lower = torch.zeros_like(matrix)
     return lower if _factorise(matrix, lower, torch.zeros_like(matrix), whole=False) else None
 
 
 def _factorise(matrix: Tensor, lower: Tensor | None, inverse: Tensor, whole: bool = True) -> bool:
-    """``L`` into ``lower`` if wanted and its inverse into ``inverse``, both zeros before; whether it worked.
-    Unless ``whole``, ``inverse`` has only what ``lower`` is made with."""
+    """``L`` into ``lower``, zeros before, and its inverse into ``inverse``; whether it worked. Unless
+    ``whole``, ``inverse`` has only what ``lower`` is made with. Without ``lower`` it is ``matrix``."""
     size = len(matrix)
     if size <= SMALL_TRIANGLE:
         factor, failed = torch.linalg.cholesky_ex(matrix)
@@ -148,7 +146,7 @@ def _factorise(matrix: Tensor, lower: Tensor | None, inverse: Tensor, whole: boo
     # middle = matrix[last, first] @ above.T
     turned = matrix.new_empty(size // 2, size - size // 2)
     middle = _lower_times(above, matrix[last, first].T, turned).T
-    rest = matrix[last, last].clone()
+    rest = matrix[last, last] if lower is None else matrix[last, last].clone()
     _subtract_square(rest, middle)
     if not _factorise(rest, None if lower is None else lower[last, last], inverse[last, last], whole):
         return False
@@ -158,6 +156,7 @@ def _factorise(matrix: Tensor, lower: Tensor | None, inverse: Tensor, whole: boo
         # inverse[last, first] = -inverse[last, last] @ middle @ above
         product = _times_lower(middle, above, torch.empty_like(middle, memory_format=torch.contiguous_format))
         _lower_times(inverse[last, last], product, inverse[last, first]).neg_()
+        inverse[first, last] = 0
     return True
 
 
@@ -209,7 +208,7 @@ def kth_smallest(values: Tensor, rank: int) -> Tensor:
     return torch.from_numpy(np.partition(flat.numpy(), rank)[rank : rank + 1])[0]
 
 
-QUADRATIC_BLOCK = 256
+QUADRATIC_BLOCK = 288
 """Columns of the matrix taken at a time by :func:`quadratic_rows`."""
 
 

@@ -11,12 +11,11 @@ which has a closed form and folds into scales that are stored anyway (arXiv 2506
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from q2n.corrections.base import RowwiseCorrection
+from q2n.corrections.base import RowwiseCorrection, free_rows
 from q2n.nullspace.alpha import TINY, adam_row_scale, adam_to_convergence, reached, row_norms
 from q2n.nullspace.estimator import Decomposition, Estimator, NullSpace, Precision, Signs
 from q2n.nullspace.moments import Moment
@@ -84,18 +83,16 @@ class NullSpaceScale(RowwiseCorrection):
         return self.estimator.requires
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
-        if all(self._skips(name) for name in problem.names):
+        free = free_rows(problem, self.skip)
+        if free is None:
             return quantized
         null_space = self.estimator.estimate(problem.stats)
         spectrum = null_space.spectrum
         asked = ("reached", self.reference, self.kept_columns, null_space.rank)
         fitted = quantized.recall(asked, (spectrum.vectors,), lambda: self._products(quantized, null_space))
         alpha, notes = self._solve(*fitted)
-        for name, rows in zip(problem.names, alpha.split(list(problem.rows)), strict=True):
-            if self._skips(name):
-                rows.fill_(1)
         return quantized.scaled_rows(
-            alpha,
+            alpha.masked_fill(~free, 1),
             null_rank=null_space.dimension,
             decomposition=spectrum.method,
             decomposition_residual=spectrum.residual,
@@ -121,6 +118,3 @@ class NullSpaceScale(RowwiseCorrection):
             return adam_row_scale(fit, norms, lam), {}
         descent = adam_to_convergence(fit, norms, lam)
         return descent.alpha, {"alpha_steps": descent.steps, "alpha_distance": descent.distance}
-
-    def _skips(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.skip)

@@ -8,11 +8,11 @@ departures. Only the formula of the index and of the row scale is shared with
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from q2n.corrections.base import free_rows
 from q2n.corrections.recipes import ReleasedRecipe
 from q2n.exceptions import UnsupportedError
 from q2n.nullspace.alpha import adam_row_scale, row_norms, row_scale
@@ -80,7 +80,8 @@ class BoundRelease:
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
         import torch
 
-        if all(self._skips(name) for name in problem.names):
+        free = free_rows(problem, self.recipe.skip)
+        if free is None:
             return quantized
         rows, columns = problem.weight.shape
         if self.recipe.statistic is None:
@@ -88,13 +89,7 @@ class BoundRelease:
             noted = {"alpha": torch.ones(rows, dtype=torch.float64), "null_rank": columns}
             return replace(quantized, diagnostics={**quantized.diagnostics, **noted})
         alpha, rank = self._alpha(problem, quantized, self.recipe.statistic)
-        for name, part in zip(problem.names, alpha.split(list(problem.rows)), strict=True):
-            if self._skips(name):
-                part.fill_(1)
-        return quantized.scaled_rows(alpha, null_rank=columns - rank)
-
-    def _skips(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.recipe.skip)
+        return quantized.scaled_rows(alpha.masked_fill(~free, 1), null_rank=columns - rank)
 
     def _alpha(
         self, problem: LinearProblem, quantized: QuantizedLinear, statistic: Statistic

@@ -25,7 +25,7 @@ _AFTER_SOLVING = (
 _AFTER_MEASURING = (*_AFTER_SOLVING, "q2n/baselines/", "q2n/grids/", "q2n/solvers/")
 """Sources that the statistics of a model do not depend on, unless the baseline has rewritten it."""
 
-_SPECTRUM = ("q2n/linalg.py", "q2n/types.py")
+_SPECTRUM = ("q2n/linalg.py", "q2n/types/statistics.py")
 
 _NEUTRAL_CALIBRATION = frozenset({"activations", "heldout"})
 """Keys of the section that statistics do not depend on, or that count as what they come to."""

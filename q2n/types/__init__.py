@@ -1,0 +1,36 @@
+"""Frozen objects that travel between the stages, and the protocols the stages implement.
+
+Shapes: a linear layer is ``y = W x`` with ``W`` of shape ``(R, C)``: ``R`` output rows, ``C`` input
+columns. Every tensor here is in the layer's own column order; a solver that permutes columns undoes
+it before it returns (released code that did not is the subject of docs/reproduction.md).
+"""
+
+from q2n.types.findings import LayerReport, NullSpaceReport
+from q2n.types.layers import (
+    Format,
+    GroupedFormat,
+    LinearProblem,
+    QuantizedLinear,
+    RoundingFormat,
+    RowScaling,
+    Solution,
+)
+from q2n.types.methods import Baseline, Correction, Quantize
+from q2n.types.statistics import Statistic, Statistics
+
+__all__ = [
+    "Baseline",
+    "Correction",
+    "Format",
+    "GroupedFormat",
+    "LayerReport",
+    "LinearProblem",
+    "NullSpaceReport",
+    "Quantize",
+    "QuantizedLinear",
+    "RoundingFormat",
+    "RowScaling",
+    "Solution",
+    "Statistic",
+    "Statistics",
+]
