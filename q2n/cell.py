@@ -45,7 +45,6 @@ def compute(
         CheckpointError, DataError, ModelError, NumericalError: see the stages.
         Interrupted: SIGINT or SIGTERM; where the cell had got to is saved.
     """
-    keep_freed_memory()
     dtype: torch.dtype = getattr(torch, identity["hardware"]["dtype"])
     device = torch.device(identity["hardware"]["device"])
     cache_dir, seed = config.scalars.cache_dir, config.scalars.seed
@@ -57,6 +56,8 @@ def compute(
             config.evaluation.prepare(cache_dir)
             loaded = config.model.load(dtype, cache_dir, config.scalars.streaming)
             config.baseline.check(loaded.adapter)
+        if loaded.adapter.in_memory:  # who streams needs the memory more than the time
+            keep_freed_memory()
         context = EvaluationContext(loaded, device, dtype, cache_dir, bar.advance)
         bar.begin("reference")
         with expense.stage("evaluate_unquantized"):

@@ -94,25 +94,31 @@ class Grid:
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Inside the block a grid sweep of this process runs these cells.
+        """Inside the block a grid sweep of this process runs these cells. They have been composed before, so
+        that Hydra need not compose each of them once more before it starts the first.
 
         (Not a sweeper of our own: Hydra takes plugins only from packages named ``hydra_plugins``.)
         """
         Plugins.instance()  # imports the sweeper's module anew: only from then on is the class the one in use
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-        split = BasicSweeper.split_arguments
+        split, validate = BasicSweeper.split_arguments, BasicSweeper.validate_batch_is_legal
 
         def chosen(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
             cells = self.cells(cell for batch in split(overrides, None) for cell in batch)
             size = max_batch_size or max(1, len(cells))
             return [cells[first : first + size] for first in range(0, len(cells), size)]
 
+        def validated(_sweeper: object, _batch: object) -> None:
+            pass
+
         BasicSweeper.split_arguments = staticmethod(chosen)  # type: ignore[method-assign]
+        BasicSweeper.validate_batch_is_legal = validated  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:
             BasicSweeper.split_arguments = staticmethod(split)  # type: ignore[method-assign]
+            BasicSweeper.validate_batch_is_legal = validate  # type: ignore[method-assign]
 
 
 def _key(override: str) -> str:

@@ -12,11 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
 
-Work = Callable[[], None]
+from q2n.interruption import shielded
+
+Work = Callable[[object], None]
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -30,31 +33,34 @@ def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
     ends = [rows * index // count for index in range(count + 1)]
     spans = list(pairwise(ends))
     errors: list[BaseException] = []
+    entered: set[int] = set()
 
-    def work() -> None:
-        while spans:
-            try:
+    def work(_: object) -> None:
+        try:
+            entered.add(get_ident())
+            while spans:
                 kernel(*arguments, *spans.pop())
-            except BaseException as error:
-                errors.append(error)
+        except BaseException as error:
+            errors.append(error)
 
-    _together(work, count)
+    with shielded():  # what a signal raises has no way out of a callback
+        _together(work, count)
     if errors:
         raise errors[0]
+    if get_ident() not in entered:  # it was raised nevertheless, by a handler that is not ours
+        raise KeyboardInterrupt
 
 
 def _together(work: Work, count: int) -> None:
-    """Call ``work`` in up to ``count`` threads at once, at least in this one."""
-    if count == 1:
-        work()
-        return
-    team = _team()
+    """``work(anything)`` in up to ``count`` threads at once, this one among them; it raises nothing."""
+    team = _team() if count > 1 else None
     if team is not None:
-        team(_Body(lambda _: work()), None, count, 0)
+        team(_Body(work), None, count, 0)
         return
-    with ThreadPoolExecutor(count) as pool:
-        for part in [pool.submit(work) for _ in range(count)]:
-            part.result()
+    with ThreadPoolExecutor(max(1, count - 1)) as pool:
+        for _ in range(count - 1):
+            pool.submit(work, None)
+        work(None)
 
 
 @cache

@@ -51,6 +51,11 @@ class ModelAdapter:
     def tied(self) -> bool:
         return self.lm_head.weight is self.embeddings.weight
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether all weights are loaded; otherwise blocks are read when they are used."""
+        return all(isinstance(block.residency, InMemory) for block in self.blocks)
+
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
         """Inside, the model can be called as a whole, inputs on ``device``; afterwards it is on the CPU."""
@@ -75,7 +80,7 @@ class ModelAdapter:
         Raises:
             UnsupportedError: it tries to change weights that are not in memory.
         """
-        if all(isinstance(block.residency, InMemory) for block in self.blocks):
+        if self.in_memory:
             return nullcontext()
         from q2n.models.streaming import OnlyInMemory
 

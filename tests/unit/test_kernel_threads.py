@@ -54,3 +54,10 @@ def test_an_error_in_any_part_is_raised(team, error):
             threads.over_rows(kernel, 2)
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_interrupt_before_a_callback_begins_is_not_lost(monkeypatch):
+    """Python prints what a callback raises, and goes on."""
+    monkeypatch.setattr(threads, "_together", lambda work, count: None)
+    with pytest.raises(KeyboardInterrupt):
+        threads.over_rows(lambda first, last: None, 4)
