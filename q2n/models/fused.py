@@ -17,14 +17,13 @@ from q2n.kernels import usable_halves
 from q2n.kernels.threads import over_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from q2n.kernels import Floats
 
 NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 NETWORKS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
+SILU = frozenset({"SiLU", "SiLUActivation"})
 
 
 def fuse(model: nn.Module) -> None:
@@ -73,12 +72,13 @@ class GatedMLP(nn.Module):
 
     def _product(self, gates: Tensor, inputs: Tensor) -> Tensor:
         """``activation(gates) * inputs``; both may be overwritten."""
-        if not (_fusable(gates, inputs) and gates.is_contiguous() and inputs.is_contiguous()):
+        fusable = type(self.act_fn).__name__ in SILU and _fusable(gates, inputs)
+        if not (fusable and gates.is_contiguous() and inputs.is_contiguous()):
             return cast("Tensor", self.act_fn(gates) * inputs)
         from q2n.kernels.forward import multiply_activated
 
         rows = _rows(gates)
-        over_rows(multiply_activated, len(rows), rows, _table(self.act_fn), _rows(inputs), rows)
+        over_rows(multiply_activated, len(rows), rows, _silu_table(), _rows(inputs), rows)
         return gates
 
 
@@ -87,10 +87,10 @@ def _fusable(*tensors: Tensor) -> bool:
 
 
 @cache
-def _table(activation: Callable[[Tensor], Tensor]) -> Floats:
-    """The activation of every bfloat16 number, ``(65536,)`` in the order of their bits."""
+def _silu_table() -> Floats:
+    """``x / (1 + exp(-x))`` of every bfloat16 number, ``(65536,)`` in the order of their bits."""
     numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
-    return cast("Floats", activation(numbers).float().numpy())
+    return cast("Floats", nn.functional.silu(numbers).float().numpy())
 
 
 def _rows(tensor: Tensor) -> Any:

@@ -89,6 +89,15 @@ def test_gradients_and_other_strides_take_torchs_operations():
         assert torch.equal(ours.input_layernorm(turned), plain.input_layernorm(turned))
 
 
+@torch.no_grad()
+def test_another_activation_takes_torchs_operations():
+    ours, _ = model("llama", torch.bfloat16)
+    network, hidden = ours.model.layers[0].mlp, batch(torch.bfloat16, 64)
+    network.act_fn = torch.nn.GELU()
+    product = torch.nn.functional.gelu(network.gate_proj(hidden)) * network.up_proj(hidden)
+    assert torch.equal(network(hidden), network.down_proj(product))
+
+
 def test_another_kind_of_module_is_left_alone():
     ours, _ = model("llama", torch.float32)
     norm = torch.nn.LayerNorm(64)
