@@ -48,8 +48,8 @@ class InverseFactor:
     damping: float
 
 
-ENTRIES_AT_ONCE = 2**21
-"""Entries of a large matrix that are worked on at a time (8 MiB of float32, several beside each other)."""
+ENTRIES_AT_ONCE = 2**20
+"""Entries of a large matrix that are worked on at a time (4 MiB of float32, several beside each other)."""
 
 
 def require_finite(tensor: Tensor, what: str) -> None:
