@@ -86,7 +86,7 @@ def load_pretrained(
             config = AutoConfig.from_pretrained(path, **common)
             _require_plain(config, name)
             commit = getattr(config, "_commit_hash", None)  # which one `main` was, for a model of the hub
-            tokenizer = _tokenizer(path, tuple(common.items()), commit or _files(path))
+            tokenizer = _tokenizer(path, tuple(common.items()), commit or _versions(path))
             files = _files_to_stream(path, common["revision"], dtype, streaming)
             if files is None:
                 model = _whole(path, config, dtype, name, common)
@@ -123,7 +123,7 @@ def _tokenizer(path: str, common: tuple[tuple[str, Any], ...], _version: object)
     return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path, **dict(common)))
 
 
-def _files(path: str) -> tuple[tuple[str, int, int], ...]:
+def _versions(path: str) -> tuple[tuple[str, int, int], ...]:
     """The files of a folder, and which versions of them; none if it is no folder."""
     folder = Path(path)
     found = [(file, file.stat()) for file in sorted(folder.iterdir())] if folder.is_dir() else []

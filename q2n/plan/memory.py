@@ -29,7 +29,8 @@ HEAD_ROWS = 1024
 SOLVER_COPIES = 8
 """Float32 copies of a group's stacked weight while it is solved: weight, target, codes, errors, result."""
 GRAM_COPIES = 4
-"""Float32 matrices of the input's width: the sum, its symmetric copy, damped copy, inverse factor."""
+"""Float32 matrices of the input's width: the sum, the float64 one that is factorised in place (as two), and
+its parts on the way (as one)."""
 SPECTRUM_COPIES = 4
 """Float64 matrices of an eigendecomposition: matrix, vectors, workspace of twice that."""
 LOADING = "loading"
