@@ -113,10 +113,11 @@ def cells(
     """The cells of all commands as a checkout computes them, by what tells them apart."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(threads)}
     found: dict[str, dict[str, Any]] = {}
+    folder.mkdir()
     for number, command in enumerate(commands):
         places = [f"results_dir={folder / str(number)}", f"cache_dir={folder / 'cache'}"]
         run = [sys.executable, str(checkout / "run.py"), *command, *places]
-        done = subprocess.run(run, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{checkout}: {' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         read = [sys.executable, "-c", READ, str(folder / str(number))]
