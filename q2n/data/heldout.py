@@ -29,7 +29,7 @@ def heldout_starts(
     places = sum(map(len, free))
     if count and not places:
         raise DataError(
-            f"calibration text {name!r}: its {len(taken)} calibration sequences leave no {length} tokens in "
+            f"calibration text {name}: its {len(taken)} calibration sequences leave no {length} tokens in "
             "a row to hold out; lower calibration.nsamples or calibration.seqlen, choose a larger text, or "
             "set calibration.heldout=0"
         )

@@ -11,14 +11,25 @@ copy of it, and repositories whose own description of their data no longer works
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from q2n.data.text import Split, TextSource, TokenSet, encode, encode_corpus, token_set
+from q2n.data.text import (
+    Split,
+    TextSource,
+    TokenSet,
+    encode,
+    encode_corpus,
+    token_set,
+    tokenizer_digest,
+)
 from q2n.exceptions import DataError
 from q2n.files import sha256_text
+from q2n.fingerprint import canonical_json
 
 Variant = Literal["gptq", "new_eval", "pbllm"]
 Boundary = Literal["exclusive", "inclusive"]
@@ -48,6 +59,10 @@ class HubText(TextSource):
         local = Path(self.path).expanduser()
         return local if local.is_dir() else None
 
+    @property
+    def title(self) -> str:
+        return f"{self.name!r} ({self.path})"
+
     def identity(self) -> dict[str, str]:
         rule = {"text": self.name, "variant": self.variant}
         if self.folder is None:
@@ -62,14 +77,15 @@ class HubText(TextSource):
         return list(self._load(split)[self.column])
 
     def _load(self, split: Split) -> Any:
-        """A ``datasets.Dataset``; every way in which that fails ends in one message."""
+        """A ``datasets.Dataset`` with documents as strings; every way in which loading fails ends in one
+        message."""
         import datasets
 
         part = self.part(split)
         bars = datasets.is_progress_bar_enabled()
         datasets.disable_progress_bars()
         try:
-            return datasets.load_dataset(
+            data = datasets.load_dataset(
                 str(self.folder or self.path),
                 data_files={part: self.part_files[part]},
                 split=part,
@@ -87,6 +103,16 @@ class HubText(TextSource):
         finally:
             if bars:
                 datasets.enable_progress_bars()
+        kind = data.features.get(self.column)
+        if not len(data) or getattr(kind, "dtype", None) not in ("string", "large_string"):
+            columns = ", ".join(f"{name} ({value.dtype})" for name, value in data.features.items())
+            raise DataError(
+                f"text {self.title}: {self.part_files[part]} has {len(data)} rows with columns {columns}; "
+                f"needed are documents, as strings in the column {self.column!r}"
+            )
+        if data.data.column(self.column).null_count:
+            raise DataError(f"text {self.title}: {self.part_files[part]} has empty places (null) for text")
+        return data
 
 
 def _listing(folder: Path, patterns: Iterable[str]) -> str:
@@ -155,18 +181,18 @@ class C4(HubText):
     ) -> TokenSet:
         """One random crop of each of ``nsamples`` documents drawn with replacement among the long ones, and
         of ``heldout`` documents that are none of these."""
-        rows, texts, available = self._draw(tokenizer, "calibration", nsamples, seqlen, seed, True, heldout)
+        rows, texts, available = self.draw(tokenizer, "calibration", nsamples, seqlen, seed, True, heldout)
         kept, others = rows[:nsamples], rows[nsamples:]
-        return token_set(kept, "\n\n".join(texts[:nsamples]), self.name, available, others)
+        return token_set(kept, "\n\n".join(texts[:nsamples]), self.title, available, others)
 
     def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[Sequence[int], str]:
         if self.variant == "gptq":
-            rows, texts, _ = self._draw(tokenizer, "evaluation", C4_WINDOWS, length, 0, special)
-            return [token for row in rows for token in row], "\n\n".join(texts)
+            state = canonical_json(self.identity())
+            return _crops(_Draw(self, state, tokenizer_digest(tokenizer), length, special, tokenizer))
         text = " ".join(self._load("evaluation")[:C4_NEW_EVAL_DOCUMENTS][self.column])
         return encode_corpus(tokenizer, text, special)[: C4_WINDOWS * length], text
 
-    def _draw(
+    def draw(
         self,
         tokenizer: Any,
         split: Split,
@@ -215,3 +241,24 @@ class C4(HubText):
             f"text 'c4': none of {MAX_DRAWS} documents drawn has the {shortest} tokens needed (the longest "
             f"{'besides those taken ' if taken else ''}has {longest}); choose a smaller seqlen"
         )
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What decides the crops that evaluation takes of C4; ``state`` is that of the files, ``digest`` that of
+    the tokenizer's rules, ``tokenizer`` any one with them."""
+
+    source: C4
+    state: str
+    digest: str
+    length: int
+    special: bool
+    tokenizer: Any = field(compare=False, repr=False)
+
+
+@lru_cache(maxsize=2)
+def _crops(what: _Draw) -> tuple[Sequence[int], str]:
+    """Token ids of all crops, and the documents they are from: drawn once for the looks of several stages."""
+    drawn = what.source.draw(what.tokenizer, "evaluation", C4_WINDOWS, what.length, 0, what.special)
+    rows, texts, _ = drawn
+    return array("q", (token for row in rows for token in row)), "\n\n".join(texts)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from q2n.data.heldout import heldout_starts
@@ -31,22 +31,32 @@ RULE = "crops-1"
 class TokenSet:
     """Sequences of token ids and what identifies them.
 
-    ``tokens``: ``(n, seqlen)`` int64. ``text_sha256``: digest of the text they were taken from.
-    ``tokens_available``: how many tokens that text has. ``heldout``: ``(m, seqlen)``, more sequences of a
-    calibration text, which no solver may learn from.
+    ``tokens``: ``(n, seqlen)`` int64. ``text``: what they were taken from. ``source``: what it is called in
+    messages. ``tokens_available``: how many tokens that text has. ``heldout``: ``(m, seqlen)``, more
+    sequences of a calibration text, which no solver may learn from.
     """
 
     tokens: Tensor
-    text_sha256: str
+    text: str = field(repr=False)
     source: str
     tokens_available: int
     heldout: Tensor | None = None
+
+    @cached_property
+    def text_sha256(self) -> str:
+        """Digest of :attr:`text`."""
+        return sha256_text(self.text)
 
 
 class TextSource(ABC):
     """A corpus with a calibration side and an evaluation side that share no document."""
 
     name: str
+
+    @property
+    def title(self) -> str:
+        """What messages call the text."""
+        return repr(self.name)
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
@@ -82,15 +92,15 @@ class TextSource(ABC):
         needed = max(nsamples * seqlen, seqlen + 1)
         if len(ids) < needed:
             raise DataError(
-                f"calibration text {self.name!r} has {len(ids)} tokens; nsamples={nsamples} of "
+                f"calibration text {self.title} has {len(ids)} tokens; nsamples={nsamples} of "
                 f"seqlen={seqlen} need {needed}: lower calibration.nsamples or calibration.seqlen, or "
                 "choose a larger text"
             )
         generator = random.Random(seed)
         starts = [generator.randint(0, len(ids) - seqlen - 1) for _ in range(nsamples)]
-        free = heldout_starts(generator, starts, heldout, seqlen, len(ids), self.name)
+        free = heldout_starts(generator, starts, heldout, seqlen, len(ids), self.title)
         rows, others = ([ids[start : start + seqlen] for start in part] for part in (starts, free))
-        return token_set(rows, text, self.name, len(ids), others)
+        return token_set(rows, text, self.title, len(ids), others)
 
     def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[Sequence[int], str]:
         """The token stream that evaluation cuts into windows of ``length``, and its text."""
@@ -126,10 +136,13 @@ def evaluation_windows(
     ids, text = source.evaluation_ids(tokenizer, length, bos == "tokenizer")
     count = 1 + (len(ids) - length) // step
     if count <= 0:
-        raise DataError(f"evaluation text {source.name!r} has {len(ids)} tokens; one window needs {length}")
+        raise DataError(
+            f"evaluation text {source.title} has {len(ids)} tokens; one window needs {length}: lower "
+            "the evaluation's seqlen or choose a larger text"
+        )
     count = min(count, max_windows or count)
     rows = [[*prefix, *ids[index * step : index * step + length]] for index in range(count)]
-    return token_set(rows, text, source.name, len(ids))
+    return token_set(rows, text, source.title, len(ids))
 
 
 def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
@@ -179,4 +192,4 @@ def token_set(
     tokens, others = (
         torch.tensor([list(row) for row in part], dtype=torch.int64) for part in (rows, heldout)
     )
-    return TokenSet(tokens, sha256_text(text), source, available, others if len(others) else None)
+    return TokenSet(tokens, text, source, available, others if len(others) else None)

@@ -233,7 +233,7 @@ def test_calibration_crops_are_the_releases(tmp_path):
         start = random.randint(0, len(ids) - 32 - 1)
         assert row == ids[start : start + 32]
     assert taken.tokens_available == len(ids) == 1001
-    assert taken.source == "text"
+    assert taken.source == f"'text' ({tmp_path}/a.txt)", "messages name the file"
     again = source.calibration_tokens(TOKENIZER, nsamples=6, seqlen=32, seed=5)
     assert again.tokens.equal(taken.tokens)
     assert again.text_sha256 == taken.text_sha256
@@ -287,20 +287,22 @@ def test_bos_rules(tmp_path):
 def test_user_files_are_read_as_they_are(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n", encoding="utf-8")
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfwith a mark")
-    (tmp_path / "c.txt").write_text("  \n")
+    (tmp_path / "c.txt").write_text("[1] begins like a list, {2} like an object.\n")
     lines = [json.dumps({"text": text, "id": 1}, ensure_ascii=False) for text in ("x\u2028y", "", "ü")]
     (tmp_path / "d.JSONL").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
     source = text_source(
         "text", paths=[str(tmp_path / name) for name in ("a.txt", "b.txt", "c.txt", "d.JSONL")]
     )
-    expected = ["one\n\ntwo\n", "with a mark", "x\u2028y", "ü"]
+    expected = ["one\n\ntwo\n", "with a mark", (tmp_path / "c.txt").read_text(), "x\u2028y", "ü"]
     assert source.documents("calibration") == source.documents("evaluation") == expected
 
 
 BAD_LINES = {
-    "{": "b.jsonl:2: not a JSON object",
-    "[1]": "b.jsonl:2: not a JSON object",
-    '{"txt": "a"}': "b.jsonl:2: not a JSON object with a field 'text'",
+    "{": "b.jsonl:2: not JSON",
+    "Plain text.": "b.jsonl:2: not JSON",
+    "[1]": "b.jsonl:2: entry 1: not a JSON object",
+    '"text"': "b.jsonl:2: not a JSON object",
+    '{"url": "u", "txt": "a"}': "b.jsonl:2: not a JSON object with a field 'text'; its fields are url, txt",
     '{"text": 3}': "b.jsonl:2: the field 'text' is not a string",
     '{"text": "\\ud800"}': "b.jsonl:2: the field 'text' holds half of a surrogate pair",
 }
@@ -312,6 +314,51 @@ def test_bad_lines_are_named(tmp_path, line):
     path.write_text('{"text": "\\ud83d\\ude42"}\n' + line)
     with pytest.raises(DataError, match=BAD_LINES[line]):
         text_source("text", paths=[str(path)]).documents("calibration")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.jsonl", "a"])
+@pytest.mark.parametrize("form", ["lines", "array", "indented", "one"])
+def test_json_is_read_by_content_whatever_its_name_is(tmp_path, name, form):
+    items = [{"text": "one {two}\n[three]", "url": "u"}, {"id": 1, "text": "\ufefffour\u2028"}]
+    content = {
+        "lines": "\n".join(map(json.dumps, items)),
+        "array": json.dumps(items, indent=2),
+        "indented": "\r\n".join(json.dumps(item, indent=1) for item in items),
+        "one": json.dumps(items[0]),
+    }[form]
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf \n" + content.encode())
+    expected = [item["text"] for item in items][: 1 if form == "one" else 2]
+    assert text_source("text", paths=[str(tmp_path / name)]).documents("calibration") == expected
+
+
+NO_TEXT = {
+    "a.txt": (b" \n\t\n", "is empty"),
+    "b.txt": (gzip.compress(b"some text"), "compressed by gzip"),
+    "c.txt": ("text".encode("utf-16"), "UTF-16"),
+    "d.txt": (b"te\0xt", "a binary file"),
+    "e.txt": (b"PAR1....", "Parquet"),
+    "f.txt": (b"<!DOCTYPE html><p>text", "HTML or XML"),
+    "g.csv": (b"text,url\nx,y\n", "a table"),
+    "h.json": (b"A text.", "h.json:1: not JSON"),
+    "i.txt": (b'{"text": "x"}\n{"text": "y"', "i.txt:2: not JSON"),
+    "j.txt": (b"{'text': 'x'}", "j.txt:1: not JSON"),
+    "k.txt": (b'[{"text": "x"}, {"content": "y"}]', "k.txt:1: entry 2: .* its fields are content"),
+    "l.txt": (b'\n\n{"text":\n"x"}\n\n{"content": "y"}', "l.txt:6: not a JSON object with a field 'text'"),
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXT)
+def test_what_is_not_running_text_is_refused_by_name(tmp_path, name):
+    content, message = NO_TEXT[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}.*{message}" if message[1] != "." else message):
+        text_source("text", paths=[str(tmp_path / name)]).documents("calibration")
+
+
+@pytest.mark.parametrize(("path", "why"), [("", "a folder"), ("*.txt", "patterns are not expanded")])
+def test_folders_and_patterns_are_refused(tmp_path, path, why):
+    with pytest.raises(DataError, match=why):
+        text_source("text", paths=[str(tmp_path / path)]).identity()
 
 
 def test_bad_files_are_named(tmp_path):
@@ -512,6 +559,33 @@ def test_the_identity_of_a_copy_follows_its_files(tmp_path):
     assert replace(source, variant="pbllm").identity() != source.identity()
     with pytest.raises(DataError, match="holds none of en/c4-train"):
         text_source("c4", path=str(tmp_path)).identity()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("text", ["a"], r"1 rows with columns text \(string\).*as strings in the column 'sentence'"),
+        ("sentence", [1, 2], r"columns sentence \(int64\)"),
+        ("sentence", ["a", None], r"empty places \(null\)"),
+    ],
+)
+def test_a_copy_without_text_is_refused_by_its_columns(tmp_path, column, values, message):
+    parquet(tmp_path / "penn_treebank" / "train" / "0000.parquet", column, values)
+    with pytest.raises(DataError, match=message) as caught:
+        text_source("ptb", path=str(tmp_path)).documents("calibration")
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_the_crops_of_c4_are_drawn_once_until_a_file_or_the_tokenizer_changes(copies, monkeypatch):
+    source = text_source("c4", path=str(copies[0] / "c4"))
+    drawn_before = []
+    draw = type(source).draw
+    monkeypatch.setattr(type(source), "draw", lambda *a, **k: drawn_before.append(1) or draw(*a, **k))
+    first = [evaluation_windows(source, TOKENIZER, 54).tokens for _ in range(3)]
+    assert len(drawn_before) == 1
+    assert first[0].equal(first[2])
+    evaluation_windows(source, PLAIN, 54)
+    assert len(drawn_before) == 2
 
 
 def test_the_hub_itself_is_named_by_repository_and_revision():
