@@ -67,8 +67,9 @@ def load_tasks(selection: Selection) -> Loaded:
         {name: group for part in parts for name, group in part["groups"].items()},
         tuple(name for part in parts for name in _shown(part)),
     )
-    for task in loaded.tasks.values():
+    for name, task in loaded.tasks.items():
         _settle(task, selection)
+        _require_examples(name, task)
     return loaded
 
 
@@ -165,6 +166,27 @@ def _settle(task: Any, selection: Selection) -> None:
     if selection.max_new_tokens is not None and task.get_config("output_type") == "generate_until":
         task.set_config(
             key="generation_kwargs", value={"max_gen_toks": selection.max_new_tokens}, update=True
+        )
+
+
+def _require_examples(name: str, task: Any) -> None:
+    """Count the documents that few-shot examples are drawn from: lm-eval notices too few of them in the
+    middle of an evaluation, and draws from the items themselves where a task names no others.
+
+    Raises:
+        ConfigurationError: there are too few.
+    """
+    shots, sampler = task.get_config("num_fewshot") or 0, getattr(task, "sampler", None)
+    if not shots or sampler is None:  # a task in Python that makes its examples itself
+        return
+    split = task.fewshot_cfg.split
+    named = split or task.fewshot_cfg.samples or task.has_training_docs() or task.has_validation_docs()
+    itself = split is not None and split == task.config.test_split  # never its own example
+    pool = len(sampler.fewshot_indices or sampler.df) if named else 0
+    if shots + itself > pool:
+        raise ConfigurationError(
+            f"evaluation.num_fewshot={shots}: task {name!r} has {pool} documents to draw examples from"
+            f"{' (the item itself is set aside)' if itself else ''}; at most {max(0, pool - itself)} examples"
         )
 
 

@@ -233,6 +233,36 @@ def test_missing_data_is_an_error_before_anything_is_loaded(tmp_path):
         Harness(tasks=["piqa"], data_dir=str(tmp_path)).prepare(None)
 
 
+def test_examples_are_counted_before_a_model_is_loaded(hub):
+    option(hub, num_fewshot=3).prepare(None)
+    with pytest.raises(ConfigurationError, match=r"num_fewshot=4: task 'piqa' has 3 documents .* most 3"):
+        option(hub, num_fewshot=4).prepare(None)
+
+
+def test_items_are_no_examples_of_a_task_that_names_none(tmp_path):
+    rows = [{"question": str(number), "answer": str(number + 1)} for number in range(5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "next_number",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "output_type": "loglikelihood",
+        "test_split": "test",
+        "doc_to_text": "question",
+        "doc_to_target": "answer",
+    }
+    file = tmp_path / "next_number.yaml"
+    file.write_text(json.dumps(task))
+    Harness(tasks=[str(file)]).prepare(None)
+    with pytest.raises(ConfigurationError, match="'next_number' has 0 documents to draw examples from"):
+        Harness(tasks=[str(file)], num_fewshot=1).prepare(None)
+    file.write_text(json.dumps({**task, "fewshot_split": "test"}))
+    load_tasks.cache_clear()
+    Harness(tasks=[str(file)], num_fewshot=4).prepare(None)
+    with pytest.raises(ConfigurationError, match=r"5 documents .*itself is set aside\); at most 4"):
+        Harness(tasks=[str(file)], num_fewshot=5).prepare(None)
+
+
 def test_an_unknown_task_is_named_with_the_nearest():
     with pytest.raises(ConfigurationError, match=r"no task 'piqqa'; did you mean '?piqa"):
         Harness(tasks=["piqqa"]).prepare(None)
