@@ -21,6 +21,7 @@ from q2n.evaluation.known import guard
 from q2n.evaluation.reference import reference_metrics
 from q2n.expense import Expense, Spent
 from q2n.fingerprint import fingerprint
+from q2n.inputs import Inputs, read_inputs
 from q2n.models.loading import LoadedModel
 from q2n.pipeline import Method, Watch, quantize_model
 from q2n.progress import CellProgress
@@ -42,7 +43,8 @@ def compute(
 
     Raises:
         UnsupportedError: model and method do not fit (found before calibration).
-        CheckpointError, DataError, ModelError, NumericalError: see the stages.
+        ConfigurationError, DataError: see :func:`q2n.inputs.read_inputs`; the weights are not read yet.
+        CheckpointError, ModelError, NumericalError: see the stages.
         Interrupted: SIGINT or SIGTERM; where the cell had got to is saved.
     """
     dtype: torch.dtype = getattr(torch, identity["hardware"]["dtype"])
@@ -52,8 +54,10 @@ def compute(
     with _checkpoint(config, identity, expense, bar) as checkpoint, torch.no_grad():
         expense.earlier = Spent(**checkpoint.account)
         bar.begin("load")
-        with expense.stage("load"):
+        with expense.stage("tokenize"):
             config.evaluation.prepare(cache_dir)
+            inputs = read_inputs(config)
+        with expense.stage("load"):
             loaded = config.model.load(dtype, cache_dir, config.scalars.streaming)
             config.baseline.check(loaded.adapter)
         if loaded.adapter.in_memory:  # who streams needs the memory more than the time
@@ -65,14 +69,14 @@ def compute(
             _guard(config, identity, reference)
             kept = config.evaluation.keep(context, identity)
         bar.begin("quantize")
-        layers = _quantize(config, identity, loaded, device, expense, bar, checkpoint, ledger, watch)
+        layers = _quantize(config, identity, loaded, inputs, device, expense, bar, checkpoint, ledger, watch)
         bar.begin("evaluate")
         seed_block(seed, len(loaded.adapter.blocks))
         with expense.stage("evaluate"):
             metrics = config.evaluation.evaluate(replace(context, kept=kept))
-    metrics = [_with_reference(metric, reference) for metric in metrics]
+    metrics = [inputs.marked(_with_reference(metric, reference)) for metric in metrics]
     return _record(
-        config, identity, loaded, layers, metrics, expense.total, checkpoint.resumed_at, ledger.reused
+        config, identity, loaded, inputs, layers, metrics, expense.total, checkpoint.resumed_at, ledger.reused
     )
 
 
@@ -107,6 +111,7 @@ def _quantize(
     config: RunConfig,
     identity: Mapping[str, Any],
     loaded: LoadedModel,
+    inputs: Inputs,
     device: torch.device,
     expense: Expense,
     bar: CellProgress,
@@ -116,8 +121,6 @@ def _quantize(
 ) -> list[LayerReport]:
     calibration, adapter = config.calibration, loaded.adapter
     method = Method(config.baseline, config.correction.bind(config.baseline), config.diagnostics)
-    with expense.stage("tokenize"):
-        text = calibration.tokens(loaded.tokenizer, config.scalars.cache_dir, config.heldout)
     count = len(adapter.blocks)
     steps = [f"{block.index}/{group.name}" for block in adapter.blocks for group in block.groups]
 
@@ -132,14 +135,14 @@ def _quantize(
     ):
         return quantize_model(
             adapter,
-            text.tokens,
+            inputs.calibration.tokens,
             method,
             batch_size=calibration.batch_size,
             true_sequential=calibration.stages == "true_sequential",
             store=store,
             device=device,
             progress=progress,
-            heldout=text.heldout,
+            heldout=inputs.calibration.heldout,
             seed=config.scalars.seed,
             checkpoint=checkpoint,
             static=_static_stages(config, identity, method, loaded, device, ledger),
@@ -177,6 +180,7 @@ def _record(
     config: RunConfig,
     identity: Mapping[str, Any],
     loaded: LoadedModel,
+    inputs: Inputs,
     layers: list[LayerReport],
     metrics: list[Metric],
     spent: Spent,
@@ -209,4 +213,5 @@ def _record(
         peak_device_memory_bytes=spent.peak_device_memory_bytes,
         resumed_at=resumed_at,
         bits_per_weight=bits / weights,
+        notes=inputs.notes,
     )

@@ -59,6 +59,8 @@ class Scalars:
     checkpoint_every: Literal["auto"] | Annotated[int, Field(ge=0)]
     retry: Literal["all", "failed", "none"]
     streaming: Streaming
+    allow_beyond_context: bool = False
+    allow_calibration_text: bool = False
     plan: bool
     sanity: Literal["stop", "warn", "off"]
     known: str | None

@@ -82,6 +82,8 @@ NEUTRAL_KEYS = frozenset(
         "resume",
         "checkpoint_every",
         "streaming",
+        "allow_beyond_context",
+        "allow_calibration_text",
         "objective",
         "known",
         "sanity",
@@ -89,7 +91,8 @@ NEUTRAL_KEYS = frozenset(
         "hydra",
     }
 )
-"""Top-level configuration keys that say where results go or how they are shown, not what they are."""
+"""Top-level configuration keys that say where results go, how they are shown or which are refused, not what
+they are."""
 
 _ABSENT = "absent"
 

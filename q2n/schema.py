@@ -40,6 +40,8 @@ class EvaluationProtocol(_Frozen):
     ``stride`` equal to ``seqlen`` means windows that do not overlap; ``bos`` says who put a BOS
     token where (``tokenizer``, ``each_window``, ``none``: see :mod:`q2n.data.text`). ``variant`` names the
     rule by which a data set of the hub is read (:mod:`q2n.data.hub`); empty where there is only one.
+    ``positions`` is the model's context length where ``seqlen`` exceeds it; ``calibrated`` tells that the
+    model was calibrated on this text.
     """
 
     dataset: str
@@ -52,10 +54,14 @@ class EvaluationProtocol(_Frozen):
     forward_dtype: str
     stride: int = Field(ge=1)
     variant: str = ""
+    positions: int | None = None
+    calibrated: bool = False
 
     def key(self) -> str:
-        """Short digest of all fields."""
-        return digest(self.model_dump())[:8]
+        """Short digest of all fields; the last two count only where they say something, so that it is the
+        same for records older than they."""
+        later = {name for name in ("positions", "calibrated") if not getattr(self, name)}
+        return digest(self.model_dump(exclude=later))[:8]
 
     def parts(self) -> tuple[str, ...]:
         """The label's parts after the data set."""
@@ -63,7 +69,10 @@ class EvaluationProtocol(_Frozen):
         same = self.loss_dtype == self.forward_dtype
         dtype = self.loss_dtype if same else f"{self.forward_dtype}, loss {self.loss_dtype}"
         variant = (f"rule {self.variant}",) if self.variant else ()
-        return (f"{self.windows} x {self.seqlen} tokens", *stride, *variant, f"BOS {self.bos}", dtype)
+        beyond = (f"beyond the model's {self.positions} positions",) if self.positions else ()
+        seen = ("text also calibrated on",) if self.calibrated else ()
+        length = f"{self.windows} x {self.seqlen} tokens"
+        return (length, *stride, *variant, f"BOS {self.bos}", dtype, *beyond, *seen)
 
     def label(self) -> str:
         """For people: ``wiki · 32 x 512 tokens · BOS none · float32``."""
@@ -205,6 +214,7 @@ class RunRecord(_Frozen):
     peak_device_memory_bytes: int | None = None
     resumed_at: tuple[int, ...] = ()
     bits_per_weight: float
+    notes: tuple[str, ...] = ()
 
     @property
     def protocols(self) -> tuple[AnyProtocol, ...]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from q2n.data.text import TokenSet
     from q2n.models.loading import LoadedModel
+    from q2n.models.outline import Outline
     from q2n.schema import Metric
 
 
@@ -44,6 +46,18 @@ class Evaluation(ABC):
             DataError: a text or a task's data cannot be had.
             ConfigurationError: something is asked for that does not exist or is not allowed.
         """
+
+    def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
+        """Check what this model's tokenizer decides, before the weights are read.
+
+        Returns:
+            The windows of every text that will be measured on.
+
+        Raises:
+            DataError: too little text, or a special token that the tokenizer lacks.
+            UnsupportedError: the tokenizer lacks something else that is asked for.
+        """
+        return []
 
     def keep(self, context: EvaluationContext, identity: Mapping[str, Any]) -> Any:
         """What the quantized model will be compared with; called just before quantization changes the model.

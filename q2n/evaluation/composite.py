@@ -12,6 +12,8 @@ from q2n.evaluation.base import Evaluation, EvaluationContext
 from q2n.options import build, option
 
 if TYPE_CHECKING:
+    from q2n.data.text import TokenSet
+    from q2n.models.outline import Outline
     from q2n.schema import Metric
 
 
@@ -35,6 +37,9 @@ class Composite(Evaluation):
     def prepare(self, cache_dir: str | None) -> None:
         for _, part in self._items():
             part.prepare(cache_dir)
+
+    def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
+        return [text for _, part in self._items() for text in part.examine(outline, cache_dir)]
 
     def keep(self, context: EvaluationContext, identity: Mapping[str, Any]) -> dict[str, Any]:
         return {name: part.keep(context, identity) for name, part in self._items()}

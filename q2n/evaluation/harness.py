@@ -13,8 +13,12 @@ from q2n.exceptions import UnsupportedError
 from q2n.options import option
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from q2n.data.text import TokenSet
     from q2n.evaluation.harness_results import Results
     from q2n.evaluation.harness_tasks import Loaded, Selection
+    from q2n.models.outline import Outline
     from q2n.schema import Metric
 
 
@@ -47,15 +51,22 @@ class Harness(Evaluation):
     def prepare(self, cache_dir: str | None) -> None:
         self._load(cache_dir)
 
+    def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
+        self._require_template(outline.tokenizer)
+        return []
+
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
         from q2n.evaluation.harness_results import metrics
 
-        if self.apply_chat_template and not context.loaded.tokenizer.chat_template:
+        self._require_template(context.loaded.tokenizer)
+        loaded = self._load(context.cache_dir)
+        return metrics(self._run(loaded, context), loaded, context)
+
+    def _require_template(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if self.apply_chat_template and not tokenizer.chat_template:
             raise UnsupportedError(
                 "evaluation.apply_chat_template=true: this model's tokenizer has no template"
             )
-        loaded = self._load(context.cache_dir)
-        return metrics(self._run(loaded, context), loaded, context)
 
     def _load(self, cache_dir: str | None) -> Loaded:
         from q2n.evaluation.harness_tasks import load_tasks

@@ -14,9 +14,11 @@ from q2n.options import option
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from q2n.data.text import TextSource, TokenSet
     from q2n.models.adapter import ModelAdapter
+    from q2n.models.outline import Outline
     from q2n.schema import EvaluationProtocol
 
 
@@ -57,9 +59,15 @@ class WindowedText(Evaluation):
         Raises:
             DataError: too little text.
         """
+        return self._text(dataset, context.loaded.tokenizer, context.cache_dir)
+
+    def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
+        return [self._text(name, outline.tokenizer, cache_dir) for name in self.datasets]
+
+    def _text(self, dataset: str, tokenizer: PreTrainedTokenizerBase, cache_dir: str | None) -> TokenSet:
         from q2n.data.text import evaluation_windows
 
-        source, tokenizer = self._source(dataset, context.cache_dir), context.loaded.tokenizer
+        source = self._source(dataset, cache_dir)
         stride = None if self.step == self.seqlen else self.step
         return evaluation_windows(source, tokenizer, self.seqlen, self.windows, self.bos, stride)
 
@@ -76,8 +84,10 @@ class WindowedText(Evaluation):
 
     def protocol(self, context: EvaluationContext, text: TokenSet, dataset: str) -> EvaluationProtocol:
         from q2n.data.sources import HUB_PATHS
+        from q2n.models.outline import context_length
         from q2n.schema import EvaluationProtocol
 
+        positions = context_length(context.loaded.adapter.model.config)
         return EvaluationProtocol(
             dataset=dataset,
             text_sha256=text.text_sha256,
@@ -89,6 +99,7 @@ class WindowedText(Evaluation):
             forward_dtype=str(context.dtype).removeprefix("torch."),
             stride=self.step,
             variant=self.variant if dataset in HUB_PATHS else "",
+            positions=positions if positions and self.seqlen > positions else None,
         )
 
     def _source(self, name: str, cache_dir: str | None = None) -> TextSource:

@@ -21,6 +21,7 @@ from q2n.hardware import MEMORY_SHARE, available_memory
 from q2n.models import attention
 from q2n.models.adapter import ModelAdapter, adapt, require_family
 from q2n.models.fused import fuse
+from q2n.models.outline import Outline, require_tokenizer_files
 from q2n.models.streaming import WeightFiles, stream_blocks, streamed_model
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def load_pretrained(
 ) -> LoadedModel:
     """Read model and tokenizer from a folder or from the hub.
 
-    The configuration comes first, so that a model that cannot be served is refused before its weights are
+    :func:`read_outline` comes first, so that a model that cannot be served is refused before its weights are
     downloaded. Weights are read from safetensors only: pickled ones can run code.
 
     Args:
@@ -81,17 +82,51 @@ def load_pretrained(
     """
     common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     name = str(provenance.get("name", path))
+    outline = read_outline(path, name, revision, trust_remote_code)
+    with _reading(path, name), quiet_transformers():
+        files = _files_to_stream(path, common["revision"], dtype, streaming)
+        if files is None:
+            model = _whole(path, outline.config, dtype, name, common)
+        else:
+            model = streamed_model(path, outline.config, files, dtype, common["revision"])
+    commit = _commit(outline.config)
+    loaded = ready(model, outline.tokenizer, {**provenance, **({"commit": commit} if commit else {})})
+    if files is not None:
+        stream_blocks(loaded.adapter.blocks, files, dtype)
+    return loaded
+
+
+def read_outline(
+    path: str, name: str, revision: str | None = None, trust_remote_code: bool = False
+) -> Outline:
+    """Configuration and tokenizer from a folder or from the hub, checked; no weights.
+
+    Raises:
+        ModelError: not found, not reachable, not permitted, damaged, quantized already, of an architecture
+            without adapter, or with a tokenizer that is missing or not this model's.
+    """
+    common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    with _reading(path, name), quiet_transformers():
+        config = AutoConfig.from_pretrained(path, **common)
+        _require_plain(config, name)
+        if not trust_remote_code:  # code of its own may read any file
+            require_tokenizer_files(Path(path))
+        tokenizer = _tokenizer(path, tuple(common.items()), _commit(config) or _versions(path))
+    outline = Outline(name, config, tokenizer)
+    outline.check()
+    return outline
+
+
+def _commit(config: Any) -> str | None:
+    """Which one ``main`` was, for a model of the hub."""
+    return getattr(config, "_commit_hash", None)
+
+
+@contextmanager
+def _reading(path: str, name: str) -> Iterator[None]:
+    """Inside, every way in which reading a model fails ends in one message."""
     try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(path, **common)
-            _require_plain(config, name)
-            commit = getattr(config, "_commit_hash", None)  # which one `main` was, for a model of the hub
-            tokenizer = _tokenizer(path, tuple(common.items()), commit or _versions(path))
-            files = _files_to_stream(path, common["revision"], dtype, streaming)
-            if files is None:
-                model = _whole(path, config, dtype, name, common)
-            else:
-                model = streamed_model(path, config, files, dtype, common["revision"])
+        yield
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model {name}: cannot load {path!r}: {_first_line(error)}\n"
@@ -100,10 +135,6 @@ def load_pretrained(
             "read; code that comes with a model runs with model.trust_remote_code=true only. "
             "model=smollm2_135m needs no hub."
         ) from error
-    loaded = ready(model, tokenizer, {**provenance, **({"commit": commit} if commit else {})})
-    if files is not None:
-        stream_blocks(loaded.adapter.blocks, files, dtype)
-    return loaded
 
 
 def _files_to_stream(

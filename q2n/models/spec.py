@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from q2n.models.loading import LoadedModel
+    from q2n.models.outline import Outline
 
 Streaming = Literal["auto", "on", "off"]
 """Whether the blocks' weights are in memory only while they are used."""
@@ -47,6 +48,14 @@ class ModelSpec(ABC):
 
         Raises:
             ModelError: the weights are not where the option says.
+        """
+
+    @abstractmethod
+    def outline(self, cache_dir: str | None = None) -> Outline:
+        """Configuration and tokenizer, without weights.
+
+        Raises:
+            ModelError: they cannot be found or read, or do not fit each other.
         """
 
     @abstractmethod
@@ -108,6 +117,13 @@ class HubModel(ModelSpec):
         if self.folder is not None:
             return {"folder": folder_digest(self.folder)}
         return {"hub": self.path, "revision": self.revision or "main"}
+
+    def outline(self, cache_dir: str | None = None) -> Outline:
+        from q2n.models.loading import read_outline
+
+        folder = self.folder
+        revision = None if folder else self.revision
+        return read_outline(str(folder or self.path), self.name, revision, self.trust_remote_code)
 
     def load(
         self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
@@ -174,6 +190,12 @@ class BundledModel(ModelSpec):
             "sha256": found.sha256,
         }
 
+    def outline(self, cache_dir: str | None = None) -> Outline:
+        from q2n.models.convert import converted
+        from q2n.models.loading import read_outline
+
+        return read_outline(str(converted(self.file(), self.name, cache_dir)), self.name)
+
     def load(
         self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
     ) -> LoadedModel:
@@ -222,6 +244,11 @@ class TinyModel(ModelSpec):
     def identity(self) -> dict[str, str]:
         fields: dict[str, Any] = {key: value for key, value in asdict(self).items() if key != "name"}
         return {"random": json.dumps(fields, sort_keys=True), "rule": "tiny-1"}
+
+    def outline(self, cache_dir: str | None = None) -> Outline:
+        from q2n.models.tiny import random_outline
+
+        return random_outline(self)
 
     def load(
         self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"

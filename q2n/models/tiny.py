@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokeniz
 
 from q2n.models import attention
 from q2n.models.loading import LoadedModel, ready
+from q2n.models.outline import Outline
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +22,17 @@ CONTEXT = 4096
 
 def random_model(spec: TinyModel, dtype: torch.dtype) -> LoadedModel:
     """The model ``spec`` describes: weights drawn in float32 from its own seed, then rounded."""
+    outline = random_outline(spec)
+    with torch.random.fork_rng(devices=[]):  # the library draws weights that are then overwritten
+        model = cast(Any, AutoModelForCausalLM).from_config(
+            outline.config, attn_implementation=attention.NAME
+        )
+    _fill(model, spec.std, spec.weight_seed)
+    return ready(model.to(dtype), outline.tokenizer, {"name": spec.name, **spec.identity()})
+
+
+def random_outline(spec: TinyModel) -> Outline:
+    """The same without weights."""
     tokenizer = byte_tokenizer()
     config = cast(Any, CONFIG_MAPPING)[spec.family](
         vocab_size=len(tokenizer),
@@ -36,10 +48,7 @@ def random_model(spec: TinyModel, dtype: torch.dtype) -> LoadedModel:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):  # the library draws weights that are then overwritten
-        model = cast(Any, AutoModelForCausalLM).from_config(config, attn_implementation=attention.NAME)
-    _fill(model, spec.std, spec.weight_seed)
-    return ready(model.to(dtype), tokenizer, {"name": spec.name, **spec.identity()})
+    return Outline(spec.name, config, tokenizer)
 
 
 def byte_tokenizer(add_bos: bool = True) -> PreTrainedTokenizerFast:

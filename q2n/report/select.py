@@ -82,3 +82,9 @@ def weights_notes(records: Iterable[RunRecord]) -> list[str]:
     """Per model, where its weights come from."""
     pairs = dict.fromkeys((record.cell.model, record.provenance.weights) for record in records)
     return [f"{model}: {weights or 'origin of the weights not recorded'}" for model, weights in pairs]
+
+
+def allowed_notes(records: Iterable[RunRecord]) -> list[str]:
+    """Per model, what was allowed although it makes numbers hard to compare."""
+    found = dict.fromkeys((record.cell.model, note) for record in records for note in record.notes)
+    return [f"{model}: {note}" for model, note in found]

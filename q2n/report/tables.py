@@ -29,7 +29,7 @@ from q2n.report.lines import (
     row_of,
     without_correction,
 )
-from q2n.report.select import by_protocol, code_notes, latest, processor_notes, weights_notes
+from q2n.report.select import allowed_notes, by_protocol, code_notes, latest, processor_notes, weights_notes
 from q2n.report.unfinished import Unfinished, by_group
 
 T = TypeVar("T")
@@ -109,6 +109,7 @@ def build_table(
         sides,
         (
             *notes,
+            *allowed_notes(records),
             *code_notes(records, superseded),
             *processor_notes(records, compared),
             *weights_notes(records),

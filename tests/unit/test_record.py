@@ -122,6 +122,14 @@ def test_protocols_are_told_apart() -> None:
     assert "bfloat16, loss float32" in make_protocol(forward_dtype="bfloat16").label()
 
 
+def test_later_fields_leave_the_keys_of_older_protocols_as_they_were() -> None:
+    assert (make_protocol().key(), make_protocol(variant="gptq").key()) == ("f7361ac7", "c2e150a1")
+    beyond, seen = make_protocol(positions=64), make_protocol(calibrated=True)
+    assert len({make_protocol().key(), beyond.key(), seen.key()}) == 3
+    assert beyond.label().endswith("float32 · beyond the model's 64 positions")
+    assert seen.label().endswith("float32 · text also calibrated on")
+
+
 def test_records_import_neither_torch_nor_pandas() -> None:
     code = "import sys, q2n.record, q2n.explain; print({'torch', 'pandas', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

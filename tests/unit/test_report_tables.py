@@ -79,8 +79,23 @@ def test_a_worse_correction_is_called_worse_and_higher_may_be_better() -> None:
     assert "↑" in "".join(to_grid(table).heads[0][1])
 
 
+def test_what_was_allowed_is_said_beneath_the_table_once_per_model() -> None:
+    records = [
+        make_record(correction=c, notes=("a note",), metrics=(make_metric(5.0),)) for c in ("on", "off")
+    ]
+    assert to_grid(build_table(records)).notes.count("m: a note") == 1
+
+
 @pytest.mark.parametrize(
-    "change", [{"windows": 16}, {"bos": "text"}, {"text_sha256": "b" * 64}, {"stride": 64}]
+    "change",
+    [
+        {"windows": 16},
+        {"bos": "text"},
+        {"text_sha256": "b" * 64},
+        {"stride": 64},
+        {"positions": 64},
+        {"calibrated": True},
+    ],
 )
 def test_two_protocols_never_share_a_column(change: dict[str, Any]) -> None:
     protocols = [make_protocol(), make_protocol(**change)]
