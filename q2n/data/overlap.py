@@ -8,6 +8,7 @@ that is on both sides; they also serve languages that put no spaces between word
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_NO_CONTENT = re.compile(r"[\W_]+")
 RUN = 64
 """A power of two: hashes of runs are made of those of half the length."""
-ENOUGH_RUNS = 2**14
+ENOUGH_RUNS = 2**12
 """Of the shorter text. Longer ones are compared by a sample of runs, which the run's own hash chooses, so
 that it is the same in both texts."""
 _PIECE = 2**20
@@ -34,23 +36,26 @@ def overlap(one: str, other: str) -> float:
 
     short, long = sorted((_bare(one), _bare(other)), key=len)
     spare = max(0, (len(short) // ENOUGH_RUNS).bit_length() - 1)
-    runs = _runs(short, spare)
-    return float(np.isin(runs, _runs(long, spare)).mean()) if len(runs) else 0.0
+    runs, others = _runs(short, spare), np.sort(_runs(long, spare))
+    if not len(runs) or not len(others):
+        return 0.0
+    nearest = others[np.searchsorted(others, runs).clip(max=len(others) - 1)]
+    return float((nearest == runs).mean())
 
 
 def _bare(text: str) -> str:
-    return "".join(filter(str.isalnum, text.casefold()))
+    return _NO_CONTENT.sub("", text.casefold())
 
 
 def _runs(text: str, spare: int) -> NDArray[np.uint64]:
-    """Hashes of the text's different runs; of all of them only one in ``2**spare``."""
+    """Hashes of the text's runs; of all of them only one in ``2**spare``."""
     import numpy as np
 
     pieces = (text[start : start + _PIECE + RUN - 1] for start in range(0, len(text), _PIECE))
     # The lowest bits of a hash depend on few bits of the characters; bit 32 and above on enough.
     chosen = np.uint64((2**spare - 1) << 32)
     found = [hashes[hashes & chosen == 0] for hashes in map(_hashes, pieces)]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+    return np.concatenate([np.empty(0, np.uint64), *found])
 
 
 def _hashes(text: str) -> NDArray[np.uint64]:

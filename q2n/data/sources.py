@@ -150,7 +150,7 @@ class C4Calibration(HubCalibration):
 
 @option
 class TextCalibration(CalibrationOption):
-    """The user's own files (.txt, or .jsonl with a field ``text``)."""
+    """The user's own files (:class:`q2n.data.user.UserText`)."""
 
     paths: list[str] = Field(min_length=1)
 
