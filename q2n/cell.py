@@ -24,6 +24,7 @@ from q2n.fingerprint import fingerprint
 from q2n.inputs import Inputs, read_inputs
 from q2n.models.loading import LoadedModel
 from q2n.pipeline import Method, Watch, quantize_model
+from q2n.plan.fit import misfit
 from q2n.progress import CellProgress
 from q2n.record import checkpoint_folder
 from q2n.schema import Metric, Reuse, RunRecord
@@ -54,6 +55,8 @@ def compute(
     with _checkpoint(config, identity, expense, bar) as checkpoint, torch.no_grad():
         expense.earlier = Spent(**checkpoint.account)
         bar.begin("load")
+        if (error := misfit(config)) is not None:
+            raise error
         with expense.stage("tokenize"):
             config.evaluation.prepare(cache_dir)
             inputs = read_inputs(config)
