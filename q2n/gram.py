@@ -75,6 +75,13 @@ def complete_triangle(packed: Tensor, width: int) -> Tensor:
     return packed
 
 
+def diagonal(form: Tensor, width: int) -> Tensor:
+    """The diagonal ``(width,)`` of a Gram matrix, whole or packed by :func:`triangle`."""
+    if form.ndim == 2:
+        return form.diagonal()
+    return torch.cat([strip[:, own].diagonal() for own, strip in strips(form, width)])
+
+
 def _products(rows: Tensor) -> Iterator[tuple[Tensor, AddProduct, int]]:
     """Parts of ``rows``, what adds up their products, and the columns at which halving stops."""
     if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and onednn.available():

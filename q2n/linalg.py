@@ -7,6 +7,7 @@ and a damped Hessian of 16k correlated tokens has a condition number that float3
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,14 @@ class InverseFactor:
     damping: float
 
 
+SMALL_GRAM, LARGE_GRAM = 1e-25, 1e25
+"""Largest entries of a Gram matrix between which its trace, its inverse and a hundredth of its mean diagonal
+are all well inside float32's range."""
+
+NO_GRAM = 1e-36
+"""Largest entry below which the others are subnormal: such a matrix need not be positive definite, not even
+with a hundredth of its mean diagonal."""
+
 ENTRIES_AT_ONCE = 2**20
 """Entries of a large matrix that are worked on at a time (4 MiB of float32, several beside each other)."""
 
@@ -60,14 +69,43 @@ def require_finite(tensor: Tensor, what: str) -> None:
         raise NumericalError(f"{what}: {bad} of {tensor.numel()} entries are not finite")
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32``, as messages and the configuration say it."""
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def converging(what: str) -> Iterator[None]:
+    """Raise the :class:`NumericalError` that ``what`` failed where the library says so in its own way."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise NumericalError(f"{what} failed: {str(error).splitlines()[0]}") from error
+
+
+def within_range(gram: Tensor) -> Tensor:
+    """``gram`` ``(C, C)`` itself, unless its size alone would keep a solver that does not depend on it from
+    working: divided by its largest entry where sums over it would leave float32's range, the identity if it
+    is zero or has lost its digits. Inputs that are always zero prefer no rounding to another, so that each
+    weight counts the same.
+    """
+    largest = gram.diagonal().max()
+    size = float(largest)
+    if size < NO_GRAM:
+        return torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return gram if SMALL_GRAM < size < LARGE_GRAM else gram / largest
+
+
 def symmetric_spectrum(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Spectrum:
     """Full eigendecomposition of a symmetric ``(C, C)`` matrix in ``dtype``, largest first.
 
     Raises:
-        NumericalError: the matrix is not finite.
+        NumericalError: the matrix is not finite in ``dtype``, or the iteration does not converge.
     """
-    require_finite(matrix, "matrix to be decomposed")
-    values, vectors = torch.linalg.eigh(matrix.to(dtype))
+    matrix = matrix.to(dtype)
+    require_finite(matrix, f"matrix to be decomposed in {dtype_name(dtype)}")
+    with converging(f"eigendecomposition ({len(matrix)} columns, {dtype_name(dtype)})"):
+        values, vectors = torch.linalg.eigh(matrix)
     return Spectrum(values.flip(0).double(), vectors.flip(1))
 
 

@@ -33,13 +33,19 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         b"N",
         *(left.shape[1], right.shape[1], left.shape[0]),
         1.0,
-        *(left.data_ptr(), left.stride(0)),
-        *(right.data_ptr(), right.stride(0)),
+        *_matrix(left),
+        *_matrix(right),
         1.0,
-        *(total.data_ptr(), total.stride(0)),
+        *_matrix(total),
     )
     if failed:
         raise RuntimeError(f"oneDNN's product failed with status {failed}")
+
+
+def _matrix(tensor: Tensor) -> tuple[int, int]:
+    """Address and row length in memory. Of a single row torch's stride may be any number, and oneDNN refuses
+    one below the number of columns."""
+    return tensor.data_ptr(), max(tensor.stride(0), tensor.shape[1])
 
 
 @cache

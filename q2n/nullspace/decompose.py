@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from q2n.linalg import Spectrum, require_finite, symmetric_spectrum
+from q2n.linalg import Spectrum, converging, require_finite, symmetric_spectrum
 from q2n.nullspace.moments import Moment, activation_rows, second_moment
 from q2n.nullspace.partial import NotPartialError, leading_spectrum
 
@@ -44,10 +44,11 @@ def decompose(
     matrix = second_moment(stats, moment)
     size = len(matrix)
     if how != "eigh" and not rule.needs_all and (how == "partial" or size >= AUTO_WIDTH):
-        require_finite(matrix, "matrix to be decomposed")
+        matrix = matrix.to(dtype)
+        require_finite(matrix, f"matrix to be decomposed in {precision}")
         limit = size // (PARTIAL_FRACTION if how == "partial" else AUTO_FRACTION)
         try:
-            return leading_spectrum(matrix.to(dtype), rule, limit)
+            return leading_spectrum(matrix, rule, limit)
         except NotPartialError as reason:
             if how == "partial":
                 warnings.warn(f"full decomposition: {reason}", FullDecompositionWarning, stacklevel=2)
@@ -72,8 +73,9 @@ def singular_spectrum(rows: Tensor) -> Spectrum:
     eigenvalues and eigenvectors of ``Z^T Z``; those that are missing have eigenvalue zero.
 
     Raises:
-        NumericalError: not finite.
+        NumericalError: not finite, or the iteration does not converge.
     """
     require_finite(rows, "activations to be decomposed")
-    _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
+    with converging(f"singular value decomposition ({len(rows)} rows)"):
+        _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
     return Spectrum(values.double().square(), vectors.T, method="svd")

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from q2n.linalg import Spectrum
+from q2n.exceptions import NumericalError
+from q2n.linalg import Spectrum, converging
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -79,7 +80,11 @@ def _extended(matrix: Tensor, values: Tensor, vectors: Tensor, more: int) -> tup
         raise NotPartialError(f"ARPACK: {error}") from None
     joined = torch.cat([vectors, torch.from_numpy(found).to(vectors)], dim=1)
     basis = torch.linalg.qr(joined).Q
-    small, turn = torch.linalg.eigh(basis.T @ (matrix @ basis))
+    try:
+        with converging("Rayleigh-Ritz step"):
+            small, turn = torch.linalg.eigh(basis.T @ (matrix @ basis))
+    except NumericalError as error:
+        raise NotPartialError(str(error)) from None
     return small.flip(0).double(), basis @ turn.flip(1)
 
 
@@ -109,9 +114,11 @@ def _checked(matrix: Tensor, values: Tensor, vectors: Tensor, total: float) -> S
     """
     residuals = (matrix @ vectors - vectors * values.to(vectors)).norm(dim=0)
     largest = float(values[0].abs())
-    residual = float(residuals.max()) / largest if largest > 0 else 0.0
+    residual = float(residuals.max())
+    if largest != 0:
+        residual /= largest
     accepted = max(ACCEPTED, 100 * torch.finfo(matrix.dtype).eps)
-    if residual > accepted:
+    if not residual <= accepted:  # nor if it is no number: round-off of subnormal matrices
         raise NotPartialError(f"residual {residual:.1e} of the largest eigenvalue")
     squares = float(matrix.double().square().sum())
     rest, rest_squares = total - float(values.sum()), squares - float(values.square().sum())

@@ -76,8 +76,9 @@ class RankRule:
         largest = float(values[-1])
         if largest <= 0:
             return len(values)
-        # the released ratio leaves one eigenvalue out, which may save one direction
-        return len(values) + max(0, math.floor(missing / largest) - 1)
+        # The released ratio leaves one eigenvalue out, which may save one direction. No more than all are
+        # missing, however small a subnormal eigenvalue is.
+        return len(values) + max(0, math.floor(min(missing / largest, size)) - 1)
 
 
 def range_rank(values: Tensor, t: float, rule: IndexRule = "released", drop_first: bool = True) -> int:

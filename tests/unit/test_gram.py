@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.hard_inputs import LARGE, SMALL
 
 from q2n import gram, onednn
 from q2n.calibration import Accumulators
@@ -96,3 +97,40 @@ def test_accumulated_matrix_is_symmetric_and_scaled(dtype):
     exact = batch.double().flatten(0, 1)
     assert torch.equal(found, found.T)
     assert torch.allclose(found.double(), 2 / 4 * exact.T @ exact, rtol=1e-4, atol=1e-6 * float(found.max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [1, 7, 200])
+@pytest.mark.parametrize("name", SMALL)
+def test_inputs_of_every_kind_have_a_gram_matrix(name, width, dtype):
+    batch = SMALL[name](2, 30, width).clamp(-6e4, 6e4).to(dtype)
+    accumulators = Accumulators([Statistic.GRAM, Statistic.TRIANGLE])
+    accumulators.update(batch)
+    stats = accumulators.result()
+    assert bool(stats.gram.isfinite().all())
+    assert torch.equal(stats.gram, stats.gram.T)
+    exact = batch.double().flatten(0, 1)
+    exact = exact.T @ exact
+    # Some products take what is subnormal for zero.
+    assert torch.allclose(stats.gram.double(), exact, rtol=1e-4, atol=1e-6 * float(exact.max()) + 1e-37)
+    assert torch.allclose(gram.diagonal(stats[Statistic.TRIANGLE], width), stats.gram.diagonal(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("width", [7, 1300])
+def test_the_diagonal_tells_no_numbers_from_numbers_too_large(name, width):
+    accumulators = Accumulators([Statistic.TRIANGLE])
+    accumulators.update(LARGE[name](1, 5, width))
+    diagonal = gram.diagonal(accumulators.result()[Statistic.TRIANGLE], width)
+    assert bool(diagonal.isnan().any()) == (name == "NaN")
+    assert bool(diagonal.isinf().any()) == (name != "NaN")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 7, 200])
+def test_one_row_may_have_any_stride(width, dtype):
+    """Torch calls a transposed column contiguous and leaves its stride at 1, which oneDNN refuses."""
+    row = torch.linspace(-1, 1, width)[:, None].to(dtype).T
+    total = torch.zeros(width, width)
+    gram.add_gram(total, row)
+    assert torch.equal(total.tril(), (row.float().T @ row.float()).tril())
