@@ -58,6 +58,7 @@ class Composed(LayerwiseBaseline):
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         from q2n.grids.per_tensor import PerTensorGrid
+        from q2n.linalg import within_range
         from q2n.solvers.ldlq import solve_ldlq
         from q2n.solvers.obs import activation_order, solve_obs
         from q2n.solvers.rtn import solve_rtn
@@ -68,7 +69,7 @@ class Composed(LayerwiseBaseline):
         if self.solver == "obs":
             order = activation_order(problem.stats.gram) if self.act_order else None
             return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule], order)
-        hessian = problem.stats.gram.clone()
+        hessian = within_range(problem.stats.gram).clone()
         hessian.diagonal().add_(self.percdamp * hessian.diagonal().mean())
         # QuIP's solver aims at the weight clipped to the range of its one scale.
         target = grid.target(problem.weight) if isinstance(grid, PerTensorGrid) else None

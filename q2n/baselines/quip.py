@@ -11,7 +11,7 @@ from q2n.baselines.base import LayerwiseBaseline
 from q2n.baselines.fields import Bits, Damping, GroupSize
 from q2n.corrections.recipes import INERT, ReleasedRecipe
 from q2n.options import option
-from q2n.types import Correction, LinearProblem, Quantize, QuantizedLinear, Solution
+from q2n.types import Correction, LinearProblem, Quantize, QuantizedLinear, Solution, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +50,12 @@ class QuIP(LayerwiseBaseline):
     def solve(
         self, problem: LinearProblem, correction: Correction, quantize: Quantize | None = None
     ) -> Solution:
+        from q2n.linalg import within_range
         from q2n.transforms.incoherence import draw_incoherence
 
-        return self.solve_in(problem, correction, draw_incoherence(problem, self.seed), quantize)
+        gram = within_range(problem.stats.gram)
+        seen = replace(problem, stats=replace(problem.stats, values={Statistic.GRAM: gram}))
+        return self.solve_in(problem, correction, draw_incoherence(seen, self.seed), quantize)
 
     def solve_in(
         self,
@@ -86,6 +89,9 @@ class QuIP(LayerwiseBaseline):
 
     def _hessian(self, gram: Tensor) -> tuple[Tensor, float]:
         """Mean diagonal 1, plus the floor, plus ``percdamp`` of the new mean; and that fraction."""
+        from q2n.linalg import within_range
+
+        gram = within_range(gram)
         hessian = gram * (len(gram) / gram.trace())
         hessian.diagonal().add_(TRACE_FLOOR + self.percdamp * (1 + TRACE_FLOOR))
         return hessian, self.percdamp
