@@ -48,7 +48,9 @@ def output_errors(problem: LinearProblem, quantized: QuantizedLinear, stats: Sta
         if quantized.bias is None:
             return squared
         bias, shift = quantized.bias[rows].double(), error.double() @ stats[Statistic.MEAN].double()
-        return squared + 2 * stats.tokens / stats.sequences * bias * (bias - 2 * shift)
+        change = 2 * stats.tokens / stats.sequences * bias * (bias - 2 * shift)
+        # The bias may take away all there is, and float32 sums know no more of that than their round-off.
+        return (squared + change).clamp(min=0)
 
     return _remembered("output errors", problem, quantized, stats, some)
 
@@ -81,8 +83,14 @@ def row_products(problem: LinearProblem, quantized: QuantizedLinear, stats: Stat
         NumericalError: an input is not finite, or a product overflows.
     """
     products = _products(problem, quantized, stats)
-    require_finite(products.cross, "output error of the rows (weight, quantized weight or Gram matrix)")
-    require_finite(products.energy, "output energy of the quantized rows (quantized weight or Gram matrix)")
+    require_finite(
+        products.cross,
+        "output error of the rows (weight, quantized weight or Gram matrix, or a product exceeds float32)",
+    )
+    require_finite(
+        products.energy,
+        "output energy of the quantized rows (quantized weight or Gram matrix, or a product exceeds float32)",
+    )
     bound = magnitudes(scaled_part(quantized), stats.gram).sum(dim=1, dtype=torch.float64).square()
     return replace(products, floor=ROUND_OFF * bound + torch.finfo(torch.float64).tiny)
 

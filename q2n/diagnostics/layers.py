@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from q2n.corrections.output_error import output_energy, output_errors
-from q2n.types import LayerReport, LinearProblem, NullSpaceReport, QuantizedLinear, Solution, Statistics
+from q2n.types import (
+    LayerReport,
+    LinearProblem,
+    NullSpaceReport,
+    QuantizedLinear,
+    Solution,
+    Statistics,
+    share,
+)
 
 BIAS_BITS = 16
 
@@ -27,7 +35,7 @@ def layer_reports(
     """
     before, after = _errors(problem, solution, problem.stats)
     heldout = problem.stats.heldout
-    nothing: list[float | None] = [None] * len(before)
+    nothing: Errors = [None] * len(before)
     apart = (nothing, nothing) if heldout is None else _errors(problem, solution, heldout)
     diagnostics = solution.corrected.diagnostics
     alpha = diagnostics.get("alpha")
@@ -62,21 +70,19 @@ def layer_reports(
     return reports
 
 
-def _errors(problem: LinearProblem, solution: Solution, stats: Statistics) -> tuple[list[float], list[float]]:
+Errors = list[float | None]
+
+
+def _errors(problem: LinearProblem, solution: Solution, stats: Statistics) -> tuple[Errors, Errors]:
     """Relative output errors of each layer before and after the correction."""
     energy, rows = output_energy(problem, solution.base, stats), list(problem.rows)
     before, after = (output_errors(problem, it, stats) for it in (solution.base, solution.corrected))
     return _ratios(before, energy, rows), _ratios(after, energy, rows)
 
 
-def _ratios(errors: Tensor, energies: Tensor, rows: list[int]) -> list[float]:
+def _ratios(errors: Tensor, energies: Tensor, rows: list[int]) -> Errors:
     parts = zip(errors.split(rows), energies.split(rows), strict=True)
-    return [_ratio(float(error.sum()), float(energy.sum())) for error, energy in parts]
-
-
-def _ratio(error: float, energy: float) -> float:
-    """A layer whose output is zero has no relative error; a perfect copy of it counts as 0."""
-    return error / energy if energy > 0 else (0.0 if error == 0 else float("inf"))
+    return [share(float(error.sum()), float(energy.sum())) for error, energy in parts]
 
 
 def _bits(quantized: QuantizedLinear, rows: slice, biased: bool) -> float:

@@ -50,7 +50,10 @@ class Trial:
             StoppedEarly: the pruner says that the cell will not be among the best.
         """
         block = reports[-1].block
-        error = sum(report.error_after for report in reports) / len(reports)
+        errors = [report.error_after for report in reports if report.error_after is not None]
+        if not errors:
+            return  # of layers without a relative error nothing can be compared
+        error = sum(errors) / len(errors)
         self._trial.report(self._sign * error, block)
         if self._trial.should_prune():
             reason = f"by the pruner after block {block + 1}, mean relative output error {error:.4g}"

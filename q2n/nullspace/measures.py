@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from q2n.linalg import converging
 from q2n.nullspace.estimator import NullSpace
-from q2n.types import Statistic, Statistics
+from q2n.types import Statistic, Statistics, share
 
 
 def places(size: int, points: int) -> Tensor:
@@ -65,7 +66,8 @@ def principal_angles(one: NullSpace, other: NullSpace, points: int) -> tuple[flo
     second = other.spectrum.vectors[:, other.rank :].double()
     if not first.shape[1] or not second.shape[1]:
         return ()
-    cosines = torch.linalg.svdvals(first.T @ second).clamp(max=1)
+    with converging("singular value decomposition (principal angles)"):
+        cosines = torch.linalg.svdvals(first.T @ second).clamp(max=1)
     angles = torch.rad2deg(torch.arccos(cosines))
     kept = torch.quantile(angles, torch.linspace(0, 1, points, dtype=torch.float64))
     return tuple(float(f"{angle:.4g}") for angle in kept.tolist())
@@ -77,7 +79,8 @@ def reach(
     """How much of the way from ``Q`` to the projected target ``B = Q + E (I - P)`` a row scale can go, and
     how much the correction went: ``1 - ||B - Q'||^2 / ||B - Q||^2``.
 
-    The best row scale is the least-squares one, without regulariser. ``None`` where ``B = Q``.
+    The best row scale is the least-squares one, without regulariser. ``None`` where ``B = Q``, or where a
+    product exceeds float32.
     """
     basis = null_space.spectrum.vectors[:, : null_space.rank].to(original.dtype)
     aim = (original - base) @ basis
@@ -89,15 +92,17 @@ def reach(
     best = float((shared.square() / norms.clamp(min=1e-30)).sum())
     step = corrected - base
     gained = 2 * (aim * (step @ basis)).sum(dtype=torch.float64) - step.square().sum(dtype=torch.float64)
-    return best / wanted, float(gained) / wanted
+    return share(best, wanted), share(float(gained), wanted)
 
 
-def error_sources(original: Tensor, error: Tensor, null_space: NullSpace) -> tuple[float, float, float]:
+def error_sources(
+    original: Tensor, error: Tensor, null_space: NullSpace
+) -> tuple[float, float, float] | None:
     """The relative squared output error ``||E X||^2 / ||W X||^2`` by the directions of the inputs it comes
     from: the leading eigenvector, the rest of the range, the null space.
 
     Eigenvectors do not mix in ``E H E^T = sum_i sigma_i (E v_i)(E v_i)^T``, so that the three add up to the
-    layer's error.
+    layer's error; ``None`` where that has none.
     """
     values = null_space.spectrum.values.clamp(min=0)
     vectors = null_space.spectrum.vectors.to(original.dtype)
@@ -109,5 +114,5 @@ def error_sources(original: Tensor, error: Tensor, null_space: NullSpace) -> tup
     parts = energies(error)
     rank = max(null_space.rank, 1)
     sums = (parts[:1].sum(), parts[1:rank].sum(), parts[rank:].sum())
-    first, second, third = (float(part) / total if total > 0 else 0.0 for part in sums)
-    return first, second, third
+    first, second, third = (share(float(part), total) for part in sums)
+    return None if first is None or second is None or third is None else (first, second, third)

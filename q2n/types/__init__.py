@@ -5,7 +5,7 @@ columns. Every tensor here is in the layer's own column order; a solver that per
 it before it returns (released code that did not is the subject of docs/reproduction.md).
 """
 
-from q2n.types.findings import LayerReport, NullSpaceReport
+from q2n.types.findings import LayerReport, NullSpaceReport, share
 from q2n.types.layers import (
     Format,
     GroupedFormat,
@@ -33,4 +33,5 @@ __all__ = [
     "Solution",
     "Statistic",
     "Statistics",
+    "share",
 ]

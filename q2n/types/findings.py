@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+
+def share(part: float, whole: float) -> float | None:
+    """``part / whole``; 0 if both are zero, or None if the quotient does not exist or is not finite."""
+    if part == 0 == whole:
+        return 0.0
+    quotient = part / whole if whole else math.inf
+    return quotient if math.isfinite(quotient) else None
 
 
 @dataclass(frozen=True)
@@ -32,15 +41,17 @@ class NullSpaceReport:
 class LayerReport:
     """What the record keeps of one linear layer. Errors are relative squared output errors
     ``||(W - Q) X||^2 / ||W X||^2`` on the calibration inputs, before and after the correction; ``heldout_``
-    on inputs from held-out sequences, ``None`` without any. ``decomposition`` says how the spectrum was made
+    on inputs from held-out sequences, ``None`` without any. An error is ``None`` where there is none: the
+    output is zero and that of the quantized layer is not, or a product exceeds float32 (:func:`share`).
+    ``decomposition`` says how the spectrum was made
     and why not as asked, ``decomposition_residual`` how exact an iteration was."""
 
     block: int
     name: str
     shape: tuple[int, int]
     bits_per_weight: float
-    error_before: float
-    error_after: float
+    error_before: float | None
+    error_after: float | None
     alpha_min: float | None = None
     alpha_max: float | None = None
     null_rank: int | None = None

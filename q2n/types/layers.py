@@ -158,7 +158,14 @@ class QuantizedLinear:
         return self.format.storage_bits() / (rows * columns)
 
     def scaled_rows(self, alpha: Tensor, **diagnostics: Any) -> QuantizedLinear:
-        """``diag(alpha)`` folded into the format, codes unchanged; ``alpha`` is noted in the diagnostics."""
+        """``diag(alpha)`` folded into the format, codes unchanged; ``alpha`` is noted in the diagnostics.
+
+        Raises:
+            NumericalError: ``alpha`` is not finite.
+        """
+        from q2n.linalg import require_finite
+
+        require_finite(alpha, "row scale alpha (the weight, or a product exceeds float32)")
         scaled = self.with_format(self.format.scale_rows(alpha), alpha=alpha, **diagnostics)
         return replace(scaled, scaling=RowScaling(self, alpha))
 

@@ -54,6 +54,12 @@ def test_non_finite_numbers_round_trip_as_strict_json(tmp_path: Path) -> None:
     assert back.config == {"c": "inf"}
 
 
+def test_an_error_that_does_not_exist_is_absent(tmp_path):
+    layer = LayerReport(0, "q", (2, 2), 3.0, None, None)
+    path = records.save(make_record(layers=(layer,)), tmp_path)
+    assert records.load(path).layers == (layer,)
+
+
 def test_numpy_scalars_become_plain_numbers_when_the_record_is_built(tmp_path: Path) -> None:
     layer = LayerReport(0, "q", (2, 2), 3.0, np.float32(0.5), 0.25, null_rank=np.int64(3))  # type: ignore[arg-type]
     record = make_record(layers=(layer,))

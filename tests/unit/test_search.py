@@ -192,6 +192,16 @@ def test_a_trial_with_larger_errors_is_stopped_whatever_the_direction(direction,
     assert study.trials[1].user_attrs == {}
 
 
+def test_layers_without_a_relative_error_are_left_out_of_the_mean(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    where = str(tmp_path / "s.journal")
+    study = optuna.create_study(study_name="s", storage=open_storage(where))
+    watch = trial_of(section(where, study.ask().number))
+    watch(layers(None))
+    watch(layers(None, 0.5, 0.25))
+    assert study.trials[0].intermediate_values == {2: 0.375}
+
+
 def test_a_cell_of_no_search_has_no_trial():
     assert trial_of(OmegaConf.create({"max_batch_size": None})) is None
     assert trial_of(section("x", None)) is None

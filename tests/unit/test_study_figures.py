@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from q2n.report.figures.of_study import write_figures, write_overview
 from q2n.report.figures.style import style
 from q2n.report.figures.values import points
 from q2n.report.overview import StudyReport, study_report
+from q2n.report.page.cells import layer_summary
 from q2n.report.study import CostGain, Differences, HeatMap, Layers, Lines, Study
 from q2n.types import LayerReport
 
@@ -168,6 +170,16 @@ def test_layers_are_drawn_before_and_by_what_the_correction_changed() -> None:
     assert list(changes[0].get_ydata()) == pytest.approx([0.0, 10.0, 20.0])
     assert {line.get_label() for line in before.lines} == {"up_proj", "down_proj"}
     assert layers.draw(report([measured("off", 1)])) is None
+
+
+def test_layers_without_a_relative_error_are_left_out() -> None:
+    item = measured("on", 1)
+    first, *rest = item.layers
+    gone = replace(first, error_before=None, error_after=None)
+    before, _ = layers.draw(report([item.model_copy(update={"layers": (gone, *rest)})])).axes
+    assert list(before.lines[0].get_xdata()) == [1, 2]
+    assert layer_summary([gone]) == [["mlp.up_proj", 1, None, None, 0]]
+    assert layer_summary([gone, first])[0][1:3] == [2, 0.1]
 
 
 def test_cost_is_a_share_of_quantization_and_gain_has_the_sign_of_better() -> None:

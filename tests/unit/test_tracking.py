@@ -158,9 +158,11 @@ def test_one_metric_under_two_protocols_keeps_both_in_the_summary() -> None:
 
 
 def test_unknown_quantities_are_left_out_of_series_and_tables() -> None:
-    item = make_record(layers=(LayerReport(3, "q", (2, 2), 3.0, 0.1, 0.1),))
+    item = make_record(layers=(LayerReport(3, "q", (2, 2), 3.0, None, 0.1),))
     ((step, values),) = history_of(item)
     assert step == 3
     assert "layers/q/alpha_min" not in values
+    assert "layers/q/error_before" not in values
+    assert values["layers/q/error_after"] == 0.1
     columns, rows = table_of(item)
     assert dict(zip(columns, next(iter(rows)), strict=True))["git_commit"] is None

@@ -112,10 +112,8 @@ def _change(records: Sequence[RunRecord], kind: str, heldout: bool) -> Curve:
     def ratio(layer: LayerReport) -> float | None:
         before, after = layer.error_before, layer.error_after
         if heldout:
-            if layer.heldout_error_before is None or layer.heldout_error_after is None:
-                return None
             before, after = layer.heldout_error_before, layer.heldout_error_after
-        return after / before if before else None
+        return after / before if before and after is not None else None
 
     return {block: 100 * (value - 1) for block, value in _mean(records, kind, ratio).items()}
 

@@ -140,13 +140,19 @@ def layer_summary(layers: Sequence[LayerReport]) -> list[list[Any]]:
         [
             name,
             len(same),
-            _rounded(statistics.median(layer.error_before for layer in same)),
-            _rounded(statistics.median(layer.error_after for layer in same)),
-            sum(layer.error_after < layer.error_before for layer in same),
+            _median(layer.error_before for layer in same),
+            _median(layer.error_after for layer in same),
+            sum(_fell(layer.error_before, layer.error_after) for layer in same),
         ]
         for name, same in kinds.items()
     ]
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def _median(errors: Iterable[float | None]) -> float | None:
+    """Of the layers that have a relative error; None if none has."""
+    known = [error for error in errors if error is not None]
+    return float(f"{statistics.median(known):.4g}") if known else None
+
+
+def _fell(before: float | None, after: float | None) -> bool:
+    return before is not None and after is not None and after < before

@@ -250,7 +250,7 @@ function layers(rows) {
     const label = element("th", name);
     label.scope = "row";
     return element("tr", label, ...numbers.map((number) => {
-      const cell = element("td", String(number));
+      const cell = element("td", number === null ? "–" : String(number));
       cell.className = "num";
       return cell;
     }));
