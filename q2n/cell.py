@@ -23,7 +23,7 @@ from q2n.expense import Expense, Spent
 from q2n.fingerprint import fingerprint
 from q2n.inputs import Inputs, read_inputs
 from q2n.models.loading import LoadedModel
-from q2n.pipeline import Method, Watch, quantize_model
+from q2n.pipeline import Method, Watch, quantize_model, require_finite_weights
 from q2n.plan.fit import misfit
 from q2n.progress import CellProgress
 from q2n.record import checkpoint_folder
@@ -63,6 +63,9 @@ def compute(
         with expense.stage("load"):
             loaded = config.model.load(dtype, cache_dir, config.scalars.streaming)
             config.baseline.check(loaded.adapter)
+            if loaded.adapter.in_memory:  # blocks that are streamed are checked when they are taken
+                for block in loaded.adapter.blocks:
+                    require_finite_weights(block)
         if loaded.adapter.in_memory:  # who streams needs the memory more than the time
             keep_freed_memory()
         context = EvaluationContext(loaded, device, dtype, cache_dir, bar.advance)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,7 +19,8 @@ from q2n.corrections.timed import TimedCorrection
 from q2n.diagnostics.base import Diagnostics, NoDiagnostics
 from q2n.diagnostics.layers import layer_reports
 from q2n.exceptions import NumericalError
-from q2n.linalg import require_finite, row_parts
+from q2n.gram import diagonal
+from q2n.linalg import dtype_name, require_finite, row_parts
 from q2n.models.adapter import DecoderBlock, LinearGroup, ModelAdapter
 from q2n.stages.solutions import Solve
 from q2n.stages.static import StaticStages
@@ -63,6 +65,27 @@ class Method:
         return self.baseline.requires | self.correction.requires | self.diagnostics.requires
 
 
+@contextmanager
+def _at(block: DecoderBlock, *names: str) -> Iterator[None]:
+    """Put block and layers, or the group of layers, before what is wrong with their numbers."""
+    try:
+        yield
+    except NumericalError as error:
+        place = " ".join([f"block {block.index}", ", ".join(names)]).strip()
+        raise NumericalError(f"{place}: {error}") from error
+
+
+def require_finite_weights(block: DecoderBlock) -> None:
+    """
+    Raises:
+        NumericalError: a parameter or buffer of the block is not finite; names block and layer.
+    """
+    for path, tensor in block.tensors().items():
+        if tensor.is_floating_point():
+            name, _, what = path.rpartition(".")
+            _finite(block, name, what, tensor)
+
+
 @torch.no_grad()
 def quantize_model(
     adapter: ModelAdapter,
@@ -96,7 +119,8 @@ def quantize_model(
         watch: see :data:`Watch`.
 
     Raises:
-        NumericalError: an activation, a statistic or a factorisation is not finite; names block and layer.
+        NumericalError: a weight, an activation, a statistic or a factorisation is not finite, or does not
+            exist; names block, layer (or group of layers) and cause.
         CheckpointError: see :meth:`q2n.checkpoint.Checkpoint.restore`.
     """
     with adapter.rewriting():
@@ -109,7 +133,10 @@ def quantize_model(
     position = checkpoint.restore(adapter, store) if checkpoint else None
     if position is None:
         entering = () if ready else (*parts, *apart)
-        position = Position(0, tuple(store.keep(adapter.embed(part)) for part in entering))
+        embedded = tuple(store.keep(adapter.embed(part)) for part in entering)
+        for batch in embedded:
+            require_finite(batch, "embeddings, inputs of block 0")
+        position = Position(0, embedded)
     for block in adapter.blocks[position.next_block :]:
         seed_block(seed, block.index)
         with block.on(device):
@@ -143,16 +170,19 @@ class _Stage:
 
     def finish(self, block: DecoderBlock, position: Position, notify: Notify) -> Position:
         """Quantize one block; the position behind it."""
+        require_finite_weights(block)  # before anything is measured of inputs to them
         moved = [batch.to(self.device) for batch in position.batches]
         outputs, reports = (self._calibrated if self.static is None else self._static)(block, moved, notify)
         batches = tuple(self.store.keep(output) for output in outputs)
-        for batch in batches:
-            require_finite(batch, f"output of block {block.index}")
+        with _at(block):
+            for batch in batches:
+                require_finite(batch, f"output in {dtype_name(batch.dtype)}")
         return position.after(batches, reports, structure(block))
 
     def _calibrated(self, block: DecoderBlock, batches: Sequence[Tensor], notify: Notify) -> _Advanced:
         """With statistics of what the quantized blocks before this one leave of the activations."""
-        self.method.baseline.prepare_block(block, batches[: len(batches) - self.heldout])
+        with _at(block):
+            self.method.baseline.prepare_block(block, batches[: len(batches) - self.heldout])
         advance = _true_sequential if self.true_sequential else _whole_block
         measure = partial(collect, wanted=self.method.measured, heldout=self.heldout)
         return advance(block, batches, self.method, measure, self.store, notify)
@@ -160,7 +190,8 @@ class _Stage:
     def _static(self, block: DecoderBlock, batches: Sequence[Tensor], notify: Notify) -> _Advanced:
         """With statistics of the unquantized block, whose outputs are what the next block is given."""
         assert self.static is not None
-        measured, outputs = self.static.measure(block, batches, self.heldout, self.store, notify)
+        with _at(block):
+            measured, outputs = self.static.measure(block, batches, self.heldout, self.store, notify)
         reports = []
         with self.static.solving(block) as solve:
             for group, stats in measured:
@@ -209,32 +240,51 @@ def solve_group(
     block: DecoderBlock, group: LinearGroup, stats: Statistics, method: Method, solve: Solve | None = None
 ) -> list[LayerReport]:
     """Solve, correct and write back all layers of one group; ``solve`` in place of the baseline's own."""
-    require_finite(stats.output_form, f"inputs of block {block.index} {group.name}")
-    for name in group.linears:
-        require_finite(block.linear(name).weight, f"weight of block {block.index} {name}")
+    with _at(block, group.name):
+        _require_finite_inputs(block.linear(group.linears[0]).in_features, stats)
     reports = []
     # Rows are stacked to share what follows from a Gram matrix; one layer after the other takes less memory.
     stacked = method.baseline.stacks_rows and Statistic.GRAM in stats
     for names in (group.linears,) if stacked else [(name,) for name in group.linears]:
-        part = _problem(block, names, stats)
-        correction = TimedCorrection(method.correction)
-        began = time.perf_counter()
-        try:
-            with timed("solve"):
-                solution = (solve or method.baseline.solve)(part, correction)
-        except NumericalError as error:
-            raise NumericalError(f"block {block.index} {', '.join(part.names)}: {error}") from error
-        seconds = time.perf_counter() - began - correction.seconds
-        _write_back(block, part, solution)
-        with timed("measure"):
-            measured = method.diagnostics.measure(part, solution)
-            reports += layer_reports(block.index, part, solution, seconds, correction.seconds, measured)
+        reports += _solve_layers(block, _problem(block, names, stats), method, solve)
     return reports
+
+
+def _solve_layers(
+    block: DecoderBlock, problem: LinearProblem, method: Method, solve: Solve | None
+) -> list[LayerReport]:
+    correction = TimedCorrection(method.correction)
+    began = time.perf_counter()
+    with timed("solve"), _at(block, *problem.names):
+        solution = (solve or method.baseline.solve)(problem, correction)
+    seconds = time.perf_counter() - began - correction.seconds
+    _write_back(block, problem, solution)
+    with timed("measure"), _at(block, *problem.names):
+        measured = method.diagnostics.measure(problem, solution)
+        return layer_reports(block.index, problem, solution, seconds, correction.seconds, measured)
+
+
+def _require_finite_inputs(width: int, stats: Statistics) -> None:
+    """Of a Gram matrix the diagonal tells inputs that are no numbers from squares that are too large."""
+    for part, what in ((stats, "inputs"), (stats.heldout, "held-out inputs")):
+        if part is None:
+            continue
+        try:
+            require_finite(part.output_form, what)
+        except NumericalError:
+            squares = diagonal(part.output_form, width)
+            bad, unknown = int((~squares.isfinite()).sum()), int(squares.isnan().sum())
+            cause = (
+                "are no numbers" if unknown else "are infinite, or the sums of their squares exceed float32"
+            )
+            raise NumericalError(f"{what}: {unknown or bad} of {width} channels {cause}") from None
 
 
 def _problem(block: DecoderBlock, names: tuple[str, ...], stats: Statistics) -> LinearProblem:
     """The layers ``names``, their rows stacked."""
     layers = [block.linear(name) for name in names]
+    for name, layer in zip(names, layers, strict=True):
+        _finite(block, name, "weight, as the baseline prepared it,", layer.weight)
     rows = tuple(layer.out_features for layer in layers)
     weight = layers[0].weight.new_empty(sum(rows), layers[0].in_features, dtype=torch.float32)
     for part, layer in zip(weight.split(list(rows)), layers, strict=True):
@@ -249,11 +299,19 @@ def _write_back(block: DecoderBlock, problem: LinearProblem, solution: Solution)
         target = block.linear(name).weight.data
         for rows in row_parts(target):
             weight = solution.corrected.weight_rows(slice(first + rows.start, first + rows.stop))
-            require_finite(weight, f"quantized weight of block {block.index} {name}")
-            target[rows].copy_(weight)
+            # In the model's dtype, where a number may overflow that float32 holds.
+            target[rows].copy_(_finite(block, name, "quantized weight", weight.to(target.dtype)))
         first += count
     if solution.corrected.bias is None:
         return
     for name, bias in zip(problem.names, solution.corrected.bias.split(list(problem.rows)), strict=True):
         if bool(bias.any()):
             block.add_bias(name, bias)
+            _finite(block, name, "bias with the correction's", block.linear(name).bias)
+
+
+def _finite(block: DecoderBlock, name: str, what: str, tensor: Tensor) -> Tensor:
+    """``tensor``, part of the linear ``name``, if it is finite."""
+    with _at(block, name):
+        require_finite(tensor, f"{what} in {dtype_name(tensor.dtype)}")
+    return tensor

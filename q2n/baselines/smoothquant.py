@@ -46,6 +46,11 @@ class SmoothQuant(LayerwiseBaseline):
         return frozenset({Statistic.GRAM} if self.weight_solver == "gptq" else ())
 
     def prepare_block(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
+        """
+        Raises:
+            NumericalError: an input is not finite.
+        """
+        from q2n.linalg import require_finite
         from q2n.models.groups import GATE_UP, QKV
         from q2n.transforms.block_inputs import largest_inputs
         from q2n.transforms.scaling import migrate
@@ -53,6 +58,7 @@ class SmoothQuant(LayerwiseBaseline):
         for group, largest in largest_inputs(block, inputs, (QKV, GATE_UP)).items():
             norm, linears = block.norm_before(group), [block.linear(name) for name in group.linears]
             assert norm is not None
+            require_finite(largest, f"largest inputs of {group.name}")
             migrate(norm, linears, self.scale(largest, [linear.weight for linear in linears]))
 
     def scale(self, largest: Tensor, weights: Sequence[Tensor]) -> Tensor:

@@ -60,8 +60,13 @@ def normal_equations(
         products = group_sums(image, later[..., rest], count)[:, group:]
         matrix[:, group, group:] = matrix[:, group:, group] = products
     right = group_sums(error @ gram * scaled, index, count)
-    require_finite(matrix, "output energy of the groups (quantized weight or Gram matrix)")
-    require_finite(right, "output error of the groups (weight, quantized weight or Gram matrix)")
+    require_finite(
+        matrix, "output energy of the groups (quantized weight or Gram matrix, or a product exceeds float32)"
+    )
+    require_finite(
+        right,
+        "output error of the groups (weight, quantized weight or Gram matrix, or a product exceeds float32)",
+    )
     return matrix, right
 
 
@@ -82,7 +87,9 @@ def null_space_factors(
     wanted = (error.double() @ basis) @ basis.T
     cross = group_sums(wanted * scaled, index, count)
     norms = group_sums(scaled.double().square(), index, count)
-    require_finite(cross, "weight or quantized weight")
+    require_finite(
+        cross, "share of the groups in the target (weight or quantized weight, or a product exceeds float32)"
+    )
     return 1 + cross / ((1 + lam) * norms + torch.finfo(torch.float64).tiny)
 
 

@@ -39,12 +39,18 @@ class GroupwiseScale(RowwiseCorrection):
         return frozenset({Statistic.GRAM})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """
+        Raises:
+            NumericalError: a product or a scale is not finite.
+        """
         from q2n.grids.scales import scale_groups
+        from q2n.linalg import require_finite
 
         free = free_rows(problem, self.skip)
         if free is None:
             return quantized
         factor, noted = self._factors(problem, quantized)
+        require_finite(factor, "group scale alpha (the weight, or a product exceeds float32)")
         factor = factor.masked_fill(~free[:, None], 1)
         return quantized.with_format(scale_groups(quantized.format, factor), alpha=factor, **noted)
 

@@ -67,7 +67,10 @@ def rounded_towards(
 
     form, weight, wanted, gram = quantized.format, quantized.weight, problem.weight, problem.stats.gram
     least = output_errors(problem, quantized, problem.stats)
-    require_finite(least, "output error of the rows (weight, quantized weight or Gram matrix)")
+    require_finite(
+        least,
+        "output error of the rows (weight, quantized weight or Gram matrix, or a product exceeds float32)",
+    )
     for tried in range(1, rounds + 1):
         target = weight + ((wanted - weight) @ basis) @ basis.T
         rounded = requantized(form, target).dequantize()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 from q2n.clock import timed
+from q2n.exceptions import NumericalError
+from q2n.linalg import require_finite
 from q2n.types import Baseline, Correction, LinearProblem, QuantizedLinear, Statistic
 
 
@@ -27,8 +29,16 @@ class TimedCorrection:
         return self._inner.bind(baseline)
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """
+        Raises:
+            NumericalError: a number is not finite; where it was one of the solver's already, says so.
+        """
         began = time.perf_counter()
         with timed("correct"):
-            result = self._inner.correct(problem, quantized)
+            try:
+                result = self._inner.correct(problem, quantized)
+            except NumericalError:
+                require_finite(quantized.weight, "quantized weight before the correction")
+                raise
         self.seconds += time.perf_counter() - began
         return result
