@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from q2n.models.outline import Outline
 
 SAME_TEXT = 0.05
-"""Share of the shorter text from which on two texts are the same one. GPT-2's report finds 0.7 % of
-WikiText-2's test set and 2.7 % of Penn Treebank's in their own training sets (table 6, in runs of 8 words,
-which are found more often than runs of 64 characters); sides of one text that nobody would compare have
-several times that."""
+"""Share of the shorter text from which on two texts count as the same one: well above what separate sides of
+one corpus share by common phrases (of the bundled texts: none of the articles, below 0.1 % of the news), well
+below what a shuffled or shortened copy does."""
 
 
 @dataclass(frozen=True)
