@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from q2n.exceptions import UnsupportedError
 from q2n.kernels import usable, usable_halves
 
 
@@ -27,7 +28,7 @@ class ActivationQuantizer:
         """Tokens ``(..., C)`` as the nearest values of their grids; ``C`` a multiple of ``group_size``."""
         if self.symmetric and (usable(rows) or usable_halves(rows)):
             return self._compiled(rows)
-        groups = self._grouped(rows)
+        groups = self._runs(rows.float())
         scale, zero = self._fit(groups)
         codes = self._codes(groups, scale, zero)
         values = (codes if self.symmetric else codes.sub_(zero)).mul_(scale)
@@ -37,24 +38,33 @@ class ActivationQuantizer:
         from q2n.kernels.rounding import round_half_tokens, round_tokens
         from q2n.kernels.threads import over_rows
 
-        tokens = rows.detach().reshape(-1, rows.shape[-1]).contiguous()
-        result = torch.empty_like(tokens)
+        runs = self._runs(rows.detach()).flatten(0, -2).contiguous()
+        result = torch.empty_like(runs)
         halves = rows.dtype == torch.bfloat16
-        given, out = ((part.view(torch.int16) if halves else part).numpy() for part in (tokens, result))
-        size = rows.shape[-1] if self.group_size == -1 else self.group_size
+        given, out = ((part.view(torch.int16) if halves else part).numpy() for part in (runs, result))
         kernel = round_half_tokens if halves else round_tokens
-        over_rows(kernel, len(tokens), given, size, self.bits, self.clip_ratio, out)
+        over_rows(kernel, len(runs), given, self.bits, self.clip_ratio, out)
         return result.view(rows.shape)
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes ``(..., C)`` and scales and zeros ``(..., C / group_size)``, all float32."""
-        groups = self._grouped(rows)
+        groups = self._runs(rows.float())
         scale, zero = self._fit(groups)
         return self._codes(groups, scale, zero).reshape(rows.shape), scale.squeeze(-1), zero.squeeze(-1)
 
-    def _grouped(self, rows: Tensor) -> Tensor:
-        size = rows.shape[-1] if self.group_size == -1 else self.group_size
-        return rows.float().reshape(*rows.shape[:-1], -1, size)
+    def _runs(self, rows: Tensor) -> Tensor:
+        """The channels ``(..., G, group_size)`` that share a grid.
+
+        Raises:
+            UnsupportedError: ``group_size`` does not divide the channels.
+        """
+        width = rows.shape[-1]
+        size = width if self.group_size == -1 else self.group_size
+        if width % size:
+            raise UnsupportedError(
+                f"activations in groups of {size}: {width} channels are no multiple of that"
+            )
+        return rows.reshape(*rows.shape[:-1], width // size, size)
 
     def _fit(self, groups: Tensor) -> tuple[Tensor, Tensor]:
         low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
@@ -63,12 +73,18 @@ class ActivationQuantizer:
             low, high = low.clamp(max=0), high.clamp(min=0)
         low, high = low * self.clip_ratio, high * self.clip_ratio
         if self.symmetric:
-            largest = torch.maximum(low.abs(), high)
-            scale = torch.where(largest == 0, 1, largest / ((1 << (self.bits - 1)) - 1))
+            scale = torch.maximum(low.abs(), high) / ((1 << (self.bits - 1)) - 1)
+            # Zeros, or numbers too small to be divided.
+            scale = torch.where(scale == 0, 1, scale)
             return scale, torch.zeros_like(scale)
-        empty = (low == 0) & (high == 0)
+        levels = (1 << self.bits) - 1
+        # A run of one number has no range of its own: it gets that from zero to it.
+        constant = (high - low) / levels == 0
+        low = torch.where(constant, low.clamp(max=0), low)
+        high = torch.where(constant, high.clamp(min=0), high)
+        empty = (high - low) / levels == 0
         low, high = torch.where(empty, -1, low), torch.where(empty, 1, high)
-        scale = (high - low) / ((1 << self.bits) - 1)
+        scale = (high - low) / levels
         return scale, torch.round(-low / scale)
 
     def _codes(self, groups: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -15,6 +15,10 @@ def jit(function: F) -> F:
 
     Every operation rounds as it is written, so that a kernel gives what torch's operations in the same order
     give. A kernel and what it calls belong into one file: what is on disk is renewed when that file changes.
+
+    Nothing stands between a wrong index and the memory it points to. A float that becomes an index is clamped
+    before it is converted, as a float and with the bounds first: ``min(high, max(low, x))`` is ``low`` for a
+    NaN, where ``max(x, low)`` would be the NaN.
     """
     return _compile(function, fastmath=False)
 

@@ -79,7 +79,9 @@ def _order(values: Floats, place: Places, bucket: Places, starts: Places) -> Non
     per_value = np.float32((buckets - 1) / (high - low)) if high > low else np.float32(0)
     starts[:] = 0
     for c in range(len(values)):
-        bucket[c] = np.int64((values[c] - low) * per_value)
+        # Where values are subnormal the factor is infinite, and zero times it NaN.
+        within = min(np.float32(buckets), max(np.float32(0), (values[c] - low) * per_value))
+        bucket[c] = min(int(within), buckets - 1)
     for c in range(len(values)):
         starts[bucket[c] + 1] += 1
     if starts.max() > CROWDED:
@@ -129,8 +131,8 @@ def _relocate(
     ordered: Floats, weights: Floats, centres: Doubles, ends: Places, held: Doubles, drawn: Doubles
 ) -> None:
     """Give each empty cluster the value farthest from its own centre, taken from that cluster."""
-    counts, owner = np.diff(ends), np.empty(len(ordered), np.int64)
-    distance = np.empty(len(ordered))
+    counts, owner = np.diff(ends), np.zeros(len(ordered), np.int64)
+    distance = np.zeros(len(ordered))
     for k in range(len(centres)):
         for c in range(ends[k], ends[k + 1]):
             owner[c], distance[c] = k, (ordered[c] - centres[k]) ** 2
@@ -151,4 +153,7 @@ def _relocate(
         counts[source] -= 1
         if counts[source] == 0:
             # scikit-learn works on centred values and leaves the emptied cluster at zero.
-            drawn[source], held[source] = ordered.mean(), 1
+            mean = float(ordered.mean())
+            if not np.isfinite(mean):  # the sum of large numbers overflows
+                mean = ordered.astype(np.float64).mean()
+            drawn[source], held[source] = mean, 1

@@ -83,36 +83,34 @@ def add_column_errors(weight: Floats, scale: Floats, zero: Floats, levels: int, 
 
 @jit
 def round_tokens(
-    tokens: Floats, size: int, bits: int, clip_ratio: float, rounded: Floats, first: int, last: int
+    tokens: Floats, bits: int, clip_ratio: float, rounded: Floats, first: int, last: int
 ) -> None:
-    """Symmetric rounding of rows ``first .. last-1`` of ``tokens`` ``(n, C)``, runs of ``size`` channels on a
-    grid each, with ``clip_ratio`` times the largest magnitude as its largest level."""
+    """Symmetric rounding of rows ``first .. last-1`` of ``tokens`` ``(n, C)``, each on a grid of its own with
+    ``clip_ratio`` times the largest magnitude as its largest level."""
     largest = np.empty(1, np.float32)
     for r in range(first, last):
-        for start in range(0, tokens.shape[1], size):
-            run, out = tokens[r, start : start + size], rounded[r, start : start + size]
-            _round_run(run, bits, np.float32(clip_ratio), largest, out)
+        _round_run(tokens[r], bits, np.float32(clip_ratio), largest, rounded[r])
 
 
 @jit
 def round_half_tokens(
-    tokens: Halves, size: int, bits: int, clip_ratio: float, rounded: Halves, first: int, last: int
+    tokens: Halves, bits: int, clip_ratio: float, rounded: Halves, first: int, last: int
 ) -> None:
     """:func:`round_tokens` for bfloat16 numbers, given and returned as their bits."""
-    values, results = np.empty(size, np.float32), np.empty(size, np.float32)
+    width = tokens.shape[1]
+    values, results = np.empty(width, np.float32), np.empty(width, np.float32)
     largest = np.empty(1, np.float32)
     value_bits, result_bits = values.view(np.int32), results.view(np.int32)
     for r in range(first, last):
-        for start in range(0, tokens.shape[1], size):
-            run, out = tokens[r, start : start + size], rounded[r, start : start + size]
-            for c in range(size):
-                value_bits[c] = np.int32(run[c]) << np.int32(16)
-            _round_run(values, bits, np.float32(clip_ratio), largest, results)
-            for c in range(size):
-                # To the nearest bfloat16, of two equally near to the even one.
-                whole = result_bits[c]
-                odd = (whole >> np.int32(16)) & np.int32(1)
-                out[c] = np.int16((whole + np.int32(0x7FFF) + odd) >> np.int32(16))
+        run, out = tokens[r], rounded[r]
+        for c in range(width):
+            value_bits[c] = np.int32(run[c]) << np.int32(16)
+        _round_run(values, bits, np.float32(clip_ratio), largest, results)
+        for c in range(width):
+            # To the nearest bfloat16, of two equally near to the even one.
+            whole = result_bits[c]
+            odd = (whole >> np.int32(16)) & np.int32(1)
+            out[c] = np.int16((whole + np.int32(0x7FFF) + odd) >> np.int32(16))
 
 
 @jit
@@ -120,7 +118,7 @@ def _round_run(values: Floats, bits: int, clip_ratio: np.float32, largest: Float
     largest.view(np.int32)[0] = _largest_magnitude(values.view(np.int32))
     bound = np.float32(1 << (bits - 1))
     step = largest[0] * clip_ratio / (bound - np.float32(1))
-    if largest[0] * clip_ratio == 0:
+    if step == 0:  # zeros, or numbers too small to be divided
         step = np.float32(1)
     for c in range(len(values)):
         rounded[c] = min(max(np.rint(values[c] / step), -bound), bound - np.float32(1)) * step

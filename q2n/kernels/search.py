@@ -65,14 +65,15 @@ def best_shrinkage(
                 step, zero = scales[guess, r], zeros[guess, r]
                 error = _error(weight[r], step, zero, levels, float(step), np.inf, squares, roots)
                 limit[r - start] = error / unit[r] ** 2.4 * (1 + margin)
-            fewest, most = int(zeros[:, start:stop].min()), int(zeros[:, start:stop].max())
+            fewest = _code(zeros[:, start:stop].min(), levels)
+            most = _code(zeros[:, start:stop].max(), levels)
             within = _cumulate(weight, unit, start, stop, reach, below)
             _bounds(below, within, levels, fewest, most, multiples, minorants, limit, bound, ends)
         for r in range(start, stop):
             lane, power = r - start, unit[r] ** 2.4
             winner, lowest = 0, np.inf
             for trial in range(len(scales)):
-                own = bound[trial, int(zeros[trial, r]), lane]
+                own = bound[trial, _code(zeros[trial, r], levels), lane]
                 if own < lowest:
                     winner, lowest = trial, own
             step, zero = scales[winner, r], zeros[winner, r]
@@ -80,13 +81,19 @@ def best_shrinkage(
             most_of_it = least / power * (1 + margin)
             for trial in range(len(scales)):
                 step, zero = scales[trial, r], zeros[trial, r]
-                if bound[trial, int(zero), lane] > most_of_it:
+                if bound[trial, _code(zero, levels), lane] > most_of_it:
                     continue
                 error = _error(weight[r], step, zero, levels, float(step), least, squares, roots)
                 if error < least or (error == least and trial < winner):
                     least, winner = error, trial
                     most_of_it = least / power * (1 + margin)
             best[r] = guess = winner
+
+
+@jit
+def _code(value: np.float32, levels: int) -> int:
+    """A zero point as an index, whatever it is."""
+    return int(min(np.float32(levels), max(np.float32(0), value)))
 
 
 @jit
@@ -169,12 +176,12 @@ def _cumulate(weight: Floats, unit: Floats, start: int, stop: int, reach: int, b
     magnitude, within = np.empty(1, np.float32), 1
     for r in range(start, stop):
         magnitude.view(np.int32)[0] = _largest_magnitude(weight[r].view(np.int32))
-        within = max(within, min(int(np.ceil(magnitude[0] / unit[r])), reach))
+        within = max(within, int(min(float(reach), np.ceil(magnitude[0] / unit[r]))))
     below[: 4 * within + 1] = 0
     for r in range(start, stop):
         lane, row, per_weight, end = r - start, weight[r], 1 / float(unit[r]), float(within)
         for c in range(len(row)):
-            values[c] = min(max(row[c] * per_weight, -end), end)
+            values[c] = min(end, max(-end, row[c] * per_weight))
         for c in range(len(row)):
             places[c] = min(int(np.floor(2 * values[c])) + 2 * within, 4 * within - 1) + 1
         for c in range(len(row)):
