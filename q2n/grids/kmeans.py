@@ -34,11 +34,14 @@ def cluster_rows(values: Tensor, importance: Tensor, clusters: int, seed: int) -
     """Centres ``(R, clusters)`` float64 ascending of each row of ``values`` ``(R, C)``.
 
     Args:
-        importance: ``(C,)`` positive sample weights, common to all rows.
+        importance: ``(C,)`` sample weights, common to all rows; none negative, not all zero.
         seed: of k-means++; every row sees the same random numbers, as a seeded call a row would.
     """
     chunk = max(1, CHUNK_ENTRIES // values.shape[1])
     weights = importance.double()
+    if not bool(torch.isfinite(importance.max() * values.abs().max())):
+        # A common factor changes no cluster, but weighted values would overflow.
+        weights = weights / weights.max()
     return torch.cat([_cluster(part, weights, clusters, seed) for part in values.split(chunk)])
 
 
@@ -125,7 +128,12 @@ class _Lloyd:
             counts[owner] -= 1
             if not int(counts[owner]):
                 # scikit-learn works on centred values and leaves the emptied cluster at zero.
-                moment[owner], mass[owner] = self._sorted[row].mean(), 1
+                moment[owner], mass[owner] = _mean(self._sorted[row]), 1
+
+
+def _mean(values: Tensor) -> Tensor:
+    mean = values.mean()
+    return mean if bool(mean.isfinite()) else values.double().mean()  # the sum of large numbers overflows
 
 
 def _running(values: Tensor) -> Tensor:
@@ -139,6 +147,7 @@ def _plus_plus(values: Tensor, weights: Tensor, clusters: int, seed: int) -> Ten
     rows = torch.arange(len(values), device=values.device)
     share = (weights / weights.sum()).cumsum(dim=0)
     first = torch.searchsorted(share / share[-1], draw(1).to(values), right=True)
+    first = first.clamp_(max=values.shape[1] - 1)
     chosen = values[:, first].clone()
     nearest = _squared(values - chosen)
     candidates = 2 + int(math.log(clusters))

@@ -70,8 +70,18 @@ class LutGrid:
         if self.tables is not None:
             return self.tables.sort(dim=1).values
         weight = view.live_columns().T.contiguous()
-        importance = view.factor_diagonal**-self.exponent
+        importance = _importance(view.factor_diagonal, self.exponent)
         return cluster_rows(weight, importance, 2**self.bits, self.seed).to(weight)
+
+
+def _importance(diagonal: Tensor, exponent: float) -> Tensor:
+    """``d^-exponent``, or a multiple of it if its largest entry is beyond single precision: clusters do not
+    depend on a common factor."""
+    importance = diagonal**-exponent
+    if torch.finfo(importance.dtype).tiny <= importance.max() < torch.inf:
+        return importance
+    logarithms = -exponent * diagonal.double().log()
+    return (logarithms - logarithms.max()).exp().to(diagonal)
 
 
 class LutEncoder:
@@ -81,7 +91,8 @@ class LutEncoder:
         rows, columns = view.weight.shape
         self._order, self._bits = view.order, grid.bits
         self._table = grid.fit(view).contiguous()
-        self._middles = ((self._table[:, 1:] + self._table[:, :-1]) / 2).T.contiguous()
+        halves = self._table / 2  # before they are added: the sum of two large entries may overflow
+        self._middles = (halves[:, 1:] + halves[:, :-1]).T.contiguous()
         self._above = torch.empty_like(self._middles)
         self._codes = torch.empty(columns, rows, device=view.weight.device)
 

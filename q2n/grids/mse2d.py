@@ -106,7 +106,7 @@ def _lower_bounds(weight: Tensor, unit: Tensor, levels: int, steps: int) -> Tens
     """
     reach = levels * steps
     # Extremes may lie a rounding outside, where distances from the outermost level would come out negative.
-    units = (weight.double() / unit.double()[:, None]).clamp_(-reach, reach)
+    units = (weight.double() / unit.double()[:, None]).clamp_(-reach, reach).nan_to_num_(nan=0)
     below = _cumulated_powers(units, reach)
     polynomials = torch.from_numpy(minorants(np.arange(1, steps + 1), levels, weight.shape[1])).to(
         units.device

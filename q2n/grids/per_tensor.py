@@ -14,6 +14,10 @@ from q2n.grids.base import SolverView, Strip, StripRounder
 RANGE_RMS = 2.4
 """Half the grid's range in units of the matrix' root mean square."""
 
+SMALLEST_RANGE = 1e-16
+"""Added to half the range, so that it can be divided by. A matrix with less than that is stored as zeros:
+there is no level at zero for its weights."""
+
 SCALE_BITS = 16
 
 
@@ -71,7 +75,7 @@ class PerTensorGrid:
     def scale(self, weight: Tensor) -> Tensor:
         """Half the grid's range, a scalar tensor."""
         rms: Tensor = torch.linalg.vector_norm(weight) / weight.numel() ** 0.5
-        return rms.mul(RANGE_RMS).add(1e-16)
+        return rms.mul(RANGE_RMS).add(SMALLEST_RANGE)
 
     def target(self, weight: Tensor) -> Tensor:
         """What a solver should aim at: ``weight`` clipped to the grid's range, as QuIP's lattice map does."""
@@ -124,4 +128,5 @@ class PerTensorEncoder:
 
     def finish(self, compensated: Tensor) -> PerTensorFormat:
         codes = self._codes.to(torch.uint8)[torch.argsort(self._order)].T.contiguous()
-        return PerTensorFormat(codes, self._scale, self._bits)
+        scale = self._scale.where(self._scale > 2 * SMALLEST_RANGE, 0)
+        return PerTensorFormat(codes, scale, self._bits)

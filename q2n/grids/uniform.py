@@ -17,10 +17,14 @@ from torch import Tensor
 from q2n.grids.base import SolverView, Strip, StripRounder
 from q2n.grids.clip import search_range
 from q2n.kernels import Floats, Places, usable
-from q2n.linalg import row_parts
+from q2n.linalg import require_finite, row_parts
 
 SCALE_BITS = 16
 """A stored scale is a float16; a stored zero point is an integer of as many bits as a code."""
+
+SMALLEST_RANGE = 1e-30
+"""Rows and groups with a smaller range are rounded to zero: their step, and even more a search's unit of a
+few thousandths of it, would be subnormal, with too few digits to divide by, or zero."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class UniformGrid:
         if self.symmetric:
             high = torch.maximum(low.abs(), high)
             low = torch.where(low < 0, -high, low)
-        empty = (low == 0) & (high == 0)
+        empty = high - low < SMALLEST_RANGE
         low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
         return self.parameters(weight, low, high)
 
@@ -132,13 +136,19 @@ class UniformGrid:
         return UniformEncoder(self, view)
 
     def quantize(self, weight: Tensor) -> UniformFormat:
-        """Round-to-nearest of a whole matrix ``(R, C)``: every group fitted on the matrix as it is."""
+        """Round-to-nearest of a whole matrix ``(R, C)``: every group fitted on the matrix as it is.
+
+        Raises:
+            NumericalError: a weight or the range of a group is not finite.
+        """
+        require_finite(weight, "weight to be rounded")
         columns = weight.shape[1]
         size = columns if self.group_size == -1 else self.group_size
         group = torch.arange(columns, device=weight.device) // size
         parameters = [self.fit(part) for part in weight.split(size, dim=1)]
         scale = torch.stack([scale for scale, _ in parameters], dim=1)
         zero = torch.stack([zero for _, zero in parameters], dim=1)
+        require_finite(scale, "scales (the range of the weights overflows)")
         codes = torch.empty_like(weight, dtype=torch.uint8)
         for rows in row_parts(weight):
             steps, zeros = (part[rows].index_select(1, group) for part in (scale, zero))

@@ -47,17 +47,22 @@ def solve_ldlq(
         target: ``(R, C)``, the weight whose rounding is sought; default: the problem's.
 
     Raises:
-        NumericalError: the Hessian is not finite or not positive definite.
+        NumericalError: the Hessian is not finite or not positive definite; a weight, or a number on the way,
+            is not finite.
         UnsupportedError: greedy passes on a grid whose levels cannot be continued without end.
     """
+    require_finite(problem.weight, "weight to be rounded")
     columns = problem.weight.shape[1]
     order = torch.arange(columns - 1, -1, -1, device=problem.weight.device)
+    dead = hessian.diagonal() == 0  # of inputs that are all zero, whose mean damps nothing
+    if bool(dead.any()):
+        hessian = hessian + torch.diag(dead.to(hessian))
     lower = _cholesky(hessian)
     unit = (lower / lower.diagonal()).to(problem.weight)
     untouched = problem.weight.T.contiguous().flip(0)
     aim = untouched if target is None else target.T.contiguous().flip(0)
-    dead = torch.zeros(columns, dtype=torch.bool, device=order.device)
-    encoder = grid.encoder(SolverView(untouched.T, order, dead, 1 / lower.diagonal().flip(0).to(untouched)))
+    none = torch.zeros(columns, dtype=torch.bool, device=order.device)
+    encoder = grid.encoder(SolverView(untouched.T, order, none, 1 / lower.diagonal().flip(0).to(untouched)))
     if npasses and not isinstance(encoder, UnboundedEncoder):
         raise UnsupportedError(
             f"greedy passes need a grid of evenly spaced levels, which {type(grid).__name__} is not: "

@@ -7,6 +7,7 @@ argument (:class:`~q2n.grids.base.Grid`), a column order is an argument, kept co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from q2n.grids.base import ColumnRounder, Grid, SolverView, Strip, StripRounder, strip_rounder
 from q2n.kernels import usable
-from q2n.linalg import damped_inverse_factor
+from q2n.linalg import damped_inverse_factor, require_finite
 from q2n.types import LinearProblem, QuantizedLinear
 
 BLOCK = 128
@@ -44,8 +45,10 @@ def solve_obs(
         kept: the last ``kept`` columns of ``order`` are not rounded; they end as compensated full precision.
 
     Raises:
-        NumericalError: the Hessian cannot be factorised with any damping of the schedule.
+        NumericalError: the Hessian cannot be factorised with any damping of the schedule; a weight, or a
+            number on the way, is not finite.
     """
+    require_finite(problem.weight, "weight to be rounded")
     columns = problem.weight.shape[1]
     untouched, hessian = problem.weight.T.contiguous(), problem.stats.gram
     if order is not None:
@@ -62,6 +65,7 @@ def solve_obs(
         buffer[dead] = 0
     encoder = grid.encoder(view)
     loss = sweep_columns(buffer, factor.upper, encoder, columns - kept)
+    require_finite(buffer[columns - kept :], "columns kept in full precision")
     inverse = None if order is None else torch.argsort(order)
     return QuantizedLinear(
         format=encoder.finish(buffer),
@@ -95,6 +99,10 @@ def sweep_columns(
     By default ``e_j = (w_j - q_j) / push_jj`` with ``w_j`` the column as it was rounded (optimal brain
     surgeon). With ``target`` ``(C, R)`` it is ``e_j = q_j - target_j``: LDLQ's feedback, where ``target`` is
     the weight, and coordinate descent, where it is the previous rounding.
+
+    Raises:
+        NumericalError: an error is not finite. Every column's depends on the column itself, its scale and all
+            columns before it, so if errors are finite, what was rounded is.
     """
     loss = 0.0
     compiled = strip_rounder(encoder) if usable(buffer) else None
@@ -102,10 +110,18 @@ def sweep_columns(
     for start in range(0, stop, BLOCK):
         end = min(start + BLOCK, stop)
         errors = _sweep_block(buffer, push, encoder, rounder, start, end, target)
-        loss += float(torch.linalg.vector_norm(errors)) ** 2 / 2
+        loss += _norm(errors) ** 2 / 2
         if end < len(buffer):
             buffer[end:].addmm_(push[start:end, end:].T, errors, alpha=-1)
     return loss
+
+
+def _norm(errors: Tensor) -> float:
+    norm = float(torch.linalg.vector_norm(errors))
+    if math.isfinite(norm):
+        return norm
+    require_finite(errors, "rounding errors (the weights, or what is pushed onto them, overflow)")
+    return float(torch.linalg.vector_norm(errors, dtype=torch.float64))  # only their squares overflow
 
 
 def _sweep_block(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from q2n.exceptions import UnsupportedError
+from q2n.linalg import require_finite
 from q2n.transforms.kronecker import KroneckerOrthogonal, random_kronecker
 from q2n.types import Format, LinearProblem, Statistics
 
@@ -50,8 +51,15 @@ def rescaling(weight: Tensor, gram: Tensor) -> Tensor:
     """``D = (diag H / diag W^T W)^{1/4}`` with ``H`` divided by its largest magnitude; ``(C,)``, positive.
 
     It minimises ``tr H tr W^T W`` over diagonal rescalings, the quantity QuIP's bound depends on.
+
+    Raises:
+        NumericalError: an entry of either matrix is not finite.
     """
-    energy = (gram.diagonal() / gram.abs().max()).clamp(min=FLOOR)
+    require_finite(weight, "weight to be rotated")
+    require_finite(gram, "Hessian")
+    # Of inputs that are all zero the Gram matrix is zero: no channel counts more than another.
+    largest = gram.abs().max().clamp(min=torch.finfo(gram.dtype).tiny)
+    energy = (gram.diagonal() / largest).clamp(min=FLOOR)
     norms = weight.square().sum(dim=0).clamp(min=FLOOR)
     return (energy / norms).sqrt().sqrt().clamp(min=FLOOR)
 
