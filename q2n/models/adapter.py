@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """``config.model_type`` of every family an adapter exists for."""
 
+BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of rotary embeddings whose frequencies follow from the length of the sequence."""
+
 
 class ModelAdapter:
     """A causal language model as embedding, blocks and head.
@@ -39,6 +42,8 @@ class ModelAdapter:
         self.embeddings = cast(nn.Embedding, self.base.get_submodule("embed_tokens"))
         self.final_norm = self.base.get_submodule("norm")
         self.lm_head = cast(nn.Linear, model.get_submodule("lm_head"))
+        self.rotary = cast(Any, self.base.get_submodule("rotary_emb"))
+        self.rotary.register_forward_pre_hook(_forget_lengths)
         layers = cast(nn.ModuleList, self.base.get_submodule("layers"))
         self.blocks = [DecoderBlock(index, layer) for index, layer in enumerate(layers)]
         self.hidden_size: int = config.hidden_size
@@ -50,6 +55,11 @@ class ModelAdapter:
     @property
     def tied(self) -> bool:
         return self.lm_head.weight is self.embeddings.weight
+
+    @property
+    def rotates_by_length(self) -> bool:
+        """Whether the longest sequence of a batch decides how all of it is rotated."""
+        return getattr(self.rotary, "rope_type", "default") in BY_LENGTH
 
     @property
     def in_memory(self) -> bool:
@@ -129,6 +139,17 @@ def require_family(config: Any) -> None:
             f"no adapter for the architecture {family!r}; known: {', '.join(FAMILIES)} "
             "(see 'Adding a model' in the README)"
         )
+
+
+def _forget_lengths(rotary: Any, _: object) -> None:
+    """Make a dynamic rotary embedding what it was when it was made.
+
+    Hugging Face's own keeps the frequencies of the longest sequence so far, also for shorter ones and for the
+    next caller: what a model computes would depend on all it has computed before.
+    """
+    if getattr(rotary, "rope_type", "default") == "dynamic":
+        rotary.inv_freq = rotary.original_inv_freq
+        rotary.max_seq_len_cached = rotary.original_max_seq_len
 
 
 @contextmanager

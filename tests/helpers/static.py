@@ -32,6 +32,13 @@ def static_cell(text: Path, folder: Path, *overrides: str, cache: str = "cache",
     """The record of a forced cell; ``forget``: as another process would run it, with nothing in memory."""
     if forget:
         MEMORY.clear()
+    outcome = run_cell(small_cell(text, folder, *overrides, cache=cache))
+    assert outcome.record is not None, outcome.why
+    return outcome.record
+
+
+def small_cell(text: Path, folder: Path, *overrides: str, cache: str = "cache") -> RunConfig:
+    """The configuration of a forced static cell on the two texts of :func:`write_texts`."""
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         composed = compose(
             "config",
@@ -62,13 +69,9 @@ def static_cell(text: Path, folder: Path, *overrides: str, cache: str = "cache",
     del tree["hydra"]
     resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     assert isinstance(resolved, dict)
-    outcome = run_cell(
-        RunConfig(
-            {str(key): value for key, value in resolved.items()}, {**dict.fromkeys(GROUPS, ""), **choices}, ()
-        )
+    return RunConfig(
+        {str(key): value for key, value in resolved.items()}, {**dict.fromkeys(GROUPS, ""), **choices}, ()
     )
-    assert outcome.record is not None, outcome.why
-    return outcome.record
 
 
 def numbers(record: Any) -> str:

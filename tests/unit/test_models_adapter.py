@@ -4,14 +4,17 @@ import copy
 
 import pytest
 import torch
+from helpers.folders import KINDS, model_folder
 from helpers.tiny_models import SHAPES, TOKENS, logits, tiny
 from torch import nn
-from transformers import MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM
 
 from q2n.activations import activation_store
 from q2n.calibration import start
 from q2n.exceptions import ModelError
+from q2n.models import attention
 from q2n.models.adapter import DOWN, GATE_UP, O_PROJ, QKV, adapt
+from q2n.models.spec import HubModel
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -253,3 +256,15 @@ def test_micro_batches_on_disk_are_those_in_memory(dtype):
             outputs.append([tensor.clone() for tensor in (*seen, *batches)])
     assert len(outputs[0]) == 2 + 2 * 2 * 4 + 2
     assert all(torch.equal(one, other) for one, other in zip(*outputs, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "yarn"])
+def test_rotation_depends_on_the_input_alone(kind, tmp_path):
+    """After any other lengths, a pass is what a model fresh from Hugging Face computes of that length."""
+    folder = model_folder(tmp_path, **KINDS[kind])
+    adapter = HubModel(path=str(folder)).load(torch.float32).adapter
+    for length in (20, 100, 48, 64, 49, 20):  # 48: what the dynamic one was trained on
+        tokens = torch.randint(3, 259, (2, length), generator=torch.Generator().manual_seed(length))
+        fresh = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention.NAME).eval()
+        assert torch.equal(logits(adapter, tokens), theirs(adapter, tokens))
+        assert torch.equal(theirs(adapter, tokens), fresh(tokens, use_cache=False).logits)
