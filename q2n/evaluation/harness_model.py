@@ -7,6 +7,7 @@ of its modules and therefore in force.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -85,10 +86,20 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             # Which ancestors are within the window is the model's own affair.
             return cast(list[Answer], super()._loglikelihood_tokens(requests, disable_tqdm=True))
         answers: dict[int, Answer] = {}
-        for batch in batches(grow(scored), self._tokens, self._rows):
-            answers.update(self._within_memory(batch))
-            self._progress(len(answers) / len(scored), f"{len(answers)} of {len(scored)} answers")
+        for alike in self._rotated_alike(scored):
+            for batch in batches(grow(alike), self._tokens, self._rows):
+                answers.update(self._within_memory(batch))
+                self._progress(len(answers) / len(scored), f"{len(answers)} of {len(scored)} answers")
         return [answers[index] for index in range(len(scored))]
+
+    def _rotated_alike(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        """Requests that may stand in one batch: all, or, where the longest decides how a batch is rotated,
+        those of one length."""
+        by_length: dict[int, list[Request]] = defaultdict(list)
+        for request in requests:
+            by_length[len(request.tokens) if self._adapter.rotates_by_length else 0].append(request)
+        for length in sorted(by_length, reverse=True):  # what does not fit into memory fails at once
+            yield by_length[length]
 
     def _within_memory(self, trees: Sequence[Tree]) -> Iterator[tuple[int, Answer]]:
         """The answers to a batch; one half after the other where the whole is too much."""

@@ -1,11 +1,15 @@
 """Continuations scored in trees against one forward pass each."""
 
 import torch
+from helpers.folders import KINDS, model_folder
 from helpers.runs import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from q2n.evaluation.base import EvaluationContext
+from q2n.evaluation.harness_model import harness_model
 from q2n.evaluation.harness_prefixes import NODES, SHARED, Request, batches, collate, grow
+from q2n.models.spec import HubModel
 
 SEQUENCES = st.lists(
     st.tuples(
@@ -91,3 +95,24 @@ def test_outputs_are_those_of_each_sequence_by_itself():
                     torch.testing.assert_close(
                         hidden[row, nodes], alone[0, -len(nodes) :], rtol=1e-4, atol=1e-5
                     )
+
+
+@torch.no_grad()
+def test_a_score_does_not_depend_on_longer_requests_beside_it(tmp_path):
+    """A longrope model rotates all of a batch as its longest sequence needs it."""
+    folder = model_folder(tmp_path, **KINDS["longrope"])
+    context = EvaluationContext(
+        HubModel(path=str(folder)).load(torch.float32),
+        torch.device("cpu"),
+        torch.float32,
+        None,
+        lambda *_: None,
+    )
+    generator = torch.Generator().manual_seed(0)
+    stem = torch.randint(3, 259, (90,), generator=generator).tolist()
+    asked = [(("", str(size)), stem[:size], stem[size : size + 4]) for size in (10, 20, 25, 40, 80)]
+    with harness_model(context, "auto") as model:
+        together = model._loglikelihood_tokens(asked)
+        alone = [model._loglikelihood_tokens([request])[0] for request in asked]
+    for (found, _), (expected, _) in zip(together, alone, strict=True):
+        assert abs(found - expected) < 1e-4
