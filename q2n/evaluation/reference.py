@@ -17,7 +17,8 @@ from q2n.stages.ledger import Ledger
 
 _METRICS = TypeAdapter(list[Metric])
 
-_RELEVANT_SOURCES = ("q2n/models/", "q2n/data/", "q2n/evaluation/")
+_RELEVANT_SOURCES = ("q2n/models/", "q2n/data/", "q2n/evaluation/", "q2n/kernels/", "q2n/onednn.py")
+"""Norms, activations and attention of the unquantized model, too, are computed by kernels."""
 
 
 def reference_metrics(
