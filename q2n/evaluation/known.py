@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from q2n.exceptions import ConfigurationError, DepartureError
+from q2n.fingerprint import canonical_json
 from q2n.record import read_all
 from q2n.schema import Metric, RunRecord
 
@@ -105,7 +106,9 @@ def earlier_values(records: Sequence[RunRecord]) -> list[KnownValue]:
             if metric.reference is None or not math.isfinite(metric.reference):
                 continue
             protocol = metric.protocol.model_dump()
-            key = (record.cell.model, metric.name, metric.dataset, *(protocol.get(name) for name in DEFINING))
+            weights = canonical_json(record.identity.get("weights", {}))
+            defining = (protocol.get(name) for name in DEFINING)
+            key = (record.cell.model, weights, metric.name, metric.dataset, *defining)
             newest[key] = KnownValue(
                 model=record.cell.model,
                 metric=metric.name,
