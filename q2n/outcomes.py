@@ -204,7 +204,7 @@ def show(outcomes: Sequence[Outcome]) -> None:
     console, complaints = Console(), Console(stderr=True)
     finished = [outcome.record for outcome in outcomes if outcome.record is not None]
     unfinished = [
-        Unfinished(outcome.cell, outcome.config, outcome.word)
+        Unfinished(outcome.cell, outcome.config, outcome.word, outcome.failure)
         for outcome in outcomes
         if outcome.record is None and outcome.cell is not None
     ]

@@ -10,6 +10,7 @@ from q2n import failure as failures
 from q2n.record import RunRecord, read_all
 from q2n.report.every_difference import Line, over_all
 from q2n.report.experiments import Experiments
+from q2n.report.models import told_apart
 from q2n.report.pairs import Counts, Pair, count, pairs_of
 from q2n.report.published import Beside, PublishedValue, beside
 from q2n.report.select import latest
@@ -80,15 +81,16 @@ def gather(
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
     """
-    records, faults = read_all(results_dir, name)
+    found, faults = read_all(results_dir, name)
     left, more = failures.read_all(results_dir, name)
+    records, unfinished = told_apart(found, failed(left))
     studies, names = experiments.studies, {record.name for record in records}
     ordered = [item for item in studies if item in names] + sorted(names - studies.keys())
     reports = tuple(
         study_report(
             item,
             [record for record in records if record.name == item],
-            failed(failure for failure in left if failure.name == item),
+            [cell for cell in unfinished if cell.failure and cell.failure.name == item],
             studies.get(item),
             experiments.published,
         )
@@ -111,6 +113,7 @@ def study_report(
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
     """
+    records, unfinished = told_apart(records, unfinished)
     current, superseded = latest(records)
     tables = tuple(build_tables(current, unfinished, superseded))
     pairs = tuple(pair for table in tables for pair in pairs_of(table, name))

@@ -15,6 +15,7 @@ from q2n.fingerprint import flatten, plain
 from q2n.options import construct, did_you_mean
 from q2n.record import RunRecord
 from q2n.report.lines import Row
+from q2n.report.models import own_name
 from q2n.report.tables import Table
 from q2n.report.yaml_file import named, read_mapping
 
@@ -140,10 +141,12 @@ def _of_value(
         mean = table.mean.to_numpy()
         for (i, j), (cells, _) in table.sources.items():
             row, column = table.rows[i], table.columns[j]
-            place = (row.model, row.baseline, row.correction, column.bits, column.name, column.dataset)
-            if row.kind != "value" or not cells or column.protocol is None or place != _place(value):
+            if row.kind != "value" or not cells or column.protocol is None:
                 continue
             first = records[next(iter(cells.values()))]
+            place = (row.baseline, row.correction, column.bits, column.name, column.dataset)
+            if (own_name(first), *place) != _place(value):
+                continue
             differs = _differs(value.protocol, column.protocol.model_dump(), flatten(first.config))
             found.append(Beside(value, row, float(mean[i, j]), differs, tuple(cells.values())))
     return found

@@ -15,6 +15,7 @@ from q2n.report.columns import Column, column_of
 from q2n.report.comparisons import Difference, differences
 from q2n.report.formats import markdown
 from q2n.report.lines import Row, in_order, row_of
+from q2n.report.models import told_apart
 from q2n.report.select import latest
 from q2n.report.settings import distinguishing
 from q2n.report.text import EMPTY, Grid, amount, compared_notes, difference, interval, line_grid, p_text
@@ -58,6 +59,9 @@ def compare_records(
     a: Iterable[RunRecord], b: Iterable[RunRecord], names: tuple[str, str], faults: Sequence[str] = ()
 ) -> Sides:
     """Records of two origins side by side."""
+    a = list(a)
+    both, _ = told_apart([*a, *b])
+    a, b = both[: len(a)], both[len(a) :]
     sides, notes = _keyed(_current(a), _current(b))
     labelled = {**sides[1], **sides[0]}
     settings = distinguishing(list(labelled.values()), ("evaluation",))

@@ -1,8 +1,9 @@
 """Records to tables: pure functions, nothing printed, nothing written.
 
-Rows are model x baseline, a line without correction, a line for each correction and below it their
-difference; columns are bits x metric. Only seeds are averaged: cells that differ in anything else have
-lines of their own (:mod:`q2n.report.settings`), evaluations by different protocols columns of their own.
+Rows are model (:mod:`q2n.report.models`) x baseline, a line without correction, a line for each correction
+and below it their difference; columns are bits x metric. Only seeds are averaged: cells that differ in
+anything else have lines of their own (:mod:`q2n.report.settings`), evaluations by different protocols columns
+of their own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from q2n.report.lines import (
     row_of,
     without_correction,
 )
+from q2n.report.models import told_apart
 from q2n.report.select import allowed_notes, by_protocol, code_notes, latest, processor_notes, weights_notes
 from q2n.report.unfinished import Unfinished, by_group
 
@@ -70,6 +72,7 @@ def build_tables(
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
     """
+    records, unfinished = told_apart(records, unfinished)
     current, older = latest(records)
     groups = by_group(by_protocol(current), unfinished)
     return [build_table(group, superseded + older, rest) for group, rest in groups]
