@@ -10,13 +10,14 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from q2n.options import did_you_mean
+from q2n.preflight import config_name
 
 
 def explain(error: Exception, folders: Sequence[Path], overrides: Sequence[str]) -> str:
     """One readable message for an exception of Hydra or OmegaConf.
 
     Args:
-        folders: where options are looked for; the first one holds ``config.yaml``.
+        folders: where options are looked for, the main one first.
         overrides: the command line's, which say what option of a group is meant.
     """
     text = str(error).strip()
@@ -35,12 +36,12 @@ def explain(error: Exception, folders: Sequence[Path], overrides: Sequence[str])
 
 
 def _unknown_key(key: str, folders: Sequence[Path], overrides: Sequence[str]) -> str:
-    root = _tree(folders[0] / "config.yaml")
-    keys = [str(name) for name in root if name != "defaults"]
+    roots = _roots(folders, config_name(overrides))
+    keys = list(dict.fromkeys(str(name) for root in roots for name in root if name != "defaults"))
     groups = sorted(path.name for path in folders[0].iterdir() if path.is_dir() and path.name != "hydra")
     top, _, rest = key.partition(".")
     if rest and top in groups:
-        chosen = _chosen(top, root, overrides)
+        chosen = _chosen(top, roots, overrides)
         files = [folder / top / f"{option}.yaml" for option in chosen for folder in folders]
         fields = list(dict.fromkeys(name for file in files for name in _fields(file)))
         where = f"{top}={','.join(chosen)}"
@@ -64,12 +65,24 @@ def _fields(file: Path) -> list[str]:
     return [str(name) for name in tree if name not in ("_target_", "defaults")] + below
 
 
-def _chosen(group: str, root: DictConfig, overrides: Sequence[str]) -> list[str]:
+def _roots(folders: Sequence[Path], name: str) -> list[DictConfig]:
+    """The root of the configuration, and those that it builds on (``defaults: [config]``)."""
+    file = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
+    if file is None:
+        return []
+    below = [
+        entry for entry in _tree(file).get("defaults") or () if isinstance(entry, str) and entry != "_self_"
+    ]
+    return [_tree(file), *(tree for entry in below for tree in _roots(folders, entry))]
+
+
+def _chosen(group: str, roots: Sequence[DictConfig], overrides: Sequence[str]) -> list[str]:
     """The options of ``group`` the command line names, else the default."""
     named = [item.partition("=")[2] for item in overrides if item.partition("=")[0].lstrip("+") == group]
     if named:
         return named[-1].split(",")
-    entries = [entry for entry in root["defaults"] if isinstance(entry, DictConfig)]
+    listed = [entry for root in roots for entry in root.get("defaults") or ()]
+    entries = [entry for entry in listed if isinstance(entry, DictConfig)]
     return [str(entry[group]) for entry in entries if group in entry]
 
 

@@ -5,7 +5,7 @@ A mistake in the fortieth cell of a sweep then costs a second, not a day. Nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,14 +17,19 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import SearchPathException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from q2n.config import GROUPS, RunConfig
 from q2n.engines import extras as engines
 from q2n.engines.space import search
 from q2n.exceptions import ConfigurationError
+from q2n.options import did_you_mean
 from q2n.outcomes import Command
 from q2n.sweeper import Cell, Grid, foreign_settings, task_overrides
+
+Compose = Callable[[Sequence[str]], DictConfig]
+"""From overrides to a configuration with its ``hydra`` section."""
 
 
 def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Command:
@@ -41,29 +46,35 @@ def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Co
     parsed = get_args_parser().parse_args(list(arguments))
     if any(getattr(parsed, flag, None) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion")):
         return Command(sweep)
+    if parsed.experimental_rerun:
+        raise ConfigurationError(
+            "--experimental-rerun: would run what nobody has validated; give the cell's overrides again"
+        )
     overrides = list(parsed.overrides)
-    with _composing(config_folders(config_dir, arguments)):
-        product, complete = _product(overrides) if parsed.multirun else ([overrides], True)
-        grid = _grid(product) if parsed.multirun and complete else Grid()
+    with _composing(config_folders(config_dir, arguments), config_name(arguments)) as composed:
+        base = composed([item for item in overrides if not _is_sweep(item)])
+        multirun = bool(parsed.multirun) or base.hydra.mode == RunMode.MULTIRUN
+        product, complete = _product(base, overrides) if multirun else ([overrides], True)
+        grid = _grid(product, composed) if multirun and complete else Grid()
         configs, used, faults = [], set[str](), []
         for cell in grid.cells(product):
             try:
-                configs.append(_configure(cell))
+                configs.append(_configure(composed(cell)))
             except ConfigurationError as error:
                 faults.append((cell, error))
             else:
                 used |= task_overrides(cell)
         grid = grid.without_corners(faults, used)
-    return Command(sweep, configs, complete, bool(parsed.multirun), grid)
+    return Command(sweep, configs, complete, multirun, grid)
 
 
-def _grid(product: Sequence[Cell]) -> Grid:
+def _grid(product: Sequence[Cell], composed: Compose) -> Grid:
     """What options of a sweep have no use for (each is composed once, by itself)."""
     options: dict[str, DictConfig] = {}
 
     def has(option: str, key: str) -> bool:
         if option not in options:
-            options[option] = _compose([option])
+            options[option] = composed([option])
         section, _, name = key.rpartition(".")
         parent = OmegaConf.select(options[option], section)
         return isinstance(parent, DictConfig) and name in list(parent)
@@ -71,8 +82,7 @@ def _grid(product: Sequence[Cell]) -> Grid:
     return Grid(foreign_settings(product, GROUPS, has))
 
 
-def _configure(cell: list[str]) -> RunConfig:
-    composed = _compose(cell)
+def _configure(composed: DictConfig) -> RunConfig:
     choices, task = composed.hydra.runtime.choices, tuple(composed.hydra.overrides.task)
     with open_dict(composed):
         del composed["hydra"]
@@ -80,15 +90,35 @@ def _configure(cell: list[str]) -> RunConfig:
 
 
 def config_folders(config_dir: Path, arguments: Sequence[str]) -> list[Path]:
-    """Where options are looked for: the project's folder, then the one that ``--config-dir`` adds to it."""
-    added = get_args_parser().parse_known_args(list(arguments))[0].config_dir
-    return [config_dir, *([Path(added).absolute()] if added else [])]
+    """Where options are looked for: the project's folder, or that of ``--config-path``, then the one that
+    ``--config-dir`` adds to it; relative ones are meant from where the command was given."""
+    given = get_args_parser().parse_known_args(list(arguments))[0]
+    main = Path(given.config_path).absolute() if given.config_path else config_dir
+    return [main, *([Path(given.config_dir).absolute()] if given.config_dir else [])]
+
+
+def config_name(arguments: Sequence[str]) -> str:
+    """The file that is the root of the configuration, without its suffix: ``--config-name`` or ``config``."""
+    given: str | None = get_args_parser().parse_known_args(list(arguments))[0].config_name
+    return (given or "config").removesuffix(".yaml")
+
+
+def _check_root(folders: Sequence[Path], name: str) -> None:
+    if any((folder / f"{name}.yaml").is_file() for folder in folders):
+        return
+    names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise ConfigurationError(
+        f"--config-name={name}: there is no {name}.yaml in {' or '.join(map(str, folders))}"
+        f"{did_you_mean(name, names)} (there: {', '.join(names) or 'none'})"
+    )
 
 
 @contextmanager
-def _composing(folders: Sequence[Path]) -> Iterator[None]:
+def _composing(folders: Sequence[Path], name: str) -> Iterator[Compose]:
     """Hydra with the search path its own start will build: the first of two files of one name is used."""
     first, *others = folders
+    if not first.is_dir():
+        raise SearchPathException(f"--config-path={first}: there is no such folder")
     with initialize_config_dir(config_dir=str(first), version_base="1.3"):
         path = create_config_search_path(str(first))
         for folder in others:
@@ -97,13 +127,13 @@ def _composing(folders: Sequence[Path]) -> Iterator[None]:
             path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
         GlobalHydra.instance().clear()
         Hydra.create_main_hydra2("q2n", path)
-        yield
+        _check_root(folders, name)
+        yield lambda overrides: compose(name, list(overrides), return_hydra_config=True)
 
 
-def _product(overrides: list[str]) -> tuple[list[list[str]], bool]:
+def _product(base: DictConfig, overrides: list[str]) -> tuple[list[list[str]], bool]:
     """The override lists of a grid sweep, experiment files' ``hydra.sweeper.params`` included, and true; some
     to validate and false where another sweeper chooses the cells as it goes."""
-    base = _compose([item for item in overrides if not _is_sweep(item)])
     engines.check(base.hydra)
     sweeper = base.hydra.sweeper
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
@@ -118,8 +148,4 @@ def _product(overrides: list[str]) -> tuple[list[list[str]], bool]:
 
 
 def _is_sweep(override: str) -> bool:
-    return OverridesParser.create().parse_override(override).is_sweep_override()
-
-
-def _compose(overrides: list[str]) -> DictConfig:
-    return compose("config", overrides=overrides, return_hydra_config=True)
+    return OverridesParser.create().parse_overrides([override])[0].is_sweep_override()

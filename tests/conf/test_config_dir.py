@@ -85,3 +85,51 @@ def test_hydra_shows_what_was_checked(extra):
     done = run(extra, "baseline=mine", "--cfg", "job", "--package", "baseline")
     assert done.returncode == 0, done.stderr
     assert "q2n.baselines.gptq.GPTQ" in done.stdout
+
+
+@pytest.fixture
+def other(extra):
+    (extra / "other.yaml").write_text("defaults: [config, _self_]\nbits: 4\nname: mine\n")
+    return extra
+
+
+@pytest.mark.parametrize("given", [["--config-name", "other"], ["-cn", "other.yaml"]])
+def test_the_root_that_is_named_is_the_one_that_is_checked(other, given):
+    (cell,) = preflight(CONFIG_DIR, ["--config-dir", str(other), *given]).cells
+    assert (cell.scalars.name, cell.scalars.bits) == ("mine", 4)
+    with pytest.raises(ConfigurationError, match=r"--config-name=othr: .* did you mean 'other'"):
+        preflight(CONFIG_DIR, ["--config-dir", str(other), "--config-name=othr"])
+
+
+def test_the_main_folder_that_is_named_is_the_one_that_is_checked(other, monkeypatch):
+    """A relative one is meant from the folder the command is given in."""
+    monkeypatch.chdir(other.parent)
+    main = other.parent / "main"
+    main.symlink_to(CONFIG_DIR)
+    arguments = ["--config-path", "main", "--config-dir", "extra", "--config-name", "other"]
+    assert config_folders(CONFIG_DIR, arguments) == [main, other]
+    (cell,) = preflight(CONFIG_DIR, arguments).cells
+    assert cell.scalars.name == "mine"
+    with pytest.raises(SearchPathException, match=r"--config-path=.*nowhere: there is no such folder"):
+        preflight(CONFIG_DIR, ["--config-path", "nowhere"])
+
+
+def test_a_root_that_makes_a_sweep_of_every_command(other):
+    """``hydra.mode`` says so as ``-m`` does."""
+    root = other / "other.yaml"
+    root.write_text(root.read_text() + "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n")
+    command = preflight(CONFIG_DIR, ["--config-dir", str(other), "--config-name", "other", "q2n=on,off"])
+    assert command.multirun
+    assert len(command.cells) == 4
+
+
+def test_messages_know_the_root_that_is_named(other):
+    done = run(other, "--config-name", "other", "bitz=2")
+    assert done.returncode == 2
+    assert "bitz: no such key; did you mean 'bits'" in done.stderr
+    assert "group_size" in done.stderr
+
+
+def test_a_pickled_configuration_is_refused():
+    with pytest.raises(ConfigurationError, match="--experimental-rerun"):
+        preflight(CONFIG_DIR, ["--experimental-rerun", "config.pickle"])
