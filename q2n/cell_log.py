@@ -6,11 +6,14 @@ log is all there is.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
 import socket
+import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 
@@ -24,7 +27,7 @@ class CellLog:
     """A context manager: inside, what the package and its libraries log is appended to ``path``.
 
     ``stage`` is the last step that began. A warning goes to standard error as well, unless logging is set up
-    to do something else.
+    to do something else. A log that cannot be written is said once, and the cell goes on without.
     """
 
     def __init__(self, path: Path, label: str) -> None:
@@ -42,9 +45,7 @@ class CellLog:
 
     def __enter__(self) -> CellLog:
         self._began = time.perf_counter()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        to_file = _StageHandler(self, self._path)
-        self._handlers = [to_file]
+        self._handlers = [_StageHandler(self, self._path)]
         root, package = logging.getLogger(), logging.getLogger("q2n")
         if not root.handlers:  # or else the first handler would silence what is printed without any
             to_terminal = logging.StreamHandler()
@@ -80,14 +81,33 @@ class CellLog:
 
 
 class _StageHandler(logging.FileHandler):
-    """Writes to the cell's file and remembers the step that began last."""
+    """Writes to the cell's file, as long as that is possible, and remembers the step that began last."""
 
     def __init__(self, log: CellLog, path: Path) -> None:
-        super().__init__(path, encoding="utf-8")
+        super().__init__(path, encoding="utf-8", delay=True)
         self.setFormatter(logging.Formatter(_FORMAT))
         self._log = log
+        self._usable = True
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == PROGRESS.name:
             self._log.stage = record.getMessage()
-        super().emit(record)
+        if self._usable:
+            try:
+                super().emit(record)
+            except OSError:  # of opening the file
+                self.handleError(record)
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._usable = False
+        with contextlib.suppress(OSError):  # what it could not write before it cannot write now
+            self.close()
+        print(f"no log is written any more: {error.strerror}: {self.baseFilename}", file=sys.stderr)

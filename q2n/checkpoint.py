@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
 
 from q2n import interruption
 from q2n.exceptions import CheckpointError
@@ -116,6 +115,7 @@ class Checkpoint:
         self._adapter: ModelAdapter | None = None
         self._position = Position(0, ())
         self._saved = 0
+        self._said = False
 
     @property
     def folder(self) -> Path:
@@ -205,8 +205,10 @@ class Checkpoint:
         try:
             with interruption.shielded(), self._pace.timed():
                 self._write(self._adapter, self._position)
-        except (OSError, SafetensorError) as error:
-            self._say(f"no checkpoint written to {self.folder}: {error}")
+        except OSError as error:
+            if not self._said:  # each block would say it again
+                self._say(f"the cell goes on without a new checkpoint: {error}")
+            self._said = True
 
     def _write(self, adapter: ModelAdapter, position: Position) -> None:
         done = adapter.blocks[: position.next_block]

@@ -46,6 +46,10 @@ class OutOfMemoryError(Q2NError):
     """Host or device has too little memory for a cell; says what would make it fit."""
 
 
+class StorageError(Q2NError, OSError):
+    """A file cannot be written; says which, why, and how much room there was. ``errno`` is the system's."""
+
+
 class CheckpointError(Q2NError):
     """A checkpoint that must be used is missing, damaged or another cell's."""
 

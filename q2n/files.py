@@ -7,15 +7,22 @@ written beside its destination, flushed to the disk, and moved into place in one
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from q2n.exceptions import StorageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where there is no room."""
 
 
 def _read_umask() -> int:
@@ -34,26 +41,76 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     disk.
 
     Raises:
-        OSError: the folder cannot be written; the former file, if any, is untouched.
+        StorageError: the folder cannot be written; the former file, if any, is untouched.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        _settle_file(temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            _settle_file(temporary)
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Write UTF-8 ``text`` to ``path`` by :func:`write_atomic`."""
-    write_atomic(path, lambda file: file.write_text(text, encoding="utf-8", newline="\n"))
+    whole = text.encode("utf-8")
+    with explained(Path(path), len(whole)):
+        write_atomic(path, lambda file: file.write_bytes(whole))
+
+
+@contextlib.contextmanager
+def explained(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Inside, what the system says goes wrong with writing below ``path`` is raised as :class:`StorageError`.
+
+    Args:
+        needed: bytes that are written, if that is known.
+    """
+    try:
+        yield
+    except StorageError as error:
+        if needed is None or error.errno is None:
+            raise
+        raise _unwritten(path, error.errno, needed) from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise _unwritten(path, error.errno, needed) from error
+    except Exception as error:
+        number = _number_of(error)
+        if number is None:
+            raise
+        raise _unwritten(path, number, needed) from error
+
+
+def _unwritten(path: Path, number: int, needed: int | None) -> StorageError:
+    there = path if path.is_dir() else next((each for each in path.parents if each.is_dir()), path)
+    room = ""
+    if number in FULL:
+        with contextlib.suppress(OSError):
+            free = f"{_size(shutil.disk_usage(there).free)} free"
+            room = f" ({free})" if needed is None else f" (needs {_size(needed)}, {free})"
+    reason = os.strerror(number)
+    error = StorageError(f"{reason[0].lower()}{reason[1:]}: {path}{room}")
+    error.errno = number
+    return error
+
+
+def _number_of(error: Exception) -> int | None:
+    """The system's number in the text of an error that is no ``OSError`` (safetensors raises its own)."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else None
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
@@ -84,19 +141,20 @@ def make_folder_atomic(target: Path, fill: Callable[[Path], None], valid: Callab
     meanwhile and its folder is ``valid``, that one is kept; a folder that is not valid is replaced.
 
     Raises:
-        OSError: the parent folder cannot be written.
+        StorageError: the parent folder cannot be written.
     """
     if valid(target):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    private = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        fill(private)
-        _settle(private)
-        _move_into_place(private, target, valid)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
-    _sync_folder(target.parent)
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        private = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        try:
+            fill(private)
+            _settle(private)
+            _move_into_place(private, target, valid)
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
+        _sync_folder(target.parent)
     return target
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from q2n.files import explained
+
 PREFIX = "lease."
 HEARTBEAT = 15.0
 """Seconds between two touches."""
@@ -85,8 +87,12 @@ class Watch:
         """The lease on ``folder`` (which is made), or None while another process holds it.
 
         Raises:
-            OSError: the folder cannot be written.
+            StorageError: the folder cannot be written.
         """
+        with explained(folder):
+            return self._take(folder)
+
+    def _take(self, folder: Path) -> Lease | None:
         folder.mkdir(parents=True, exist_ok=True)
         numbers = _numbers(folder)
         last = max(numbers, default=0)
@@ -97,8 +103,12 @@ class Watch:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return None
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(this_process()._asdict()))
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(json.dumps(this_process()._asdict()))
+        except OSError:  # an empty one would stand in everybody's way until it lapses
+            path.unlink(missing_ok=True)
+            raise
         now = _numbers(folder)
         older = [folder / f"{PREFIX}{number}" for number in now if number <= last]
         # The first list may have been out of date by then: somebody may hold a lower number, if all were

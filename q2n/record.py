@@ -49,7 +49,7 @@ def save(record: RunRecord, results_dir: str | Path) -> Path:
     """Write the record atomically to its place and return the path.
 
     Raises:
-        OSError: the folder cannot be written; a former record is untouched.
+        StorageError: the folder cannot be written; a former record is untouched.
     """
     path = path_of(results_dir, record.name, record.fingerprint)
     write_json_atomic(path, plain(record.model_dump()))

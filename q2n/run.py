@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +17,9 @@ from q2n import record as records
 from q2n.cell_log import CellLog
 from q2n.checkpoint import discard
 from q2n.config import RunConfig
-from q2n.exceptions import StoppedEarly, UnsupportedError
+from q2n.exceptions import StoppedEarly, StorageError, UnsupportedError
 from q2n.failure import Failure
+from q2n.files import FULL
 from q2n.identity import identify
 from q2n.outcomes import Outcome
 from q2n.plan.out_of_memory import explained
@@ -51,9 +53,13 @@ def run_cell(
     """
     cell = _Cell(config, sweep, title or config.label, watch)
     try:
+        cell.note("started")
         cell.identity = identify(config)
         outcome = cell.settled()
         return outcome or cell.run(wait, group)
+    except KeyboardInterrupt:
+        cell.interrupted()
+        raise
     except Exception as error:
         return cell.failed(error)
 
@@ -65,6 +71,7 @@ class _Cell:
         self._config, self._sweep, self._title, self._watch = config, sweep, title, watch
         self._log: CellLog | None = None
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
+        self._ended = False
         self.identity = failures.partial_identity(config)  # until the whole one is known
 
     @property
@@ -102,11 +109,7 @@ class _Cell:
             record = self._record()  # whoever held the lease before may have finished
             if record is not None:
                 return self.finished("reused", record)
-            try:
-                record = self._computed()
-            except KeyboardInterrupt:
-                self._note("interrupted")
-                raise
+            record = self._computed()
         outcome = self.finished("forced" if self._config.scalars.force else "computed", record)
         self._config.tracking.log_run(record, group)
         return outcome
@@ -118,7 +121,7 @@ class _Cell:
         return record if record and (not scalars.force or record.created > self._began) else None
 
     def _computed(self) -> RunRecord:
-        self._note("started")
+        self.note("started")
         self._log = CellLog(self._folder / failures.LOG_NAME, self._config.label)
         with self._log:
             with CellProgress(self._title) as bar:
@@ -126,8 +129,27 @@ class _Cell:
                 from q2n.cell import compute  # takes seconds, so the bar is shown before
 
                 record = compute(self._config, self.identity, bar, self._watch)
-            records.save(record, self._config.scalars.results_dir)
+            self._save(record)
         return record
+
+    def _save(self, record: RunRecord) -> None:
+        """Save the record; where that is not possible, what was paid for is kept elsewhere, or said.
+
+        Raises:
+            StorageError: it is not where it belongs; says where it is.
+        """
+        scalars = self._config.scalars
+        try:
+            records.save(record, scalars.results_dir)
+        except OSError as error:
+            try:
+                if error.errno not in FULL:
+                    raise
+                # There may be room where the checkpoint was, of which nobody has any more use.
+                discard(records.checkpoint_folder(scalars.results_dir, scalars.name, record.fingerprint))
+                records.save(record, scalars.results_dir)
+            except OSError:
+                raise StorageError(f"{error}; {_saved_elsewhere(record, scalars.results_dir)}") from error
 
     @property
     def _folder(self) -> Path:
@@ -140,6 +162,10 @@ class _Cell:
             failures.clear(scalars.results_dir, scalars.name, self._config.tree)
         discard(records.checkpoint_folder(scalars.results_dir, scalars.name, record.fingerprint))
         return self._give(decision, record)
+
+    def interrupted(self) -> None:
+        if not self._ended:
+            self.note("interrupted")
 
     def failed(self, error: Exception) -> Outcome:
         error = explained(error, self._config, self.identity)
@@ -170,11 +196,12 @@ class _Cell:
     ) -> Outcome:
         if failure is not None:
             reason, code = failure.reason, failure.exit_code
-        self._note(decision, reason, code)
+        self.note(decision, reason, code)
+        self._ended = True
         folder = self._config.scalars.results_dir
         return Outcome(self._config.label, decision, folder, record, failure, reason, code)
 
-    def _note(self, decision: Decision, reason: str = "", code: int = 0) -> None:
+    def note(self, decision: Decision, reason: str = "", code: int = 0) -> None:
         if self._sweep is None:
             return
         config = self._config
@@ -189,5 +216,15 @@ class _Cell:
             reason=reason,
             exit_code=code,
         )
-        with contextlib.suppress(OSError):  # a note is not worth a finished cell
-            leave_note(config.scalars.results_dir, self._sweep, note)
+        leave_note(config.scalars.results_dir, self._sweep, note)
+
+
+def _saved_elsewhere(record: RunRecord, results_dir: str) -> str:
+    """What became of a record that cannot be saved in its folder."""
+    measured = ", ".join(f"{metric.dataset} {metric.name} {metric.value:.6g}" for metric in record.metrics)
+    try:
+        path = records.save(record, tempfile.mkdtemp(prefix="q2n-record-"))
+    except OSError as error:
+        return f"the record could not be saved elsewhere either ({error}), it measured: {measured}"
+    home = records.path_of(results_dir, record.name, record.fingerprint)
+    return f"the record is {path}, and belongs to {home} (it measured: {measured})"

@@ -106,7 +106,7 @@ def announce(results_dir: str | Path, sweep: Sweep) -> None:
     """Write down what a command is about to run; the notes of long past sweeps go.
 
     Raises:
-        OSError: the folder cannot be written.
+        StorageError: the folder cannot be written.
     """
     root = Path(results_dir) / FOLDER
     write_json_atomic(root / sweep.id / ANNOUNCEMENT, plain(sweep.model_dump()))
@@ -114,24 +114,52 @@ def announce(results_dir: str | Path, sweep: Sweep) -> None:
         shutil.rmtree(past, ignore_errors=True)
 
 
-def leave_note(results_dir: str | Path, sweep: str, note: Note) -> None:
-    """Remember a decision; an earlier one on this cell is replaced.
+UNWRITTEN: dict[Path, Note] = {}
+"""Notes for which there was no room, by where they belong: this process remembers them."""
 
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    write_json_atomic(Path(results_dir) / FOLDER / sweep / f"{note.key}.json", plain(note.model_dump()))
+
+def leave_note(results_dir: str | Path, sweep: str, note: Note) -> None:
+    """Remember a decision; an earlier one on this cell is replaced. A note is not worth a finished cell: one
+    that cannot be written is kept in :data:`UNWRITTEN`."""
+    path = (Path(results_dir) / FOLDER / sweep / f"{note.key}.json").absolute()
+    try:
+        write_json_atomic(path, plain(note.model_dump()))
+        UNWRITTEN.pop(path, None)
+    except OSError:
+        UNWRITTEN[path] = note
+
+
+def read_note(results_dir: str | Path, sweep: str, key: str) -> Note | None:
+    """The note on one cell, if there is a readable one."""
+    return _read((Path(results_dir) / FOLDER / sweep / f"{key}.json").absolute())
 
 
 def read_notes(results_dir: str | Path, sweep: str) -> list[Note]:
     """Every readable note of a sweep, in the order they were made."""
-    folder = Path(results_dir) / FOLDER / sweep
-    notes = []
-    for path in folder.glob("*.json"):
-        if path.name != ANNOUNCEMENT:
-            with contextlib.suppress(OSError, ValidationError):  # a convenience, never a reason to stop
-                notes.append(Note.model_validate_json(path.read_text(encoding="utf-8")))
+    return _read_all((Path(results_dir) / FOLDER / sweep).absolute())
+
+
+def all_notes(results_dir: str | Path) -> list[Note]:
+    """Every readable note of all sweeps that are remembered, in the order they were made."""
+    found = [
+        note for folder in (Path(results_dir) / FOLDER).absolute().glob("*") for note in _read_all(folder)
+    ]
+    return sorted(found, key=lambda note: note.created)
+
+
+def _read_all(folder: Path) -> list[Note]:
+    paths = {path for path in folder.glob("*.json") if path.name != ANNOUNCEMENT}
+    paths |= {path for path in UNWRITTEN if path.parent == folder}
+    notes = [note for path in paths if (note := _read(path))]
     return sorted(notes, key=lambda note: (note.created, note.key))
+
+
+def _read(path: Path) -> Note | None:
+    if path in UNWRITTEN:
+        return UNWRITTEN[path]
+    with contextlib.suppress(OSError, ValidationError):  # a convenience, never a reason to stop
+        return Note.model_validate_json(path.read_text(encoding="utf-8"))
+    return None
 
 
 def read_sweep(results_dir: str | Path, sweep: str) -> Sweep | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from q2n.data.cache import cache_root
+from q2n.data.cache import cache_root, kept
 from q2n.data.clean import before_filter, paragraphs, without_tags
 from q2n.data.packages import PackagedFile, packaged_file
 from q2n.data.text import Split, TextSource
@@ -78,7 +78,8 @@ def _articles(source: BundledText) -> list[tuple[str, Split]]:
     if stored is None:
         files = [_undamaged(item) for item in source.files()]
         stored = assign_sides(_wiki(files[0]) if source.name == "wiki" else _news(files))
-        write_json_atomic(path, {"digest": _digest(stored), "articles": stored})
+        content = {"digest": _digest(stored), "articles": stored}
+        kept(lambda: write_json_atomic(path, content))
     return stored
 
 

@@ -22,6 +22,10 @@ from omegaconf import DictConfig, open_dict
 
 from q2n.engines.loss import record_loss
 from q2n.engines.workers import Worker
+from q2n.sweeps import UNWRITTEN
+
+_NOTES = "notes"
+"""What a job brings home, where the disk had no room for it."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,15 @@ class Job:
         Singleton.set_state(self.singletons)
         composed = self.composed()
         HydraConfig.instance().set_config(composed)
-        return run_job(
+        returned = run_job(
             hydra_context=self.context,
             task_function=self.task,
             config=composed,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
+        setattr(returned, _NOTES, dict(UNWRITTEN))
+        return returned
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class Engine(Launcher):
                 returned[number] = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
             else:
                 returned[number] = result
+                UNWRITTEN.update(getattr(result, _NOTES, {}))
             say(f"{len(returned)} of {len(jobs)} cells have come back: {job.label}")
         return [returned[job.number] for job in jobs]
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from q2n.data.cache import cache_root
+from q2n.data.cache import cache_root, kept
 from q2n.evaluation.reference import reference_identity
 from q2n.files import make_folder_atomic
 from q2n.fingerprint import fingerprint
@@ -60,8 +60,10 @@ def kept_states(
     if states is None:
         states = compute().cpu().contiguous()
         computed = {"states": states}
-        make_folder_atomic(
-            folder, lambda private: save_file(computed, private / _FILE), lambda it: _read(it) is not None
+        kept(
+            lambda: make_folder_atomic(
+                folder, lambda private: save_file(computed, private / _FILE), lambda it: _read(it) is not None
+            )
         )
     return states
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from q2n.data.cache import cache_root
+from q2n.data.cache import cache_root, kept
 from q2n.evaluation.base import Evaluation, EvaluationContext
 from q2n.files import write_json_atomic
 from q2n.fingerprint import fingerprint, plain
@@ -35,7 +35,7 @@ def reference_metrics(
         pass  # not there, or unreadable: measured again and replaced
     ledger.note("reference", key, False)
     metrics = evaluation.evaluate(context)
-    write_json_atomic(path, [plain(metric.model_dump()) for metric in metrics])
+    kept(lambda: write_json_atomic(path, [plain(metric.model_dump()) for metric in metrics]))
     return metrics
 
 

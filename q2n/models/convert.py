@@ -5,15 +5,18 @@ Reading GGUF takes half a minute, most of it for the tokenizer; the folder loads
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from q2n.data.cache import cache_root
+from q2n.data.cache import cache_root, kept
 from q2n.exceptions import ModelError
 from q2n.files import make_folder_atomic, sha256_file, sha256_text, write_json_atomic
 
@@ -30,7 +33,8 @@ PROBE = 'The year 1879: "E = mc^2" isn\'t\n\n  naïve \u2013 漢字 🙂\t(x_1, 
 
 
 def converted(source: PackagedFile, name: str, cache_dir: str | None = None) -> Path:
-    """The folder with ``source`` as bfloat16 safetensors and its tokenizer; converts it the first time.
+    """The folder with ``source`` as bfloat16 safetensors and its tokenizer; converts it the first time, where
+    the cache cannot be written into a temporary folder of this process.
 
     Raises:
         ModelError: the file is damaged, cannot be read, or was not read completely.
@@ -38,7 +42,18 @@ def converted(source: PackagedFile, name: str, cache_dir: str | None = None) -> 
     key = sha256_text(f"{source.sha256} {RULE}")[:12]
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     target = cache_root(cache_dir) / "models" / f"{slug}-{key}"
-    return make_folder_atomic(target, lambda folder: _convert(source, folder), is_complete)
+
+    def convert(to: Path) -> Path:
+        return make_folder_atomic(to, lambda folder: _convert(source, folder), is_complete)
+
+    return target if kept(lambda: convert(target)) else convert(_temporary() / target.name)
+
+
+@cache
+def _temporary() -> Path:
+    folder = tempfile.mkdtemp(prefix="q2n-models-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def is_complete(folder: Path) -> bool:

@@ -42,7 +42,7 @@ class FinishedBlocks:
     def write(self, block: DecoderBlock) -> None:
         """
         Raises:
-            OSError, SafetensorError: the folder cannot be written.
+            StorageError: the folder cannot be written.
         """
         if not self.seals:
             write_text_atomic(self.folder / ".gitignore", "*\n")  # gigabytes have no place in a repository

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from q2n.data.cache import kept
 from q2n.files import write_atomic
 from q2n.fingerprint import canonical_json
 
@@ -79,13 +80,9 @@ class StageStore:
         metadata = {"facts": text, "digest": _digest(sorted(whole.items()), text)}
         path = self._path(address)
         size = sum(tensor.numel() * tensor.element_size() for tensor in whole.values())
-        try:
-            if not self._make_room(size, path.parent):
-                return False
-            write_atomic(path, lambda file: save_file(whole, file, metadata))
-        except (OSError, SafetensorError):
+        if not self._make_room(size, path.parent):
             return False
-        return True
+        return kept(lambda: write_atomic(path, lambda file: save_file(whole, file, metadata)))
 
     def drop(self, kind: str, key: str) -> None:
         """Delete all entries of a key: parts of a whole that cannot be kept."""

@@ -10,10 +10,12 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from q2n.files import write_text_atomic
 from q2n.options import option
 from q2n.tracking.content import config_of, history_of, run_name, summary_of, table_of
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _START_SECONDS = 30.0
 _FINISH_SECONDS = 120.0
+_ROOM = 1 << 16
+"""Bytes for which there is room after a run was written: its last part is smaller."""
 
 HEAT_MAP = "wandb/confusion_matrix/v1"
 """The heat map among the charts every W&B server has: two columns of text, and one that is the colour."""
@@ -101,7 +105,7 @@ class WandbTracking:
             project=self.project,
             entity=self.entity,
             mode=self.mode,
-            dir=self.dir,
+            dir=self.dir and str(Path(self.dir).expanduser()),
             settings=settings,
             reinit="create_new",
             **about,
@@ -112,6 +116,8 @@ class WandbTracking:
             run.finish(exit_code=1)
             raise
         run.finish()
+        if self.mode == "offline":
+            _check_room(Path(run.settings.sync_dir))
 
     def _where(self, run: Any) -> str:
         return str(run.url if self.mode == "online" else run.settings.sync_dir)
@@ -126,6 +132,17 @@ def _guarded(log: Callable[[], str], what: str) -> str | None:
         safe = "its record is safe" if what != "the sweep" else "its records are safe"
         _LOG.warning("W&B: %s was not logged (%s: %s); %s", what, type(error).__name__, reason, safe)
         return None
+
+
+def _check_room(folder: Path) -> None:
+    """Whether the files below ``folder`` can be whole: the process that writes them does not tell.
+
+    Raises:
+        StorageError: there is no room left by now.
+    """
+    probe = folder / ".q2n-room"
+    write_text_atomic(probe, " " * _ROOM)
+    probe.unlink()
 
 
 def _settings() -> Any:
