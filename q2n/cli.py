@@ -12,6 +12,8 @@ Exit codes:
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -25,14 +27,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from q2n import interruption
+from q2n import interruption, supervisor
 from q2n.config import RunConfig
 from q2n.engines.extras import own_names
 from q2n.engines.trial import trial_of
 from q2n.exceptions import Q2NError, UnsupportedError
+from q2n.files import FULL
 from q2n.hydra_errors import explain
 from q2n.objective import objective
-from q2n.outcomes import Command, exit_code, show, track
+from q2n.outcomes import Command, ended, exit_code, show, track
 from q2n.plan.fit import misfit
 from q2n.preflight import config_folders, preflight
 from q2n.sweeps import VARIABLE, group_of, new_id, read_sweep
@@ -53,19 +56,26 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     arguments = sys.argv[1:]
     command = Command(new_id())
+    death = supervisor.in_child()
     own_names()
     try:
         with interruption.graceful():
             command = preflight(CONFIG_DIR, arguments, command.sweep)
-            for remark in command.grid.remarks:
-                print(remark, file=sys.stderr)
+            if not death:
+                for remark in command.grid.remarks:
+                    print(remark, file=sys.stderr)
             if any(config.scalars.plan for config in command.cells):
                 sys.exit(_show_plan(command))
             misfits = _misfits(command)
-            if command.cells:
-                command.announce(misfits)
+            if death and not command.goes_on(death):
+                _leave(command, f"the process of the command {death.how}", 1)
+            elif command.cells:
+                if not death:
+                    command.announce(misfits)
                 sys.argv.append(f"+hydra.job.env_set.{VARIABLE}={command.sweep}")
-            with command.grid.without(config.overrides for config, _ in misfits).in_force():
+            # Hydra would look for a relative one beside this file.
+            sys.argv.append(f"--config-path={config_folders(CONFIG_DIR, arguments)[0]}")
+            with command.ordered().without(config.overrides for config, _ in misfits).in_force():
                 _hydra_main()
             _visit_busy_again(command.sweep)
     except Q2NError as error:
@@ -75,12 +85,23 @@ def main() -> None:
         _leave(command, f"ConfigurationError: {message}", 2)
     except KeyboardInterrupt:  # Interrupted, too
         _leave(command, INTERRUPTED, interruption.EXIT_CODE)
-    except Exception:  # of a launcher: cells may have run all the same
+    except OSError as error:  # of Hydra's own files: cells may have run all the same
+        _leave(command, _storage(error), 1)
+    except Exception:  # of a launcher, likewise
         _leave(command, traceback.format_exc(), 1)
     outcomes = command.outcomes()
-    show(outcomes)
+    whole = show(outcomes)
     track(command, outcomes)
-    sys.exit(exit_code(outcomes, command.multirun))
+    sys.exit(max(exit_code(outcomes, command.multirun), int(not whole)))
+
+
+def _storage(error: OSError) -> str:
+    """One line where that says all: there is no room, or the folder cannot be written."""
+    if error.errno not in (*FULL, errno.EROFS, errno.EACCES):
+        return traceback.format_exc()
+    return (
+        f"StorageError: {error.strerror}: {error.filename or Path.cwd()} (Hydra's copy of the configuration)"
+    )
 
 
 def _show_plan(command: Command) -> int:
@@ -103,9 +124,16 @@ def _misfits(command: Command) -> list[tuple[RunConfig, UnsupportedError]]:
 
 def run_composed(composed: DictConfig) -> float | None:
     """One cell, in whichever process Hydra's launcher runs it; returns what a sweeper optimises."""
+    runtime = HydraConfig.get()
+    with contextlib.chdir(
+        runtime.runtime.cwd
+    ):  # all paths are meant from there, whatever hydra.job.chdir says
+        return _run_composed(composed, runtime)
+
+
+def _run_composed(composed: DictConfig, runtime: HydraConf) -> float | None:
     from q2n.run import run_cell
 
-    runtime = HydraConfig.get()
     watch = trial_of(runtime.sweeper)
     config = RunConfig.from_hydra(composed, runtime.runtime.choices, tuple(runtime.overrides.task))
     sweep = os.environ.get(VARIABLE)
@@ -114,7 +142,10 @@ def run_composed(composed: DictConfig) -> float | None:
         title = f"[{runtime.job.num + 1}/{_cells(config, sweep)}] {config.label}"
         group = group_of(sweep) if sweep else runtime.sweep.dir
     with interruption.graceful():  # in a launcher's worker process, too
-        outcome = run_cell(config, sweep, title, group, not _one_after_the_other(runtime), watch)
+        outcome = ended(config, sweep) if sweep and supervisor.goes_on() else None
+        if outcome is None:
+            supervisor.taken_up()
+            outcome = run_cell(config, sweep, title, group, not _one_after_the_other(runtime), watch)
     if outcome.decision == "busy":
         _busy.append((config, title, group))
     if outcome.record is None:

@@ -48,6 +48,7 @@ BOOKKEEPING = frozenset(
         "record.py",
         "report",
         "schema.py",
+        "supervisor.py",
         "sweeper.py",
         "sweeps.py",
         "tracking",

@@ -19,6 +19,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_CODE = 75
 """``EX_TEMPFAIL`` of sysexits.h: nothing is wrong, the same command may be given again."""
 
+NOTICED = b"!"
+"""What another process is told when the first signal has taken effect."""
+
 _NOTICE = b"\ninterrupted: saving what is done (once more: leave at once)\n"
 
 
@@ -31,6 +34,7 @@ class _State:
 
     requested: int | None = None
     shields: int = 0
+    witness: int | None = None
 
 
 @contextmanager
@@ -51,6 +55,12 @@ def graceful() -> Iterator[None]:
         for number, handler in former.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         _State.requested = None
+
+
+def tell(pipe: int) -> int:
+    """Let whoever reads ``pipe`` know of the first signal (:data:`NOTICED`); the pipe itself."""
+    _State.witness = pipe
+    return pipe
 
 
 @contextmanager
@@ -77,4 +87,6 @@ def _first(number: int, _: FrameType | None) -> None:
         signal.signal(each, signal.SIG_DFL)
     os.write(2, _NOTICE)  # print() is not safe here: the signal may have come in the middle of another print
     _State.requested = number
+    if _State.witness is not None:
+        os.write(_State.witness, NOTICED)
     check()

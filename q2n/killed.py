@@ -1,19 +1,32 @@
-"""A cell whose process ended without a word: what whoever waited for it writes down in its place."""
+"""A cell whose process ended without a word: what is written down in its place, and when it is next tried."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from q2n.failure import LOG_NAME, Failure, folder_of
+from q2n import failure as failures
+from q2n import lease, sweeps
+from q2n.failure import LOG_NAME, Failure, folder_of, relevant
+from q2n.fingerprint import fingerprint
 from q2n.progress import LOGGER as PROGRESS
 from q2n.sweeps import Note
 
 ERROR_TYPE = "Killed"
-_EVENTS = "/sys/fs/cgroup/memory.events"
+UNKNOWN = "ended without a word, signal unknown"
+
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
-def failure_of(note: Note, results_dir: str | Path, sweep: str) -> Failure:
-    """The failure of a cell that ``note`` says was started, by a process that is no more."""
+def failure_of(note: Note, results_dir: str | Path, sweep: str, how: str) -> Failure:
+    """The failure of a cell that ``note`` says was started, by a process that is no more.
+
+    Args:
+        how: what is known of the process's end.
+    """
     folder = folder_of(results_dir, note.name, note.fingerprint)
     return Failure(
         fingerprint=note.fingerprint,
@@ -23,7 +36,7 @@ def failure_of(note: Note, results_dir: str | Path, sweep: str) -> Failure:
         config=note.identity.get("config", {}),
         identity=note.identity,
         error_type=ERROR_TYPE,
-        message=f"process {note.pid} on {note.host} ended without a word; {_suspicion()}",
+        message=f"process {note.pid} on {note.host} {how}",
         stage=last_stage(folder / LOG_NAME),
         log=f"{note.name}/{note.fingerprint}/{LOG_NAME}",
         host=note.host,
@@ -32,16 +45,65 @@ def failure_of(note: Note, results_dir: str | Path, sweep: str) -> Failure:
     )
 
 
-def _suspicion() -> str:
-    """Who did it, as far as this process can see: the kernel counts those it ends for want of memory."""
+def give_up(note: Note, results_dir: str | Path, sweep: str, how: str) -> Failure:
+    """Write down that a cell's process is no more (:func:`failure_of`), where there is room for that."""
+    failure = failure_of(note, results_dir, sweep, how)
+    with contextlib.suppress(OSError):
+        failures.save(failure, results_dir)
+    change = {"decision": "failed", "reason": failure.reason, "exit_code": failure.exit_code}
+    sweeps.leave_note(results_dir, sweep, note.model_copy(update=change))
+    return failure
+
+
+def by_signal(number: int, starved: int | None) -> str:
+    """``was killed by SIGSEGV (signal 11, segmentation fault)``, and what the kernel says of memory.
+
+    Args:
+        starved: :func:`ended_for_memory` before.
+    """
     try:
-        lines = Path(_EVENTS).read_text(encoding="utf-8").splitlines()
-        killed = sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-    except (OSError, ValueError, IndexError):
-        killed = 0
-    if killed:
-        return f"out of memory: the kernel has ended {killed} processes of this group for that"
-    return "killed from outside, most likely by the kernel because memory ran out (see its log: dmesg)"
+        name = signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        name = "a signal"
+    what = (signal.strsignal(number) or "").lower()
+    said = f"was killed by {name} (signal {number}{f', {what}' if what else ''})"
+    now = ended_for_memory()
+    if now is not None and starved is not None and now > starved:
+        return f"{said}: out of memory, for which the kernel ended {now - starved} here meanwhile"
+    if number != signal.SIGKILL:
+        return said
+    if now is None or starved is None:
+        return f"{said}; whether memory ran out is in the kernel's log (dmesg)"
+    return f"{said}; by the kernel's count not for want of memory"
+
+
+def ended_for_memory() -> int | None:
+    """How many processes the kernel has ended so far for want of memory, in this control group or, where
+    that does not say, on this machine; None where nothing does."""
+    for path in (*_counters(), Path("/proc/vmstat")):
+        try:
+            fields = dict(line.split()[:2] for line in path.read_text(encoding="utf-8").splitlines())
+            return int(fields["oom_kill"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def _counters() -> list[Path]:
+    """Files of this process's control group that may count; a container sees its own group as the root."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            found += [_CGROUPS / group / "memory.events" for group in (path.lstrip("/"), "")]
+        elif "memory" in controllers.split(","):
+            groups = (path.lstrip("/"), "")
+            found += [_CGROUPS / "memory" / group / "memory.oom_control" for group in groups]
+    return found
 
 
 def last_stage(log: Path) -> str:
@@ -52,3 +114,22 @@ def last_stage(log: Path) -> str:
         return ""
     mark = f" {PROGRESS.name}: "
     return next((line.partition(mark)[2] for line in reversed(lines) if mark in line), "")
+
+
+def last_tries(results_dir: str | Path) -> dict[str, str]:
+    """When each configuration (:func:`key_of`) whose process was killed was last tried: cells that are better
+    tried after all others."""
+    found, _ = failures.read_all(results_dir)
+    tries = {key_of(it.config): it.created for it in found if it.error_type == ERROR_TYPE}
+    # Where nobody was left to write a failure, as after a power cut, there is the lease of the dead.
+    held = {path.parent.name for path in Path(results_dir).glob(f"*/*/{lease.PREFIX}*")}
+    if held:
+        for note in sweeps.all_notes(results_dir):
+            if note.fingerprint in held and note.decision == "started":
+                tries[key_of(note.identity.get("config", {}))] = note.created
+    return tries
+
+
+def key_of(config: Mapping[str, Any]) -> str:
+    """Digest of what a configuration computes."""
+    return fingerprint({"config": relevant(config)})

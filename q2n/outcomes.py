@@ -6,28 +6,40 @@ the same exit code follow whoever ran them.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, Any, Literal
 
 from q2n import failure as failures
 from q2n import killed, lease
 from q2n import record as records
-from q2n.exceptions import ConfigurationError, RecordError
+from q2n.exceptions import ConfigurationError, RecordError, StorageError
 from q2n.failure import Failure
+from q2n.files import FULL
 from q2n.fingerprint import fingerprint as digest
 from q2n.record import RunRecord
 from q2n.sweeper import Grid
-from q2n.sweeps import AnnouncedCell, Decision, Note, Sweep, announce, group_of, leave_note, read_notes
+from q2n.sweeps import (
+    AnnouncedCell,
+    Decision,
+    Note,
+    Sweep,
+    announce,
+    group_of,
+    leave_note,
+    read_note,
+    read_notes,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from q2n.config import RunConfig
     from q2n.schema import Cell
+    from q2n.supervisor import Death
 
 Result = Decision | Literal["missing"]
 """``missing``: nobody took the cell up."""
@@ -82,6 +94,7 @@ class Command:
 
         Raises:
             ConfigurationError: a results folder cannot be written.
+            StorageError: there is no room in one.
         """
         for folder in self.folders:
             cells = tuple(
@@ -92,10 +105,35 @@ class Command:
             try:
                 announce(folder, Sweep(id=self.sweep, alone=not self.multirun, cells=cells))
             except OSError as error:
-                raise ConfigurationError(f"results_dir={folder}: cannot be written: {error}") from None
+                kind = StorageError if error.errno in FULL else ConfigurationError
+                raise kind(f"results_dir={folder}: cannot be written: {error}") from None
         for config, why in misfits:
             leave_note(config.scalars.results_dir, self.sweep, _misfit_note(config, why))
         self._announced = True
+
+    def goes_on(self, death: Death) -> bool:
+        """Take the command over from a process that was killed: the cell it was at has failed. Whether that
+        process had come to the end of a cell, or can have been killed by one."""
+        self._announced = True
+        notes = [(folder, note) for folder in self.folders for note in read_notes(folder, self.sweep)]
+        left = [
+            (folder, note) for folder, note in notes if (note.pid, note.host) == (death.pid, gethostname())
+        ]
+        for folder, note in left:
+            if note.decision == "started":
+                killed.give_up(note, folder, self.sweep, death.how)
+        return bool(left)
+
+    def ordered(self) -> Grid:
+        """The grid with those cells last whose process was killed when they were last tried, so that what
+        ended one command does not end the next before the other cells have run."""
+        tries = {folder: killed.last_tries(folder) for folder in self.folders}
+        late = {
+            config.overrides: tried
+            for config in self.cells
+            if (tried := tries[config.scalars.results_dir].get(killed.key_of(config.tree)))
+        }
+        return self.grid.with_last(late)
 
     @property
     def folders(self) -> list[str]:
@@ -122,6 +160,14 @@ class Command:
             outcome = _of_note(note, folder, self.sweep) if note else _missing(config)
             outcomes.append(replace(outcome, cell=config.cell, config=config.tree))
         return outcomes
+
+
+def ended(config: RunConfig, sweep: str) -> Outcome | None:
+    """The outcome of a cell that this command has come to the end of before."""
+    folder = config.scalars.results_dir
+    note = read_note(folder, sweep, config.key)
+    done = note is not None and note.decision not in ("started", "busy", "interrupted")
+    return _of_note(note, folder, sweep) if note is not None and done else None
 
 
 def _misfit_note(config: RunConfig, error: ConfigurationError) -> Note:
@@ -166,11 +212,7 @@ def _of_silent(note: Note, results_dir: str, sweep: str) -> Outcome:
         held = lease.holder_of(folder) is not None
         reason = f"{who} is at work still, or was killed" if held else f"{who} was interrupted"
         return Outcome(note.label, "started", results_dir, reason=reason, exit_code=1)
-    failure = killed.failure_of(note, results_dir, sweep)
-    with contextlib.suppress(OSError):
-        failures.save(failure, results_dir)
-        left = {"decision": "failed", "reason": failure.reason, "exit_code": failure.exit_code}
-        leave_note(results_dir, sweep, note.model_copy(update=left))
+    failure = killed.give_up(note, results_dir, sweep, killed.UNKNOWN)
     return Outcome(note.label, "failed", results_dir, failure=failure, reason=failure.reason, exit_code=1)
 
 
@@ -192,10 +234,11 @@ def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
     return max((outcome.exit_code for outcome in outcomes), default=0)
 
 
-def show(outcomes: Sequence[Outcome]) -> None:
-    """The table of all cells with a record, the reasons of those without, and what was written."""
+def show(outcomes: Sequence[Outcome]) -> bool:
+    """The table of all cells with a record, the reasons of those without, and what was written; whether all
+    that is to be written was."""
     if not outcomes:
-        return
+        return True
     from rich.console import Console
 
     from q2n.report import print_report
@@ -214,8 +257,14 @@ def show(outcomes: Sequence[Outcome]) -> None:
         if outcome.record is None:
             _complain(outcome, complaints, alone=len(outcomes) == 1)
     _say(console, _counts(outcomes))
+    whole = True
     for folder, name in sorted({(item.results_dir, item.record.name) for item in outcomes if item.record}):
-        _write(folder, name, console, complaints)
+        try:
+            _write(folder, name, console, complaints)
+        except OSError as error:
+            _say(complaints, f"FAILED: tables of {Path(folder) / name}: {error}")
+            whole = False
+    return whole
 
 
 def track(command: Command, outcomes: Sequence[Outcome]) -> None:

@@ -56,19 +56,28 @@ class Grid:
     """Cells whose values exclude each other, and how."""
     silent: frozenset[frozenset[str]] = frozenset()
     """Cells left out of which others speak."""
+    late: Mapping[frozenset[str], str] = field(default_factory=dict)
+    """Cells that run after all others, and when they were last tried."""
 
     def cells(self, product: Iterable[Sequence[str]]) -> list[Cell]:
-        """The cells to run, each once, in the order of the product."""
+        """The cells to run, each once, in the order of the product but for late ones."""
         unique: dict[frozenset[str], Cell] = {}
         for cell in product:
             foreign = {key for item in cell for key in self.foreign.get(item, ())}
             fitting = [item for item in cell if _key(item) not in foreign]
             unique.setdefault(task_overrides(fitting), fitting)
-        return [cell for key, cell in unique.items() if key not in self.left_out and key not in self.silent]
+        chosen = {
+            key: it for key, it in unique.items() if key not in self.left_out and key not in self.silent
+        }
+        return [chosen[key] for key in sorted(chosen, key=lambda key: self.late.get(key, ""))]
 
     def without(self, cells: Iterable[Iterable[str]]) -> Grid:
         """The grid without cells that are accounted for elsewhere."""
         return replace(self, silent=self.silent | {task_overrides(cell) for cell in cells})
+
+    def with_last(self, cells: Mapping[tuple[str, ...], str]) -> Grid:
+        """The grid with cells at its end, in the order of when they were last tried."""
+        return replace(self, late={task_overrides(cell): tried for cell, tried in cells.items()})
 
     def without_corners(self, faults: Sequence[tuple[Cell, ConfigurationError]], used: set[str]) -> Grid:
         """The grid without cells that cannot be configured although other cells use each of their values.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from q2n import failure as failures
 from q2n.config import RunConfig
 from q2n.fingerprint import fingerprint
-from q2n.killed import ERROR_TYPE, failure_of
-from q2n.sweeps import VARIABLE, Note, leave_note, read_notes
+from q2n.killed import ERROR_TYPE, give_up
+from q2n.sweeps import VARIABLE, Note, leave_note, read_note
 
 
 def record_loss(composed: DictConfig, reason: str) -> None:
@@ -28,18 +26,12 @@ def record_loss(composed: DictConfig, reason: str) -> None:
     folder = config.scalars.results_dir
     if sweep is None:
         return
-    with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-        notes = {note.key: note for note in read_notes(folder, sweep)}
-        note = notes.get(config.key) or _never_taken_up(config)
-        if note.decision != "started":
-            return
-        change = {"decision": "failed", "reason": f"{ERROR_TYPE}: {reason}", "exit_code": 1}
-        if config.key in notes:
-            failure = failure_of(note, folder, sweep)
-            failure = failure.model_copy(update={"message": f"{reason}; {failure.message}"})
-            failures.save(failure, folder)
-            change["reason"] = failure.reason
-        leave_note(folder, sweep, note.model_copy(update=change))
+    note = read_note(folder, sweep, config.key)
+    if note is None:
+        lost = {"decision": "failed", "reason": f"{ERROR_TYPE}: {reason}", "exit_code": 1}
+        leave_note(folder, sweep, _never_taken_up(config).model_copy(update=lost))
+    elif note.decision == "started":
+        give_up(note, folder, sweep, f"ended without a word: {reason}")
 
 
 def _never_taken_up(config: RunConfig) -> Note:
