@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -50,7 +51,7 @@ class Scalars:
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Annotated[str, AfterValidator(_device)]
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
-    results_dir: Annotated[str, Field(min_length=1)]
+    results_dir: Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
     cache_dir: str | None
     cache_limit: Annotated[float, Field(ge=0)]
     objective: str | None

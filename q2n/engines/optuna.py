@@ -140,7 +140,8 @@ class OptunaSweeper(Sweeper):
         return f"study-{fingerprint(identity)}"
 
     def _folder(self) -> Path:
-        folder = Path(str(self._config.results_dir), str(self._config.name), "studies").absolute()
+        results = Path(str(self._config.results_dir)).expanduser()
+        folder = (results / str(self._config.name) / "studies").absolute()
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
