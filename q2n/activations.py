@@ -7,12 +7,15 @@ larger than memory goes through (at the disk's speed).
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from q2n.files import explained
 
 
 class ActivationStore:
@@ -34,7 +37,18 @@ class MappedActivationStore(ActivationStore):
         self._folder = folder
 
     def keep(self, tensor: Tensor) -> Tensor:
-        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".activations") as file:
+        """As in memory.
+
+        Raises:
+            StorageError: there is no room.
+        """
+        size = tensor.numel() * tensor.element_size()
+        with (
+            explained(self._folder, size),
+            tempfile.NamedTemporaryFile(dir=self._folder, suffix=".activations") as file,
+        ):
+            if size and hasattr(os, "posix_fallocate"):  # a mapped page without room would be a SIGBUS
+                os.posix_fallocate(file.fileno(), 0, size)
             mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
         return mapped.copy_(tensor.reshape(-1)).reshape(tensor.shape)
 

@@ -16,6 +16,7 @@ from helpers.records import make_record
 from safetensors import SafetensorError
 
 from q2n import cell, failure, files, record, run, sweeps
+from q2n.activations import MappedActivationStore
 from q2n.cell_log import CellLog
 from q2n.cli import CONFIG_DIR
 from q2n.data import cache
@@ -211,3 +212,15 @@ def test_a_failure_that_cannot_be_written_is_told(command, broken, monkeypatch):
     run.run_cell(command.cells[0], "s1")
     assert failure.read_all(command.folders[0]) == ([], [])
     assert "why it failed" in command.outcomes()[0].why
+
+
+def test_activations_without_room_are_an_error_and_no_signal(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = MappedActivationStore(tmp_path)
+    assert torch.equal(store.keep(torch.ones(2, 3)), torch.ones(2, 3))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match=r"no space left on device: .* \(needs 4\.0 kB"):
+        store.keep(torch.ones(1000))
+    assert not list(tmp_path.iterdir())
