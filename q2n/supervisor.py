@@ -68,6 +68,7 @@ def taken_up() -> None:
     """Tell the waiting process that a cell begins: if it kills this process, another one is worth while."""
     if _State.pipe is not None:
         os.write(_State.pipe, _TAKEN_UP)
+        _State.pipe = None  # once is enough, and nobody empties the pipe
 
 
 class _Child:
@@ -82,7 +83,7 @@ class _Child:
         self._pipe, theirs = os.pipe()
         lifeline, self._lifeline = os.pipe()
         os.set_blocking(self._pipe, False)
-        former = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+        self._former = {number: signal.getsignal(number) for number in interruption.SIGNALS}
         signal.pthread_sigmask(signal.SIG_BLOCK, interruption.SIGNALS)  # until both know what to do with them
         for number in interruption.SIGNALS:
             signal.signal(number, self._pass_on)
@@ -90,8 +91,7 @@ class _Child:
         if self.pid == 0:
             os.close(self._pipe)
             os.close(self._lifeline)
-            for number, handler in former.items():
-                signal.signal(number, handler)
+            self._let_signals_be()
             _State.pipe = interruption.tell(theirs)
             threading.Thread(target=_end_with, args=(lifeline,), name="q2n-lifeline", daemon=True).start()
         else:
@@ -107,6 +107,7 @@ class _Child:
         self._listen()
         os.close(self._pipe)
         os.close(self._lifeline)
+        self._let_signals_be()
         if -code in interruption.SIGNALS:
             _die_of(-code)
         how = by_signal(-code, self._starved)
@@ -114,6 +115,10 @@ class _Child:
             print(f"the process of the command {how}; no cell was at work", file=sys.stderr, flush=True)
             os._exit(1)
         return Death(self.pid, how)
+
+    def _let_signals_be(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
         """A terminal signals both processes, ``kill`` only this one: the child has each signal once."""
