@@ -17,6 +17,7 @@ from torch import Tensor
 from q2n.clock import timed
 from q2n.exceptions import NumericalError
 from q2n.gram import strips
+from q2n.kernels.threads import steady
 
 SMALL_TRIANGLE = 192
 """Columns up to which the library's factorisation is used as it is."""
@@ -104,7 +105,8 @@ def symmetric_spectrum(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Sp
     """
     matrix = matrix.to(dtype)
     require_finite(matrix, f"matrix to be decomposed in {dtype_name(dtype)}")
-    with converging(f"eigendecomposition ({len(matrix)} columns, {dtype_name(dtype)})"):
+    what = f"eigendecomposition ({len(matrix)} columns, {dtype_name(dtype)})"
+    with converging(what), steady(len(matrix)):
         values, vectors = torch.linalg.eigh(matrix)
     return Spectrum(values.flip(0).double(), vectors.flip(1))
 
@@ -168,7 +170,8 @@ def _factorise(matrix: Tensor, lower: Tensor | None, inverse: Tensor, whole: boo
     ``whole``, ``inverse`` has only what ``lower`` is made with. Without ``lower`` it is ``matrix``."""
     size = len(matrix)
     if size <= SMALL_TRIANGLE:
-        factor, failed = torch.linalg.cholesky_ex(matrix)
+        with steady(size):
+            factor, failed = torch.linalg.cholesky_ex(matrix)
         if failed:
             return False
         if lower is not None:

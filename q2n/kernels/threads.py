@@ -7,8 +7,9 @@ waiting for more, so a pool beside theirs would share the processors with thread
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,28 @@ from q2n.interruption import shielded
 
 Work = Callable[[object], None]
 
+STEADY = 256
+"""Columns of a matrix up to which a second thread gains nothing in a decomposition."""
+
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@contextmanager
+def steady(columns: int = 0) -> Iterator[None]:
+    """Inside, torch computes in one thread, if a matrix has no more than :data:`STEADY` columns.
+
+    Products, softmax and sums over one dimension have the same bits in any number of threads. Decompositions
+    and a sum of all entries have not: the library divides those sums among the threads.
+    """
+    count = torch.get_num_threads()
+    if columns > STEADY or count == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from q2n.kernels.threads import steady
 from q2n.linalg import Spectrum, converging, require_finite, symmetric_spectrum
 from q2n.nullspace.moments import Moment, activation_rows, second_moment
 from q2n.nullspace.partial import NotPartialError, leading_spectrum
@@ -76,6 +77,6 @@ def singular_spectrum(rows: Tensor) -> Spectrum:
         NumericalError: not finite, or the iteration does not converge.
     """
     require_finite(rows, "activations to be decomposed")
-    with converging(f"singular value decomposition ({len(rows)} rows)"):
+    with converging(f"singular value decomposition ({len(rows)} rows)"), steady(rows.shape[1]):
         _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
     return Spectrum(values.double().square(), vectors.T, method="svd")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from q2n.kernels.threads import steady
 from q2n.linalg import converging
 from q2n.nullspace.estimator import NullSpace
 from q2n.types import Statistic, Statistics, share
@@ -40,7 +41,9 @@ def projection_error(null_space: NullSpace, gram: Tensor) -> float:
     matrix = gram.double()
     total = float(matrix.diagonal().sum())
     basis = null_space.spectrum.vectors[:, null_space.rank :].double()
-    left = float(((matrix @ basis) * basis).sum())
+    inside = (matrix @ basis) * basis
+    with steady():
+        left = float(inside.sum())
     return max(0.0, left / total) ** 0.5 if total > 0 else 0.0
 
 
@@ -66,8 +69,9 @@ def principal_angles(one: NullSpace, other: NullSpace, points: int) -> tuple[flo
     second = other.spectrum.vectors[:, other.rank :].double()
     if not first.shape[1] or not second.shape[1]:
         return ()
-    with converging("singular value decomposition (principal angles)"):
-        cosines = torch.linalg.svdvals(first.T @ second).clamp(max=1)
+    product = first.T @ second
+    with converging("singular value decomposition (principal angles)"), steady(max(product.shape)):
+        cosines = torch.linalg.svdvals(product).clamp(max=1)
     angles = torch.rad2deg(torch.arccos(cosines))
     kept = torch.quantile(angles, torch.linspace(0, 1, points, dtype=torch.float64))
     return tuple(float(f"{angle:.4g}") for angle in kept.tolist())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from q2n.exceptions import NumericalError
+from q2n.kernels.threads import steady
 from q2n.linalg import Spectrum, converging
 
 if TYPE_CHECKING:
@@ -79,9 +80,9 @@ def _extended(matrix: Tensor, values: Tensor, vectors: Tensor, more: int) -> tup
     except (ArpackNoConvergence, ArpackError) as error:
         raise NotPartialError(f"ARPACK: {error}") from None
     joined = torch.cat([vectors, torch.from_numpy(found).to(vectors)], dim=1)
-    basis = torch.linalg.qr(joined).Q
     try:
-        with converging("Rayleigh-Ritz step"):
+        with converging("Rayleigh-Ritz step"), steady(joined.shape[1]):
+            basis = torch.linalg.qr(joined).Q
             small, turn = torch.linalg.eigh(basis.T @ (matrix @ basis))
     except NumericalError as error:
         raise NotPartialError(str(error)) from None
@@ -120,7 +121,8 @@ def _checked(matrix: Tensor, values: Tensor, vectors: Tensor, total: float) -> S
     accepted = max(ACCEPTED, 100 * torch.finfo(matrix.dtype).eps)
     if not residual <= accepted:  # nor if it is no number: round-off of subnormal matrices
         raise NotPartialError(f"residual {residual:.1e} of the largest eigenvalue")
-    squares = float(matrix.double().square().sum())
+    with steady():
+        squares = float(matrix.double().square().sum())
     rest, rest_squares = total - float(values.sum()), squares - float(values.square().sum())
     if rest > accepted * total and rest_squares / rest > float(values[-1]) + accepted * largest:
         raise NotPartialError("a leading eigenvalue was missed")

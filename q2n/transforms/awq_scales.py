@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from q2n.kernels.threads import steady
 from q2n.models.groups import DOWN, GATE_UP, O_PROJ, QKV, LinearGroup
 from q2n.transforms.scaling import migrate
 
@@ -113,7 +114,9 @@ def _output_error(
     def error(weights: Weights) -> float:
         total = 0.0
         for batch, output in zip(inputs, original, strict=True):
-            total += float((forward(batch, weights).float() - output).square_().sum())
+            squares = (forward(batch, weights).float() - output).square_()
+            with steady():
+                total += float(squares.sum())
         return total / count
 
     return error

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from q2n.kernels.threads import steady
+
 
 @dataclass(frozen=True)
 class KroneckerOrthogonal:
@@ -84,7 +86,8 @@ def random_rotation(size: int, generator: torch.Generator) -> Tensor:
     turning one column of those with determinant -1 keeps it Haar on ``SO(size)``.
     """
     gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
-    factor, triangle = torch.linalg.qr(gaussian)
+    with steady(size):
+        factor, triangle = torch.linalg.qr(gaussian)
     rotation: Tensor = factor * triangle.diagonal().sign()
     if float(torch.linalg.det(rotation)) < 0:
         rotation[:, 0] = -rotation[:, 0]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from q2n.kernels.threads import steady
 from q2n.transforms.hadamard import hadamard_transform
 from q2n.transforms.online import OnlineHadamard, OnlineLinear
 
@@ -59,7 +60,8 @@ def random_rotation(width: int, kind: str, seed: int) -> RowMap:
     if kind == "hadamard":
         return RandomHadamard(torch.randint(0, 2, (width,), generator=generator).double() * 2 - 1)
     gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
-    orthogonal, upper = torch.linalg.qr(gaussian)
+    with steady(width):
+        orthogonal, upper = torch.linalg.qr(gaussian)
     return DenseOrthogonal(orthogonal * upper.diagonal().sign())
 
 
