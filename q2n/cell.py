@@ -79,7 +79,7 @@ def compute(
         bar.begin("evaluate")
         seed_block(seed, len(loaded.adapter.blocks))
         with expense.stage("evaluate"):
-            metrics = config.evaluation.evaluate(replace(context, kept=kept))
+            metrics = config.evaluation.evaluate(replace(context, kept=kept, quantized=True))
     metrics = [inputs.marked(_with_reference(metric, reference)) for metric in metrics]
     return _record(
         config, identity, loaded, inputs, layers, metrics, expense.total, checkpoint.resumed_at, ledger.reused
@@ -219,5 +219,5 @@ def _record(
         peak_device_memory_bytes=spent.peak_device_memory_bytes,
         resumed_at=resumed_at,
         bits_per_weight=bits / weights,
-        notes=inputs.notes,
+        notes=(*inputs.notes, *dict.fromkeys(note for metric in metrics for note in metric.notes)),
     )

@@ -83,7 +83,9 @@ class TaskProtocol(_Frozen):
     """Everything that must agree before two scores of a task may stand in one column.
 
     ``items_sha256`` is the digest of every item with the prompts and answers the model was really given,
-    few-shot examples and generation settings included.
+    few-shot examples and generation settings included. Before every context stand the special tokens that the
+    tokenizer puts before a text; ``left_out`` are those that it would append, as text. ``cut`` items lost the
+    beginning of a prompt that is longer than the model's ``window`` (0 where nothing was cut).
     """
 
     dataset: str
@@ -95,6 +97,9 @@ class TaskProtocol(_Frozen):
     fewshot: int = Field(ge=0)
     chat_template: bool
     forward_dtype: str
+    left_out: str = ""
+    cut: int = Field(default=0, ge=0)
+    window: int = Field(default=0, ge=0)
 
     @property
     def windows(self) -> int:
@@ -102,14 +107,19 @@ class TaskProtocol(_Frozen):
         return self.items
 
     def key(self) -> str:
-        """Short digest of all fields."""
-        return digest(self.model_dump())[:8]
+        """Short digest of all fields; the last three count only where they say something, so that it is the
+        same for records older than they."""
+        later = {name for name in ("left_out", "cut", "window") if not getattr(self, name)}
+        return digest(self.model_dump(exclude=later))[:8]
 
     def parts(self) -> tuple[str, ...]:
         """The label's parts after the task."""
         chat = ("chat template",) if self.chat_template else ()
         rule = f"version {self.task_version}"
-        return (f"{self.items} items", f"{self.fewshot}-shot", *chat, rule, self.harness, self.forward_dtype)
+        bare = (f"without the tokenizer's {self.left_out}",) if self.left_out else ()
+        cut = (f"{self.cut} cut to {self.window} tokens",) if self.cut else ()
+        shots, dtype = f"{self.fewshot}-shot", self.forward_dtype
+        return (f"{self.items} items", shots, *chat, rule, self.harness, dtype, *bare, *cut)
 
     def label(self) -> str:
         """For people: ``piqa · 1838 items · 0-shot · version 1.0 · lm-eval 0.4.13 · float32``."""
@@ -126,7 +136,9 @@ class Metric(_Frozen):
     ``weights`` says how many predictions each of them is the mean of; empty: equally many. ``per_item`` is
     what a share of right answers is made of, one character an item, ``1`` for right; then ``count_unit`` is
     ``items``. ``reference`` is the unquantized model's value under the same protocol; ``stderr`` has the unit
-    of ``value``. ``tokens`` and ``seconds`` say what the measurement took.
+    of ``value``. ``tokens`` and ``seconds`` say what the measurement took. ``special_tokens`` stood before
+    every context, as text (None: not noted). On ``undefined`` windows or items the model's output is not a
+    number: the loss is infinite there, a continuation has no probability.
     """
 
     name: str
@@ -143,6 +155,8 @@ class Metric(_Frozen):
     stderr: float | None = None
     tokens: int | None = None
     seconds: float | None = None
+    special_tokens: str | None = None
+    undefined: int = Field(default=0, ge=0)
     reference: float | None = None
     reference_per_window: tuple[float, ...] = ()
     reference_per_item: str = Field(default="", pattern="^[01]*$")
@@ -151,6 +165,24 @@ class Metric(_Frozen):
     def parts(self) -> tuple[float, ...]:
         """The values, one a window or item, that two cells are compared by; empty if there are none."""
         return tuple(float(mark) for mark in self.per_item) or self.per_window
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for record and tables about what makes this number hard to compare."""
+        protocol = self.protocol
+        cut = (
+            f"{protocol.cut} of {protocol.items} items of {protocol.dataset} are longer than the model's "
+            f"window of {protocol.window} tokens and lost their beginning"
+            if isinstance(protocol, TaskProtocol) and protocol.cut
+            else ""
+        )
+        undefined = (
+            f"{self.dataset} {self.name}: the quantized model's output is not a number on {self.undefined} "
+            f"of {self.count} {self.count_unit}; they count as infinite loss, or as no probability"
+            if self.undefined
+            else ""
+        )
+        return tuple(note for note in (cut, undefined) if note)
 
     def measures_as(self, other: Metric) -> bool:
         """Whether both are the same quantity under the same protocol."""

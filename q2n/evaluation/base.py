@@ -21,7 +21,8 @@ class EvaluationContext:
     """A model to be measured, where, and whom to tell of progress (fraction done, what is being done).
 
     ``kept`` is what :meth:`Evaluation.keep` returned of the unquantized model; None while that one is
-    measured.
+    measured. ``quantized`` is whether the quantized model is measured: what it outputs is its result, even if
+    that is not a number.
     """
 
     loaded: LoadedModel
@@ -30,6 +31,7 @@ class EvaluationContext:
     cache_dir: str | None
     progress: Callable[[float, str], None]
     kept: Any = None
+    quantized: bool = False
 
 
 class Evaluation(ABC):
@@ -74,5 +76,5 @@ class Evaluation(ABC):
 
         Raises:
             DataError: too little text.
-            NumericalError: a loss is not finite.
+            NumericalError: what the unquantized model outputs is not a number.
         """

@@ -57,7 +57,13 @@ class Divergence(WindowedText):
             text = self.text(context, dataset)
             key = {"windows": text.tokens.tolist(), "text": text.text_sha256}
             compute = partial(self.states, context, text, dataset, "divergence")
-            kept[dataset] = Original(kept_states(context, identity, key, compute), head)
+            states = kept_states(context, identity, key, compute)
+            if not bool(states.isfinite().all()):
+                raise NumericalError(
+                    f"divergence on {dataset}: the unquantized model's output is not finite; use "
+                    "dtype=float32 or bfloat16, or look at the model's weights"
+                )
+            kept[dataset] = Original(states, head)
         return kept
 
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
@@ -71,11 +77,12 @@ class Divergence(WindowedText):
         text = self.text(context, dataset)
         states = self.states(context, text, dataset, "divergence")
         found = divergences(context.kept[dataset], context.loaded.adapter, states)
-        if not all(map(math.isfinite, found.kl)):
-            raise NumericalError(f"divergence on {dataset}: that of a window is not finite")
+        undefined = sum(map(math.isnan, found.kl))
+        kl = [math.inf if math.isnan(value) else value for value in found.kl]
         protocol = self.protocol(context, text, dataset)
-        common = {"tokens": text.tokens.numel(), "seconds": time.perf_counter() - began}
-        yield _metric("kl_divergence", "nats", found.kl, True, protocol, common)
+        seconds = time.perf_counter() - began
+        common = {"tokens": text.tokens.numel(), "seconds": seconds, "undefined": undefined}
+        yield _metric("kl_divergence", "nats", kl, True, protocol, common)
         yield _metric("top1_agreement", "share", found.agreement, False, protocol, common)
 
 
@@ -112,6 +119,9 @@ def divergences(original: Original, adapter: ModelAdapter, states: Tensor) -> Di
         original: what was kept of the unquantized model, states ``(n, T, D)``.
         adapter: the quantized model; its head is where ``states`` are.
         states: its own last hidden states ``(n, T, D)``, normalised.
+
+    Returns:
+        Divergences, NaN for a window on which the quantized model's output is not a number.
     """
     kl, agreement = [], []
     for before, after in zip(original.states, states, strict=True):
@@ -119,8 +129,17 @@ def divergences(original: Original, adapter: ModelAdapter, states: Tensor) -> Di
         for p_rows, q_rows in zip(before[:-1].split(HEAD_ROWS), after[:-1].split(HEAD_ROWS), strict=True):
             p = original.logits(p_rows.to(after.device)).float().log_softmax(dim=-1)
             q = adapter.lm_head(q_rows).float().log_softmax(dim=-1)
-            same += int((p.argmax(dim=-1) == q.argmax(dim=-1)).sum())
-            total += float((p.exp() * (p - q)).sum(dim=-1).double().sum())
+            known = ~q[:, 0].isnan()  # of a row that is not a number, all of it is not
+            same += int(((p.argmax(dim=-1) == q.argmax(dim=-1)) & known).sum())
+            total += _divergence(p, q)
         kl.append(total / (len(after) - 1))
         agreement.append(same / (len(after) - 1))
     return Divergences(kl, agreement)
+
+
+def _divergence(p: Tensor, q: Tensor) -> float:
+    """Sum over rows of the KL divergence of log-probabilities ``(m, V)``."""
+    total = float((p.exp() * (p - q)).sum(dim=-1).double().sum())
+    if math.isnan(total):  # 0 * inf: a token without probability in p adds nothing, whatever it has in q
+        total = float((p.exp() * (p - q)).masked_fill(p.exp() == 0, 0).sum(dim=-1).double().sum())
+    return total

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from q2n.evaluation.spread import exp, expm1
 from q2n.evaluation.statistics import Comparison, compare, holm
 from q2n.record import Metric
 
@@ -82,27 +83,13 @@ def _is_logarithmic(metric: Metric) -> bool | None:
     then a statement about the parts is none about the value."""
     weights = metric.weights or (1,) * len(metric.parts)
     mean = math.fsum(a * b for a, b in zip(metric.parts, weights, strict=True)) / sum(weights)
-    for logarithmic, value in ((False, mean), (True, _exp(mean))):
+    for logarithmic, value in ((False, mean), (True, exp(mean))):
         if math.isclose(metric.value, value, rel_tol=1e-6, abs_tol=1e-12):
             return logarithmic
     return None
 
 
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
-
-
 def _difference(comparison: Comparison, relative: bool, p_value: float) -> Difference:
     ends = (comparison.difference, comparison.low, comparison.high)
-    estimate, low, high = (100 * _expm1(end) if relative else end for end in ends)
+    estimate, low, high = (100 * expm1(end) if relative else end for end in ends)
     return Difference(estimate, low, high, p_value, relative, comparison.seeds)
-
-
-def _expm1(value: float) -> float:
-    try:
-        return math.expm1(value)
-    except OverflowError:
-        return math.inf

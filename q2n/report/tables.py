@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isfinite
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -174,7 +175,9 @@ def _seeds(
         return {}
     on = values.get((replace(row, kind="value"), column), {})
     off = values.get((without_correction(row), column), {})
-    return {seed: on[seed] - off[seed] for seed in on if seed in off}
+    both = [seed for seed in on if seed in off]
+    # two infinite values have no difference
+    return {seed: on[seed] - off[seed] for seed in both if on[seed] != off[seed] or isfinite(on[seed])}
 
 
 def _mean(seeds: Seeds) -> float:

@@ -14,6 +14,8 @@ from q2n.report.tables import Table
 EMPTY = "\u2013"
 INTERVAL = "95 % interval"
 P_VALUE = "p"
+HUGE = 1e9
+"""Size from which on a difference has an exponent: with collapsed models it has hundreds of digits."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _cell(table: Table, i: int, j: int, most: int) -> str:
         return table.marks.get((i, j), EMPTY)
     number = difference(value, column.lower_is_better, spread) if _compares(row) else amount(value)
     constant = column.protocol is None and spread == 0  # storage does not depend on the seed
-    if seeds > 1 and not _compares(row) and not constant:
+    if seeds > 1 and not _compares(row) and not constant and math.isfinite(spread):
         number += f" ± {amount(spread)}"
     # fewer seeds than elsewhere in the table is said where it happens; the reference has no seeds
     return f"{number} (n={seeds:.0f})" if seeds < most and row.kind != "reference" else number
@@ -187,9 +189,15 @@ def difference(value: float, lower_is_better: bool, spread: float = math.nan) ->
 
 def interval(item: Difference) -> str:
     """``-4.0 to -0.8 %`` or ``-0.0120 to 0.0034``."""
-    if item.relative:
-        return f"{item.low:+.1f} to {item.high:+.1f} %"
-    return f"{item.low:+.4f} to {item.high:+.4f}"
+    low, high = (signed(end, item.relative) for end in (item.low, item.high))
+    return f"{low} to {high} %" if item.relative else f"{low} to {high}"
+
+
+def signed(value: float, relative: bool) -> str:
+    """A difference or an end of its interval, in per cent if ``relative``."""
+    if abs(value) >= HUGE:
+        return f"{value:+.2e}"
+    return f"{value:+.1f}" if relative else f"{value:+.4f}"
 
 
 def p_text(value: float) -> str:

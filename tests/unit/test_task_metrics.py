@@ -83,6 +83,7 @@ def test_every_field_of_a_protocol_is_part_of_its_key():
     protocol = task_metric().protocol
     changed = {"items_sha256": "b" * 64, "items": 5, "task_version": "2", "harness": "x", "fewshot": 1}
     changed |= {"chat_template": True, "forward_dtype": "bfloat16", "tokenizer": "u" * 64, "dataset": "y"}
+    changed |= {"left_out": "</s>", "cut": 1, "window": 64}
     assert set(changed) == set(TaskProtocol.model_fields)
     keys = {protocol.model_copy(update={name: value}).key() for name, value in changed.items()}
     assert len(keys | {protocol.key()}) == len(changed) + 1

@@ -120,6 +120,9 @@ def _reference(axis: Axes, members: Sequence[Point], shown: Sequence[float]) -> 
     if len(values) != 1 or not shown:
         return []
     (value,) = values
+    if not math.isfinite(value):
+        axis.plot([], [], linestyle="none", label=f"(unquantized:\n{value})")
+        return []
     span, wider = (math.log(max(ends) / min(ends)) for ends in (shown, [*shown, value]))
     if wider > 2 * span:
         axis.plot([], [], linestyle="none", label=f"(unquantized:\n{plain(value)})")

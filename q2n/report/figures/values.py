@@ -30,7 +30,7 @@ class Point:
 
     @property
     def mean(self) -> float:
-        return math.fsum(self.values) / len(self.values) if _finite(self.values) else math.nan
+        return (math.fsum if _finite(self.values) else sum)(self.values) / len(self.values)
 
     @property
     def spread(self) -> float:

@@ -12,7 +12,7 @@ from q2n.report.lines import NO_CORRECTION, Row
 from q2n.report.overview import StudyReport
 from q2n.report.pairs import Pair
 from q2n.report.tables import Table
-from q2n.report.text import EMPTY, amount, compared_notes, difference, interval, p_text
+from q2n.report.text import EMPTY, HUGE, amount, compared_notes, difference, interval, p_text, signed
 
 ONE_SEED, FAILED, NOT_RUN = "one seed", "failed", "not run"
 
@@ -106,12 +106,15 @@ def of_pair(pair: Pair) -> Number:
     if found is None:
         raw = pair.corrected - pair.uncorrected
         text = difference(raw, pair.column.lower_is_better).partition(" ")[0]
+        text = EMPTY if math.isnan(raw) else text  # both are infinite
         return Number(text, finite(raw), cells, "no interval", "undecided")
     unit = " %" if found.relative else ""
     digits = 1 if found.relative else 4
+    estimate = found.estimate
+    text = f"{estimate:+,.{digits}f}" if abs(estimate) < HUGE else signed(estimate, found.relative)
     detail = f"{interval(found).removesuffix(' %')}, p {p_text(found.p_value)}"
     verdict = ONE_SEED if found.seeds < 2 else pair.verdict
-    return Number(f"{found.estimate:+,.{digits}f}{unit}", finite(found.estimate), cells, detail, verdict)
+    return Number(f"{text}{unit}", finite(found.estimate), cells, detail, verdict)
 
 
 class _Builder:
