@@ -42,6 +42,8 @@ class Harness(Evaluation):
     apply_chat_template: bool = False
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     allow_code_execution: bool = False
+    truncation: bool = False
+    """Whether requests longer than the model's window lose their beginning, or are refused."""
 
     def identity(self) -> dict[str, Any]:
         from q2n.evaluation.tasks_identity import identity
@@ -52,7 +54,13 @@ class Harness(Evaluation):
         self._load(cache_dir)
 
     def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
+        from q2n.evaluation.harness_requests import Reader, require_fit
+        from q2n.evaluation.harness_tasks import lengths
+
         self._require_template(outline.tokenizer)
+        reader = Reader.of(outline.config, outline.tokenizer)
+        found = lengths(self._selection(cache_dir), self.limit or None, self.apply_chat_template, reader)
+        require_fit(found, reader.window, self.truncation)
         return []
 
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
@@ -104,7 +112,7 @@ class Harness(Evaluation):
             for task in loaded.tasks.values():
                 task.set_fewshot_seed(seed=SEED)
             began = time.perf_counter()
-            with harness_model(context, self.batch_size) as model:
+            with harness_model(context, self.batch_size, self.truncation) as model:
                 scores = evaluate(
                     model,
                     {"tasks": loaded.tasks, "groups": loaded.groups},
@@ -114,4 +122,4 @@ class Harness(Evaluation):
                     fewshot_as_multiturn=self.apply_chat_template,
                     confirm_run_unsafe_code=self.allow_code_execution,
                 )
-            return Results(scores, model.lengths, time.perf_counter() - began, self.apply_chat_template)
+            return Results(scores, model, time.perf_counter() - began, self.apply_chat_template)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,19 @@ def local_data(data_dir: str | None) -> Iterator[None]:
 
     with patch.object(datasets, "load_dataset", load):
         yield
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Global random numbers that are drawn inside are drawn again afterwards."""
+    import numpy as np
+
+    drawn, by_numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(drawn)
+        np.random.set_state(by_numpy)
 
 
 @contextmanager

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
-from q2n.evaluation.harness_surroundings import local_data, quiet_harness
+from q2n.evaluation.harness_surroundings import local_data, quiet_harness, same_draws
 from q2n.exceptions import ConfigurationError, DataError
 from q2n.options import did_you_mean
+
+if TYPE_CHECKING:
+    from q2n.evaluation.harness_requests import Length, Reader
 
 BUNDLED = Path(__file__).parent / "tasks"
 """Task files that come with the package."""
@@ -159,7 +164,10 @@ def _shown(part: Mapping[str, Any]) -> list[str]:
 
 
 def _settle(task: Any, selection: Selection) -> None:
-    """Few-shot count by lm-eval's rule: a task that sets it to zero keeps it. Length of generated texts."""
+    """Few-shot count by lm-eval's rule: a task that sets it to zero keeps it. Length of generated texts. A
+    perplexity beyond the range of floats is infinite, not an error."""
+    aggregation = task.aggregation
+    task.aggregation = lambda: {name: within_range(rule) for name, rule in aggregation().items()}
     own = task.get_config("num_fewshot")
     if own is None or (own and selection.num_fewshot is not None):
         task.set_config(key="num_fewshot", value=selection.num_fewshot or 0)
@@ -188,6 +196,47 @@ def _require_examples(name: str, task: Any) -> None:
             f"evaluation.num_fewshot={shots}: task {name!r} has {pool} documents to draw examples from"
             f"{' (the item itself is set aside)' if itself else ''}; at most {max(0, pool - itself)} examples"
         )
+
+
+@lru_cache(maxsize=8)
+def lengths(
+    selection: Selection, limit: int | None, chat_template: bool, reader: Reader
+) -> tuple[Length, ...]:
+    """What the requests of a selection need of a model's window, those left out that are sure to fit.
+
+    Raises:
+        UnsupportedError: a request cannot be written in the reader's tokens; names the task.
+        ConfigurationError, DataError: see :func:`load_tasks`.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    loaded = load_tasks(selection)
+    tokenizer = SimpleNamespace(tokenizer=reader.tokenizer, chat_template_args={})
+    chat = partial(HFLM.apply_chat_template, tokenizer) if chat_template else None
+    found: list[Length | None] = []
+    with quiet_harness(selection.allow_code_execution), same_draws():
+        for task in loaded.tasks.values():
+            task.set_fewshot_seed(seed=SEED)
+            task.build_all_requests(
+                limit=limit,
+                apply_chat_template=chat_template,
+                fewshot_as_multiturn=chat_template,
+                chat_template=chat,
+            )
+            found += map(reader.length, task.instances)
+    return tuple(length for length in found if length is not None)
+
+
+def within_range(aggregate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """lm-eval's aggregation of a score, infinite where it is beyond the range of floats."""
+
+    def tolerant(items: Any) -> Any:
+        try:
+            return aggregate(items)
+        except OverflowError:
+            return math.inf
+
+    return tolerant
 
 
 def _is_file(spec: str) -> bool:

@@ -1,0 +1,203 @@
+"""The tokens that the requests of tasks become, and whether they fit a model's window.
+
+The rule for special tokens: a request begins with what the tokenizer puts before any text (a BOS, or
+nothing), and with no second one where a chat template has written it already. What the tokenizer appends to a
+text (an EOS) is left out: nothing stands between a context and its continuation, or behind a prompt.
+
+The rest is lm-eval's: spaces at the end of a context belong to the continuation, a continuation is what the
+context's own tokens leave of the whole text's, and where there is no context the BOS stands for it (or the
+EOS, if the tokenizer has no BOS). What is longer than the window loses its beginning.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from q2n.data.text import encode, tokenizer_digest
+from q2n.exceptions import ConfigurationError, UnsupportedError
+from q2n.models.outline import PROBE, context_length
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+SPARE = 16
+"""Tokens that a text of ``n`` bytes may have beyond ``n``: special ones, and a space put before it."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """Tokens of a request of item number ``item``: ``tokens`` it needs in the model's window, of which
+    ``kept`` cannot be cut off (a continuation, room for the tokens that are generated)."""
+
+    task: str
+    item: int
+    tokens: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Makes the tokens of requests for one model, by this module's rule; equal for equal tokenizers."""
+
+    tokenizer: Any = field(compare=False, repr=False)
+    digest: str
+    window: int
+
+    @classmethod
+    def of(cls, config: Any, tokenizer: Any) -> Reader:
+        """The reader of a model with this configuration; lm-eval's 2048 tokens where it sets no limit."""
+        from lm_eval.models.utils import resolve_max_length
+
+        window = context_length(config) or resolve_max_length(config, tokenizer)
+        return cls(tokenizer, tokenizer_digest(tokenizer), window)
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        bare, whole = (encode(self.tokenizer, PROBE, special) for special in (False, True))
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return whole[:start], whole[start + len(bare) :]
+        raise UnsupportedError(
+            "this model's tokenizer changes a text's own tokens when it adds special ones, so tasks cannot "
+            "be scored: a context could not be told from its continuation"
+        )
+
+    @property
+    def before(self) -> str:
+        """The special tokens before every text, as text."""
+        return str(self.tokenizer.decode(self._around[0]))
+
+    @property
+    def left_out(self) -> str:
+        """The special tokens that the tokenizer would append, as text."""
+        return str(self.tokenizer.decode(self._around[1]))
+
+    @property
+    def stand_in(self) -> int | None:
+        """The token that stands where there is no context, or None for a tokenizer without BOS and EOS."""
+        bos: int | None = self.tokenizer.bos_token_id
+        eos: int | None = self.tokenizer.eos_token_id
+        return eos if bos is None else bos
+
+    @cached_property
+    def _beginning(self) -> str | None:
+        return None if self.stand_in is None else str(self.tokenizer.decode(self.stand_in))
+
+    def ids(self, text: str) -> list[int]:
+        """A text's tokens behind what the tokenizer puts before it."""
+        if self._beginning is not None and text.startswith(self._beginning):
+            return encode(self.tokenizer, text, special=False)
+        ids = encode(self.tokenizer, text)
+        return ids[: len(ids) - len(self._around[1])]
+
+    def prompt(self, text: str, task: str) -> list[int]:
+        """:meth:`ids`, or the stand-in where there are none.
+
+        Raises:
+            UnsupportedError: there is no stand-in; names the task.
+        """
+        return self.ids(text) or [self._require_stand_in(task)]
+
+    def pair(self, context: str, continuation: str, task: str) -> tuple[list[int], list[int]]:
+        """The tokens of a context and those of its continuation.
+
+        Raises:
+            UnsupportedError: there is neither context nor stand-in, or nothing is left of the continuation;
+                names the task.
+        """
+        bare = context.rstrip()
+        before = self.ids(bare) if bare else []
+        whole = context + continuation
+        if before:
+            after = self.ids(whole)[len(before) :]
+        else:
+            first, after = self._require_stand_in(task), encode(self.tokenizer, whole, special=False)
+            before, after = (after[:1], after[1:]) if after[:1] == [first] else ([first], after)
+        if not after:
+            raise UnsupportedError(
+                f"task {task}: no token of this model's tokenizer is the continuation's own in "
+                f"{context[-40:]!r} + {continuation[:40]!r}, so it has no log-likelihood; choose other tasks"
+            )
+        return before, after
+
+    def _require_stand_in(self, task: str) -> int:
+        if self.stand_in is None:
+            raise UnsupportedError(
+                f"task {task}: has requests without a context, and this model's tokenizer has neither a BOS "
+                "nor an EOS token to stand for it; choose other tasks, or give the tokenizer a bos_token"
+            )
+        return self.stand_in
+
+    def length(self, request: Instance) -> Length | None:
+        """What a request needs, or None if it is sure to fit: a rolling log-likelihood goes over a text
+        window by window, and no text has more tokens than bytes (but :data:`SPARE`).
+
+        Raises:
+            UnsupportedError: see :meth:`pair` and :meth:`prompt`.
+        """
+        task, (text, *rest) = str(request.task_name), request.args
+        if request.request_type == "loglikelihood_rolling":
+            self._require_stand_in(task)
+            return None
+        generates = request.request_type == "generate_until"
+        room = generated(rest[0]) if generates else 0
+        parts = [text] if generates else [text, *rest]
+        if text.strip() and all(parts) and len("".join(parts).encode()) + SPARE + room <= self.window:
+            return None
+        if generates:
+            return prompt_length(request, len(self.prompt(text, task)), room)
+        return pair_length(request, *self.pair(text, rest[0], task))
+
+
+def generated(settings: Mapping[str, Any]) -> int:
+    """Tokens at most that are generated for a request with these settings."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return int(normalize_gen_kwargs(dict(settings), 256)["max_gen_toks"])  # HFLM.max_gen_toks is 256
+
+
+def pair_length(request: Instance, before: list[int], after: list[int]) -> Length:
+    """What a log-likelihood needs: the last token is predicted, but not read."""
+    tokens = len(before) + len(after) - 1
+    return Length(str(request.task_name), int(request.doc_id or 0), tokens, len(after))
+
+
+def prompt_length(request: Instance, prompt: int, room: int) -> Length:
+    """What a text needs that is generated after ``prompt`` tokens: at least one of them must stay."""
+    return Length(str(request.task_name), int(request.doc_id or 0), prompt + room, room + 1)
+
+
+def require_fit(lengths: Iterable[Length | None], window: int, truncation: bool) -> None:
+    """Compare what requests need with the model's window.
+
+    Raises:
+        ConfigurationError: one does not fit, and may not or cannot be cut; a line per task.
+    """
+    long: dict[str, list[Length]] = defaultdict(list)
+    for length in lengths:
+        if length is not None and length.tokens > window and not (truncation and length.kept <= window):
+            long[length.task].append(length)
+    if not long:
+        return
+    lines, most = [], max(length.kept for found in long.values() for length in found)
+    for task, found in long.items():
+        items, tokens = len({length.item for length in found}), max(length.tokens for length in found)
+        kept = max(length.kept for length in found)
+        fixed = f", and {kept} of them cannot be cut off (an answer, room for generated tokens)"
+        lines.append(
+            f"task {task}: {items} items need up to {tokens} tokens, the model's window has {window}"
+            + (fixed if kept > window else "")
+        )
+    cut = (
+        ", or cut off the beginnings of such prompts with evaluation.truncation=true: record and tables "
+        "then count them"
+    )
+    lines.append(
+        "Lower evaluation.num_fewshot or evaluation.max_new_tokens, choose other tasks or a model with a "
+        f"longer window{cut if most <= window else ''}"
+    )
+    raise ConfigurationError("\n".join(lines))
