@@ -11,6 +11,7 @@ from helpers.runs import tiny, tokens
 from helpers.special_tokens import with_tokens
 
 from q2n import record as records
+from q2n.cli import CONFIG_DIR
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.divergence import Divergence, divergences
 from q2n.evaluation.harness import Harness
@@ -22,7 +23,9 @@ from q2n.evaluation.spread import exp, expm1, mean_and_stderr
 from q2n.evaluation.statistics import compare
 from q2n.evaluation.windows import last_hidden_states
 from q2n.exceptions import NumericalError
+from q2n.models.spec import TinyModel
 from q2n.objective import objective
+from q2n.preflight import preflight
 from q2n.report.figures.of_study import write_figures
 from q2n.report.formats import latex, markdown
 from q2n.report.html import render
@@ -30,6 +33,7 @@ from q2n.report.pairs import pairs_of
 from q2n.report.study import CostGain, Differences, HeatMap, Lines
 from q2n.report.tables import build_table
 from q2n.report.text import to_grid
+from q2n.run import run_cell
 from q2n.tracking import content
 
 CPU = torch.device("cpu")
@@ -308,3 +312,28 @@ def test_figures_and_page_have_infinite_values(reach, off, tmp_path):
     page = render(report, results)
     assert ">inf<" in page.replace("\n", "")
     assert "Infinity" not in page
+
+
+def test_a_cell_whose_perplexity_overflows_finishes(tmp_path, monkeypatch):
+    load = TinyModel.load
+
+    def huge(self, *arguments):
+        loaded = load(self, *arguments)
+        loaded.model.lm_head.weight.mul_(1e4)
+        return loaded
+
+    monkeypatch.setattr(TinyModel, "load", huge)
+    small = [
+        "calibration.nsamples=2",
+        "calibration.seqlen=32",
+        "evaluation.windows=2",
+        "evaluation.seqlen=64",
+    ]
+    folders = [f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache", "dtype=float32"]
+    (config,) = preflight(CONFIG_DIR, ["model=tiny_llama", "baseline=rtn", "q2n=off", *small, *folders]).cells
+    outcome = run_cell(config)
+    assert (outcome.decision, outcome.exit_code) == ("computed", 0)
+    (metric,) = outcome.record.metrics
+    assert metric.value == metric.reference == math.inf
+    again = run_cell(config)
+    assert (again.decision, again.record) == ("reused", outcome.record)
