@@ -1,26 +1,33 @@
 """Why was a cell computed, or not? ``python -m q2n.explain <fingerprint|prefix|last>``.
 
-A finished cell is reused when its identity (configuration, sources, versions, data) is unchanged. When
-it is not reused although one expected it, the answer is a list of dotted keys that differ from the
-nearest finished cells. The runner leaves its decisions below ``<results_dir>/sweeps/``.
+A finished cell is reused when its identity (configuration, code, versions, data) is unchanged. When it is not
+reused although one expected it, the answer is what differs from the nearest finished cell: dotted keys, and
+of the code the functions. Cells with one answer are listed together. The runner leaves its decisions below
+``<results_dir>/sweeps/``.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from q2n import source_code
 from q2n.exceptions import ConfigurationError, Q2NError
-from q2n.fingerprint import difference, library_versions, source_digest
+from q2n.fingerprint import canonical_json, difference, flatten, library_versions, plain
 from q2n.options import did_you_mean
 from q2n.record import RunRecord, read_all
+from q2n.source_code import CHECKOUT
 from q2n.sweeps import FOLDER, Note, last_sweep, read_notes
 
-_NEAREST = 3
 _LINES = 12
+"""Lines of one list without ``--all``."""
+
+_KINDS = 4
+"""Answers shown without ``--all``: with their lines about a screen."""
 
 _SENTENCES = {
     "reused": "reused: a finished record with the same identity was there",
@@ -36,8 +43,12 @@ _SENTENCES = {
 }
 
 
-def explain_last(results_dir: str | Path) -> str:
-    """What happened to each cell of the last sweep, and for the computed ones, why."""
+def explain_last(results_dir: str | Path, everything: bool = False) -> str:
+    """What happened to the cells of the last sweep, and for those computed or failed, why.
+
+    Args:
+        everything: all answers, cells and lines, however many.
+    """
     sweep = last_sweep(results_dir)
     if sweep is None:
         return f"No sweep has been run with results_dir={results_dir} yet (there is no {FOLDER}/)."
@@ -48,11 +59,87 @@ def explain_last(results_dir: str | Path) -> str:
         f", {asked - len(notes)} of them not taken up" if asked > len(notes) else ""
     )
     title = "Last run, one cell:" if sweep.alone else f"Last sweep ({sweep.id}), {cells}:"
-    return "\n\n".join([title, *(_explain_note(note, records) for note in notes), *_complaints(faults)])
+    neighbours = _Neighbours(records, results_dir)
+    answers: dict[tuple[str, ...], list[Note]] = {}
+    for note in notes:
+        answers.setdefault(_answer(note, neighbours), []).append(note)
+    ranked = sorted(answers.items(), key=lambda item: -len(item[1]))
+    shown = ranked if everything else ranked[:_KINDS]
+    texts = ["\n".join(_of_kind(answer, cells, everything)) for answer, cells in shown]
+    rest = sum(len(cells) for _, cells in ranked[len(shown) :])
+    more = [f"{rest} further cells for {len(ranked) - len(shown)} other reasons (--all)"] if rest else []
+    return "\n\n".join([title, *texts, *more, *_complaints(faults)])
 
 
-def explain_cell(results_dir: str | Path, prefix: str) -> str:
+def _of_kind(answer: Sequence[str], cells: Sequence[Note], everything: bool) -> list[str]:
+    """The cells with one answer, and the answer."""
+    named = [f"  {note.fingerprint}  {note.name}: {note.label}" for note in cells]
+    return [f"{len(cells)} {answer[0]}", *_limited(named, everything), *_limited(answer[1:], everything)]
+
+
+def _answer(note: Note, neighbours: _Neighbours) -> tuple[str, ...]:
+    lines = [
+        _SENTENCES.get(note.decision, note.decision),
+        *(f"  {line}" for line in note.reason.splitlines()),
+    ]
+    if note.decision in ("computed", "failed"):
+        lines += neighbours.reasons(note)
+    return tuple(lines)
+
+
+class _Neighbours:
+    """Finished cells, of which the one nearest to another cell is asked for."""
+
+    def __init__(self, records: Sequence[RunRecord], results_dir: str | Path) -> None:
+        # studies that share a cell have a record of it each
+        self._records = {record.fingerprint: record for record in records}
+        self._leaves = {key: _leaves(record.identity) for key, record in self._records.items()}
+        self._results_dir = results_dir
+
+    def reasons(self, note: Note) -> list[str]:
+        """What tells the cell from the nearest one, a line each."""
+        own = _leaves(note.identity)
+        others = ((len(own ^ leaves), key) for key, leaves in self._leaves.items() if key != note.fingerprint)
+        _, nearest = min(others, default=(0, ""))
+        if not nearest:
+            return ["  there is no other record to compare it with"]
+        record = self._records[nearest]
+        changes = _changes(record.identity, note.identity, self._results_dir)
+        return [
+            f"  from the nearest record, {_title(record)}, it differs in:",
+            *(f"    {line}" for line in changes),
+        ]
+
+
+def _leaves(identity: Mapping[str, Any]) -> set[tuple[str, str]]:
+    return {(key, canonical_json(value)) for key, value in flatten(plain(identity)).items()}
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], results_dir: str | Path) -> list[str]:
+    """:func:`difference`, with what is known of the code in place of its key."""
+    whole_files = {key: value for key, value in old.items() if key != "sources"}
+    lines = [line for line in difference(whole_files, new) if not line.startswith("code")]
+    if old.get("code") == new.get("code"):
+        return lines
+    if "code" not in old or "code" not in new:
+        return [*lines, "code: one of them is of a version that kept no digests by function"]
+    before, after = (_parts(item, results_dir) for item in (old, new))
+    if before is None or after is None:
+        return [*lines, f"code: changed (its functions are not in {Path(results_dir) / source_code.FOLDER})"]
+    return [*lines, *(f"code: {line}" for line in source_code.changes(before, after))]
+
+
+def _parts(identity: Mapping[str, Any], results_dir: str | Path) -> Mapping[str, source_code.Parts] | None:
+    """Digests by function of the code in an identity: today's, or one that has left a record."""
+    key, today = identity["code"], CHECKOUT.of_cell(identity.get("config", {}))
+    return today.parts if today.key == key else source_code.kept(results_dir, key)
+
+
+def explain_cell(results_dir: str | Path, prefix: str, everything: bool = False) -> str:
     """What is known of the cell whose fingerprint starts with ``prefix``.
+
+    Args:
+        everything: all lines, however many.
 
     Raises:
         ConfigurationError: no cell or several cells start so; names the alternatives.
@@ -60,13 +147,15 @@ def explain_cell(results_dir: str | Path, prefix: str) -> str:
     records, faults = read_all(results_dir)
     sweep = last_sweep(results_dir)
     notes = {note.fingerprint: note for note in read_notes(results_dir, sweep.id)} if sweep else {}
+    neighbours = _Neighbours(records, results_dir)
     by_fingerprint = {record.fingerprint: record for record in records}
     found = _match(prefix, {**notes, **by_fingerprint}, results_dir)
     parts = []
     if found in by_fingerprint:
-        parts.append(_explain_record(by_fingerprint[found]))
+        parts.append(_explain_record(by_fingerprint[found], results_dir, everything))
     if found in notes:
-        parts.append("In the last sweep:\n" + _explain_note(notes[found], records))
+        kind = _of_kind(_answer(notes[found], neighbours), [notes[found]], everything)
+        parts.append("\n".join(["In the last sweep:", *kind]))
     return "\n\n".join([*parts, *_complaints(faults)])
 
 
@@ -95,16 +184,19 @@ def _title(cell: RunRecord | Note) -> str:
     )
 
 
-def _explain_record(record: RunRecord) -> str:
+def _explain_record(record: RunRecord, results_dir: str | Path, everything: bool) -> str:
     commit = record.provenance.git_commit or "unknown"
     dirty = " with uncommitted changes" if record.provenance.git_dirty else ""
     lines = [f"{record.fingerprint}  {_title(record)}", f"  code: commit {commit}{dirty}"]
-    stored = {key: record.identity.get(key, {}) for key in ("sources", "versions")}
-    changes = difference(stored, {"sources": source_digest(), "versions": library_versions()})
+    today = {"code": CHECKOUT.of_cell(record.config).key, "versions": library_versions()}
+    stored = {key: record.identity[key] for key in today if key in record.identity}
+    config = {"config": record.config}
+    changes = _changes({**stored, **config}, {**today, **config}, results_dir)
     if not changes:
-        lines.append("  its sources and versions are today's: the same configuration and data reuse it")
+        lines.append("  its code and versions are today's: the same configuration and data reuse it")
     else:
-        lines += ["  not reused by today's code and libraries:", *_indent(changes)]
+        shown = _limited([f"    {change}" for change in changes], everything)
+        lines += ["  not reused by today's code and libraries:", *shown]
     return "\n".join([*lines, *_found(record)])
 
 
@@ -117,27 +209,10 @@ def _found(record: RunRecord) -> list[str]:
     return ["  stages it found ready made:", *lines] if lines else []
 
 
-def _explain_note(note: Note, records: Sequence[RunRecord]) -> str:
-    lines = [f"{note.fingerprint}  {note.name}: {_SENTENCES.get(note.decision, note.decision)}"]
-    lines += [f"  {line}" for line in note.reason.splitlines()]
-    if note.decision not in ("computed", "failed"):
-        return "\n".join(lines)
-    # studies that share a cell have a record of it each
-    others = {record.fingerprint: record for record in records if record.fingerprint != note.fingerprint}
-    ranked = sorted(
-        ((difference(record.identity, note.identity), record) for record in others.values()),
-        key=lambda pair: (len(pair[0]), pair[1].fingerprint),
-    )
-    if not ranked:
-        lines.append("  there is no other record to compare it with")
-    for changes, record in ranked[:_NEAREST]:
-        lines += [f"  from {record.fingerprint}  {_title(record)} it differs in:", *_indent(changes)]
-    return "\n".join(lines)
-
-
-def _indent(changes: Sequence[str]) -> list[str]:
-    more = [f"    and {len(changes) - _LINES} more"] if len(changes) > _LINES else []
-    return [f"    {change}" for change in changes[:_LINES]] + more
+def _limited(lines: Sequence[str], everything: bool) -> list[str]:
+    if everything or len(lines) <= _LINES:
+        return [*lines]
+    return [*lines[:_LINES], f"    and {len(lines) - _LINES} more (--all)"]
 
 
 def _complaints(faults: Sequence[str]) -> list[str]:
@@ -149,10 +224,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m q2n.explain", description="why a cell was or was not reused")
     parser.add_argument("cell", help="a fingerprint, the beginning of one, or 'last' for the last sweep")
     parser.add_argument("--results", default="results", help="folder of the records (default: %(default)s)")
+    parser.add_argument("--all", action="store_true", help="every reason, cell and line, however many")
     options = parser.parse_args(arguments)
     try:
-        last = options.cell == "last"
-        text = explain_last(options.results) if last else explain_cell(options.results, options.cell)
+        if options.cell == "last":
+            text = explain_last(options.results, options.all)
+        else:
+            text = explain_cell(options.results, options.cell, options.all)
     except Q2NError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -161,4 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGPIPE, signal.SIG_DFL
+    )  # as other tools end in `| head`: at once, without a traceback
     sys.exit(main())

@@ -1,8 +1,8 @@
 """What makes two cells the same cell: a digest of everything that can change the number.
 
-The identity of a cell is a plain dictionary: its resolved configuration, the sources of the package,
-the versions of the libraries and whatever else the caller adds (data, weights). Commits are not part of
-it: a commit that changes only documentation must not throw finished cells away.
+The identity of a cell is a plain dictionary: its resolved configuration, the versions of the libraries and
+whatever else the caller adds: the key of the code it depends on (:mod:`q2n.source_code`), data, weights.
+Commits are not part of it: a commit that changes only documentation must not throw finished cells away.
 """
 
 from __future__ import annotations
@@ -16,45 +16,6 @@ from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-PACKAGE = Path(__file__).resolve().parent
-
-BOOKKEEPING = frozenset(
-    {
-        "allocator.py",
-        "cell_log.py",
-        "cli.py",
-        "clock.py",
-        "engines",
-        "evaluation/known.py",
-        "evaluation/statistics.py",
-        "exceptions.py",
-        "expense.py",
-        "explain.py",
-        "failure.py",
-        "files.py",
-        "fingerprint.py",
-        "hydra_errors.py",
-        "identity.py",
-        "interruption.py",
-        "killed.py",
-        "lease.py",
-        "objective.py",
-        "outcomes.py",
-        "plan",
-        "preflight.py",
-        "progress.py",
-        "provenance.py",
-        "record.py",
-        "report",
-        "schema.py",
-        "supervisor.py",
-        "sweeper.py",
-        "sweeps.py",
-        "tracking",
-    }
-)
-"""Modules of the package that store, show or explain a number but cannot change it."""
 
 LIBRARIES = (
     "torch",
@@ -134,27 +95,14 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 
 
 def identity(config: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
-    """The identity of a cell: ``config`` without :data:`NEUTRAL_KEYS`, sources, versions and ``parts``.
+    """The identity of a cell: ``config`` without :data:`NEUTRAL_KEYS`, versions and ``parts``.
 
-    ``parts`` are what the caller knows besides: ``data`` (text fingerprints), ``weights``, ``device``.
+    ``parts`` are what the caller knows besides: ``code``, ``data`` (text fingerprints), ``weights``, and
+    ``hardware``.
     """
     relevant = {key: value for key, value in config.items() if key not in NEUTRAL_KEYS}
-    whole = {"config": relevant, "sources": source_digest(), "versions": library_versions(), **parts}
+    whole = {"config": relevant, "versions": library_versions(), **parts}
     return {key: plain(value) for key, value in whole.items()}
-
-
-def source_digest(package: Path = PACKAGE) -> dict[str, str]:
-    """SHA-256 of every source file of the package that can change a number, by path (``q2n/linalg.py``).
-
-    Line endings are normalised, so that a checkout on another system has the same digests.
-    """
-    digests: dict[str, str] = {}
-    for file in sorted(package.rglob("*.py")):
-        path = file.relative_to(package)
-        if BOOKKEEPING.isdisjoint((path.parts[0], path.as_posix())):
-            text = file.read_bytes().replace(b"\r\n", b"\n")
-            digests[f"{package.name}/{path.as_posix()}"] = hashlib.sha256(text).hexdigest()
-    return digests
 
 
 def library_versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from q2n import fingerprint as fingerprints
 from q2n.hardware import resolve_device, resolve_dtype
+from q2n.source_code import CHECKOUT
 
 if TYPE_CHECKING:
     from q2n.config import RunConfig
@@ -23,6 +24,7 @@ def identify(config: RunConfig) -> dict[str, Any]:
     device = resolve_device(config.scalars.device)
     return fingerprints.identity(
         config.tree,
+        code=CHECKOUT.of_cell(config.tree).key,
         weights=config.model.identity(),
         data={"calibration": config.calibration.identity(), "evaluation": config.evaluation.identity()},
         hardware={"device": device, "dtype": resolve_dtype(config.scalars.dtype, device)},

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from q2n.fingerprint import PACKAGE, library_versions
+from q2n.fingerprint import library_versions
+from q2n.source_code import PACKAGE
 
 _CODE_PATHS = ("q2n", "conf", "run.py")
 

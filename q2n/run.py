@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from q2n import failure as failures
 from q2n import fingerprint as fingerprints
-from q2n import lease
+from q2n import lease, source_code
 from q2n import record as records
 from q2n.cell_log import CellLog
 from q2n.checkpoint import discard
@@ -25,6 +25,7 @@ from q2n.outcomes import Outcome
 from q2n.plan.out_of_memory import explained
 from q2n.progress import CellProgress
 from q2n.record import RunRecord
+from q2n.source_code import CHECKOUT
 from q2n.sweeps import Decision, Note, leave_note
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ class _Cell:
 
                 record = compute(self._config, self.identity, bar, self._watch)
             self._save(record)
+            with contextlib.suppress(OSError):  # a help for explaining, no part of the result
+                source_code.keep(CHECKOUT.of_cell(self._config.tree), self._config.scalars.results_dir)
         return record
 
     def _save(self, record: RunRecord) -> None:

@@ -21,7 +21,8 @@ from q2n.engines.base import say
 from q2n.engines.space import Search, search
 from q2n.engines.trial import STOPPED, open_storage
 from q2n.exceptions import ConfigurationError
-from q2n.fingerprint import fingerprint, library_versions, source_digest
+from q2n.fingerprint import fingerprint, library_versions
+from q2n.source_code import CHECKOUT, Code
 
 if TYPE_CHECKING:
     import optuna
@@ -63,7 +64,7 @@ class OptunaSweeper(Sweeper):
         self._number = 0
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self._config = config
+        self._config, self._loader = config, hydra_context.config_loader
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -134,10 +135,15 @@ class OptunaSweeper(Sweeper):
             "direction": self.direction,
             "sampler": OmegaConf.to_container(self.sampler, resolve=True),
             "pruner": OmegaConf.to_container(self.pruner, resolve=True) if self.pruner else None,
-            "sources": source_digest(),
+            "code": self._code(space).key,
             "versions": library_versions(),
         }
         return f"study-{fingerprint(identity)}"
+
+    def _code(self, space: Search) -> Code:
+        """What any cell of the search depends on."""
+        cells = (self._loader.load_sweep_config(self._config, cell) for cell in space.extremes())
+        return CHECKOUT.of_cell({"cells": [OmegaConf.to_container(cell) for cell in cells]})
 
     def _folder(self) -> Path:
         results = Path(str(self._config.results_dir)).expanduser()

@@ -13,12 +13,10 @@ from q2n.evaluation.base import Evaluation, EvaluationContext
 from q2n.files import write_json_atomic
 from q2n.fingerprint import fingerprint, plain
 from q2n.schema import Metric
+from q2n.source_code import CHECKOUT, targets
 from q2n.stages.ledger import Ledger
 
 _METRICS = TypeAdapter(list[Metric])
-
-_RELEVANT_SOURCES = ("q2n/models/", "q2n/data/", "q2n/evaluation/", "q2n/kernels/", "q2n/onednn.py")
-"""Norms, activations and attention of the unquantized model, too, are computed by kernels."""
 
 
 def reference_metrics(
@@ -49,7 +47,5 @@ def reference_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
         "data": identity["data"]["evaluation"],
         "hardware": identity["hardware"],
         "versions": identity["versions"],
-        "sources": {
-            path: digest for path, digest in identity["sources"].items() if path.startswith(_RELEVANT_SOURCES)
-        },
+        "code": CHECKOUT.code(__name__, *targets(config["model"]), *targets(config["evaluation"])).key,
     }

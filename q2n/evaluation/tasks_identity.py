@@ -10,13 +10,15 @@ import yaml
 
 from q2n.evaluation import tasks_bundled
 from q2n.files import sha256_file, sha256_text
+from q2n.fingerprint import fingerprint
 
 BUNDLED = Path(__file__).parent / "tasks"
 
 
 def identity(tasks: Sequence[str], include_path: Sequence[str], data_dir: str | None) -> dict[str, Any]:
-    """For each task the digest of its file if it is bundled or the user's (lm-eval's own follow from its
-    version), for local data and everything in ``include_path`` a digest of names, sizes and times.
+    """For each task the digest of its settings if it is bundled, of its file if it is the user's (lm-eval's
+    own follow from its version), for local data and everything in ``include_path`` a digest of names, sizes
+    and times.
 
     Raises:
         DataError: the text of a bundled task is not installed.
@@ -33,7 +35,7 @@ def _task(name: str) -> dict[str, str]:
     bundled = BUNDLED / f"{name}.yaml"
     if bundled.is_file():
         tree = _plain(bundled)
-        return {"task": sha256_file(bundled), **tasks_bundled.identity(tree["dataset_kwargs"]["text"])}
+        return {"task": fingerprint(tree), **tasks_bundled.identity(tree["dataset_kwargs"]["text"])}
     file = Path(name).expanduser()
     if not file.is_file():
         return {"task": name}

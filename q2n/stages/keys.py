@@ -1,31 +1,28 @@
 """What each stage of a static cell depends on: the part of the cell's identity that its key is a digest of.
 
-Sources count by exclusion: a module that is not known to be of no effect on a stage is part of its key.
+Code counts as it does for a whole cell (:mod:`q2n.source_code`): the modules that the stage and the options
+it is made with need, but for those known to be of no effect on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from q2n.fingerprint import fingerprint
+from q2n.source_code import CHECKOUT, Checkout, targets
 from q2n.types import Baseline
 
-_AFTER_SOLVING = (
-    "q2n/corrections/",
-    "q2n/nullspace/",
-    "q2n/evaluation/",
-    "q2n/diagnostics/",
-    "q2n/cell.py",
-    "q2n/run.py",
-)
-"""Sources that solved layers do not depend on."""
+_STAGES = "q2n.stages.static"
 
-_AFTER_MEASURING = (*_AFTER_SOLVING, "q2n/baselines/", "q2n/grids/", "q2n/solvers/")
-"""Sources that the statistics of a model do not depend on, unless the baseline has rewritten it."""
+_AFTER_SOLVING = ("q2n.corrections", "q2n.nullspace", "q2n.evaluation", "q2n.diagnostics")
+"""Packages that solved layers do not depend on."""
 
-_SPECTRUM = ("q2n/linalg.py", "q2n/types/statistics.py")
+_AFTER_MEASURING = (*_AFTER_SOLVING, "q2n.baselines", "q2n.grids", "q2n.solvers")
+"""Packages that the statistics of a model do not depend on, unless the baseline has rewritten it."""
+
+_SPECTRUM = ("q2n.linalg", "q2n.types.statistics")
 
 _NEUTRAL_CALIBRATION = frozenset({"activations", "heldout"})
 """Keys of the section that statistics do not depend on, or that count as what they come to."""
@@ -42,15 +39,21 @@ class StageKeys:
     codes: str
 
 
-def stage_keys(identity: Mapping[str, Any], baseline: Baseline, heldout: int) -> StageKeys:
+def stage_keys(
+    identity: Mapping[str, Any], baseline: Baseline, heldout: int, checkout: Checkout = CHECKOUT
+) -> StageKeys:
     """The keys of a cell.
 
     Args:
-        identity: the cell's (:func:`q2n.run.identify`).
+        identity: the cell's (:func:`q2n.identity.identify`).
         heldout: calibration sequences that are held out.
+        checkout: the code that runs.
     """
     config = identity["config"]
     rewrite = rewrite_identity(config["baseline"], baseline)
+    inputs, method = [*targets(config["model"]), *targets(config["calibration"])], targets(config["baseline"])
+    solving = checkout.code(_STAGES, *inputs, *method).without(_AFTER_SOLVING)
+    measuring = solving if rewrite else checkout.code(_STAGES, *inputs).without(_AFTER_MEASURING)
     measured = {
         "model": config["model"],
         "weights": identity["weights"],
@@ -61,19 +64,19 @@ def stage_keys(identity: Mapping[str, Any], baseline: Baseline, heldout: int) ->
         "versions": identity["versions"],
         "rewrite": rewrite,
         "seed": config.get("seed") if rewrite else None,
-        "sources": _sources(identity, _AFTER_SOLVING if rewrite else _AFTER_MEASURING),
+        "code": measuring.key,
     }
     statistics = fingerprint(measured)
-    spectrum_code = {path: identity["sources"].get(path) for path in _SPECTRUM}
+    decomposing = {name: solving[name].digest for name in _SPECTRUM}
     solved = {
         "statistics": statistics,
         "baseline": config["baseline"],
         "seed": config.get("seed"),
-        "sources": _sources(identity, _AFTER_SOLVING),
+        "code": solving.key,
     }
     return StageKeys(
         statistics=statistics,
-        spectra=fingerprint({"statistics": statistics, "sources": spectrum_code}),
+        spectra=fingerprint({"statistics": statistics, "code": decomposing}),
         prepared=statistics,
         codes=fingerprint(solved),
     )
@@ -85,7 +88,3 @@ def rewrite_identity(section: Mapping[str, Any], baseline: Baseline) -> dict[str
     if names is None:
         return dict(section)
     return {name: section.get(name) for name in ("_target_", *names)} if names else None
-
-
-def _sources(identity: Mapping[str, Any], without: Iterable[str]) -> dict[str, Any]:
-    return {path: it for path, it in identity["sources"].items() if not path.startswith(tuple(without))}

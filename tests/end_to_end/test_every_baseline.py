@@ -11,7 +11,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from q2n import fingerprint
 from q2n.cli import CONFIG_DIR
 from q2n.config import GROUPS, RunConfig
 from q2n.data.sources import CalibrationOption
@@ -34,14 +33,6 @@ def text(tmp_path_factory):
     for name in ("calibration", "evaluation"):
         (folder / f"{name}.txt").write_text(" ".join(draw.choices(words, k=400)) + ".\n")
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sources_are_read_once():
-    digest = cache(fingerprint.source_digest)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprint, "source_digest", digest)
-        yield
 
 
 @cache

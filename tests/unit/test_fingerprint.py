@@ -17,7 +17,6 @@ from q2n.fingerprint import (
     identity,
     library_versions,
     plain,
-    source_digest,
 )
 
 KEYS = st.text("abc", min_size=1, max_size=3)
@@ -66,24 +65,6 @@ def test_differences_read_well() -> None:
         "sources.q2n/c.py added",
         "versions.torch 2.12 -> 2.13",
     ]
-
-
-def test_only_sources_that_can_change_a_number_count(tmp_path: Path) -> None:
-    package = tmp_path / "q2n"
-    for name in ("linalg.py", "report/html.py", "tracking/wandb.py", "record.py", "models/report.py"):
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_bytes(b"x = 1\n")
-    digests = source_digest(package)
-    assert list(digests) == ["q2n/linalg.py", "q2n/models/report.py"]
-    (package / "linalg.py").write_bytes(b"x = 1\r\n")
-    assert source_digest(package) == digests
-    (package / "linalg.py").write_bytes(b"x = 2\n")
-    assert source_digest(package) != digests
-
-
-def test_the_real_package_has_its_numerics_in_the_digest() -> None:
-    assert "q2n/linalg.py" in source_digest()
-    assert not any("report" in path or "tracking" in path for path in source_digest())
 
 
 def test_where_results_go_is_not_part_of_a_cell() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import contextmanager
+
 import pytest
 
 from q2n.baselines.awq import AWQ
@@ -9,21 +12,26 @@ from q2n.baselines.gptq import GPTQ
 from q2n.baselines.quarot import QuaRot
 from q2n.baselines.rtn import RTN
 from q2n.baselines.smoothquant import SmoothQuant
+from q2n.source_code import CHECKOUT, PACKAGE, Checkout
 from q2n.stages.keys import rewrite_identity, stage_keys
 
 OPTIONS = {"gptq": GPTQ, "rtn": RTN, "quarot": QuaRot, "awq": AWQ, "smoothquant": SmoothQuant}
 PLAIN = GPTQ(bits=3, group_size=64)
 
 
-def cell(name="gptq", heldout=0, **changes):
+def cell(name="gptq", heldout=0, checkout=CHECKOUT, **changes):
     """Keys of a cell; ``changes`` by path, its parts joined by ``__``."""
-    section = {"_target_": f"q2n.baselines.{name}", "bits": 3, "group_size": 64}
+    section = {"_target_": f"q2n.baselines.{name}.{OPTIONS[name].__name__}", "bits": 3, "group_size": 64}
     identity = {
         "config": {
-            "model": {"name": "m"},
+            "model": {"_target_": "q2n.models.spec.TinyModel", "name": "m"},
             "baseline": section,
             "q2n": {"t": 0.1},
-            "calibration": {"nsamples": 4, "activations": "memory"},
+            "calibration": {
+                "_target_": "q2n.data.sources.WikiCalibration",
+                "nsamples": 4,
+                "activations": "memory",
+            },
             "evaluation": {"windows": 4},
             "seed": 0,
         },
@@ -31,20 +39,6 @@ def cell(name="gptq", heldout=0, **changes):
         "data": {"calibration": {"sha256": "c"}, "evaluation": {"sha256": "e"}},
         "hardware": {"device": "cpu", "dtype": "float32"},
         "versions": {"torch": "2.13"},
-        "sources": {
-            f"q2n/{path}.py": path
-            for path in (
-                "linalg",
-                "calibration",
-                "corrections/null_space",
-                "evaluation/perplexity",
-                "solvers/obs",
-                "grids/uniform",
-                "baselines/gptq",
-                "transforms/rotation",
-                "models/block",
-            )
-        },
     }
     for path, value in changes.items():
         *parents, leaf = path.split("__")
@@ -54,7 +48,7 @@ def cell(name="gptq", heldout=0, **changes):
         assert leaf in tree
         tree[leaf] = value
     fields = {key: value for key, value in section.items() if key != "_target_"}
-    return stage_keys(identity, OPTIONS[name](**fields), heldout)
+    return stage_keys(identity, OPTIONS[name](**fields), heldout, checkout)
 
 
 BASE = cell()
@@ -67,8 +61,6 @@ BASE = cell()
         {"config__evaluation": {}},
         {"config__calibration__activations": "disk"},
         {"data__evaluation": {}},
-        {"sources__q2n/corrections/null_space.py": ""},
-        {"sources__q2n/evaluation/perplexity.py": ""},
     ],
 )
 def test_corrections_and_evaluation_change_no_key(change):
@@ -79,15 +71,12 @@ def test_corrections_and_evaluation_change_no_key(change):
     "change",
     [
         {"heldout": 2},
-        {"config__model": {}},
+        {"config__model__name": "n"},
         {"weights__sha256": ""},
         {"config__calibration__nsamples": 8},
         {"data__calibration": {}},
         {"hardware__dtype": "bfloat16"},
         {"versions__torch": "2.14"},
-        {"sources__q2n/calibration.py": ""},
-        {"sources__q2n/models/block.py": ""},
-        {"sources__q2n/transforms/rotation.py": ""},
     ],
 )
 def test_what_measures_changes_every_key(change):
@@ -102,15 +91,57 @@ def test_what_measures_changes_every_key(change):
     [
         {"config__baseline__bits": 4},
         {"config__seed": 1},
-        {"sources__q2n/solvers/obs.py": ""},
-        {"sources__q2n/grids/uniform.py": ""},
-        {"sources__q2n/baselines/gptq.py": ""},
     ],
 )
 def test_what_solves_changes_the_codes_alone(change):
     changed = cell(**change)
     assert (changed.statistics, changed.spectra) == (BASE.statistics, BASE.spectra)
     assert changed.codes != BASE.codes
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory):
+    """The package with one module changed."""
+    package = tmp_path_factory.mktemp("checkout") / "q2n"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    @contextmanager
+    def edit(name):
+        file = package / name
+        text = file.read_text()
+        file.write_text(f"{text}\nCHANGED = True\n")
+        yield Checkout(package)
+        file.write_text(text)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("name", "measures", "solves"),
+    [
+        ("corrections/null_space.py", False, False),
+        ("evaluation/perplexity.py", False, False),
+        ("report/tables.py", False, False),
+        ("baselines/owq.py", False, False),
+        ("calibration.py", True, True),
+        ("models/block.py", True, True),
+        ("data/text.py", True, True),
+        ("solvers/obs.py", False, True),
+        ("grids/uniform.py", False, True),
+        ("baselines/gptq.py", False, True),
+    ],
+)
+def test_code_counts_where_it_is_run(edited, name, measures, solves):
+    with edited(name) as checkout:
+        changed = cell(checkout=checkout)
+    assert (changed.statistics != BASE.statistics) == measures
+    assert (changed.codes != BASE.codes) == (measures or solves)
+
+
+def test_a_rewriting_baselines_code_counts_for_its_statistics(edited):
+    with edited("transforms/rotation.py") as checkout:
+        assert cell("quarot", checkout=checkout).statistics != cell("quarot").statistics
+        assert cell("gptq", checkout=checkout) == BASE
 
 
 def test_baselines_that_leave_the_model_alone_share_its_statistics():
