@@ -23,10 +23,13 @@ from q2n.record import RunRecord, read_all
 from q2n.source_code import CHECKOUT
 from q2n.sweeps import FOLDER, Note, last_sweep, read_notes
 
-_LINES = 12
+_LINES = 8
 """Lines of one list without ``--all``."""
 
-_KINDS = 4
+_CELLS = 3
+"""Cells named of one answer without ``--all``."""
+
+_KINDS = 3
 """Answers shown without ``--all``: with their lines about a screen."""
 
 _SENTENCES = {
@@ -74,7 +77,8 @@ def explain_last(results_dir: str | Path, everything: bool = False) -> str:
 def _of_kind(answer: Sequence[str], cells: Sequence[Note], everything: bool) -> list[str]:
     """The cells with one answer, and the answer."""
     named = [f"  {note.fingerprint}  {note.name}: {note.label}" for note in cells]
-    return [f"{len(cells)} {answer[0]}", *_limited(named, everything), *_limited(answer[1:], everything)]
+    shown = _limited(named, everything, _CELLS)
+    return [f"{len(cells)} {answer[0]}", *shown, *_limited(answer[1:], everything)]
 
 
 def _answer(note: Note, neighbours: _Neighbours) -> tuple[str, ...]:
@@ -209,10 +213,10 @@ def _found(record: RunRecord) -> list[str]:
     return ["  stages it found ready made:", *lines] if lines else []
 
 
-def _limited(lines: Sequence[str], everything: bool) -> list[str]:
-    if everything or len(lines) <= _LINES:
+def _limited(lines: Sequence[str], everything: bool, most: int = _LINES) -> list[str]:
+    if everything or len(lines) <= most:
         return [*lines]
-    return [*lines[:_LINES], f"    and {len(lines) - _LINES} more (--all)"]
+    return [*lines[:most], f"    and {len(lines) - most} more (--all)"]
 
 
 def _complaints(faults: Sequence[str]) -> list[str]:

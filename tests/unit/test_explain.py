@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from helpers.commands import ROOT
 from helpers.records import make_record
 
-from q2n import explain, record, sweeps
-from q2n.fingerprint import library_versions, source_digest
+from q2n import explain, record, source_code, sweeps
+from q2n.fingerprint import library_versions
 from q2n.schema import Reuse
+from q2n.source_code import CHECKOUT, Code, Module
 from q2n.sweeps import AnnouncedCell, Note, Sweep
 
 
 def identity(bits: int, **changes: object) -> dict[str, object]:
-    return {"config": {"bits": bits}, "sources": source_digest(), "versions": library_versions(), **changes}
+    config = {"bits": bits}
+    code = CHECKOUT.of_cell(config).key
+    return {"config": config, "code": code, "versions": library_versions(), **changes}
 
 
 def note(
@@ -49,9 +55,58 @@ def test_last_says_which_keys_made_a_cell_new(tmp_path: Path, capsys: pytest.Cap
     assert "5 cells, 2 of them not taken up" in out
     assert "config.bits: 2 -> 3" in out
     assert f"versions.torch 2.0 -> {library_versions()['torch']}" in out
-    assert out.index(old.fingerprint) < out.index(far.fingerprint), "the nearest record comes first"
-    assert "e" * 16 + "  main: reused" in out
+    assert f"from the nearest record, {old.name}" in out
+    assert "1 reused" in out
+    assert "e" * 16 + "  main: tiny gptq" in out
     assert "  NumericalError: no" in out
+
+
+def older_code(tmp_path: Path) -> str:
+    """The key of code that differs from today's in one function, with its digests kept."""
+    code = CHECKOUT.of_cell({})
+    module = code["q2n.linalg"]
+    other = Module({**module.parts, "row_dots": "0" * 12}, module.imports)
+    changed = Code({**code, "q2n.linalg": other})
+    source_code.keep(changed, tmp_path)
+    return changed.key
+
+
+def test_changed_code_is_named_by_module_and_function(tmp_path: Path) -> None:
+    record.save(make_record(identity=identity(2, code=older_code(tmp_path))), tmp_path)
+    record.save(
+        make_record(identity={**identity(9), "config": {"far": 1, "off": 2}, "versions": {}}), tmp_path
+    )
+    leave(tmp_path, note("f" * 16, "computed", identity(2)))
+    assert "    code: q2n.linalg: row_dots\n" in explain.explain_last(tmp_path) + "\n"
+
+
+def test_a_version_without_digests_by_function_is_said_to_be_one(tmp_path: Path) -> None:
+    old = {**identity(2), "sources": {"q2n/linalg.py": "0" * 64}}
+    del old["code"]
+    record.save(make_record(identity=old), tmp_path)
+    leave(tmp_path, note("f" * 16, "computed", identity(2)))
+    out = explain.explain_last(tmp_path)
+    assert "of a version that kept no digests by function" in out
+    assert "sources" not in out
+
+
+def test_a_large_sweep_is_explained_on_one_screen(tmp_path: Path) -> None:
+    record.save(make_record(identity=identity(2)), tmp_path)
+    cells = [note(f"{number:016x}", "computed", identity(number % 9)) for number in range(3, 400)]
+    leave(tmp_path, *cells)
+    short, whole = explain.explain_last(tmp_path), explain.explain_last(tmp_path, everything=True)
+    assert len(short.splitlines()) <= 50
+    assert "(--all)" in short
+    assert all(cell.fingerprint in whole for cell in cells)
+
+
+def test_a_pipe_that_closes_early_is_no_error(tmp_path: Path) -> None:
+    for number in range(300):
+        record.save(make_record(fingerprint=f"{number:016x}"), tmp_path)
+    command = f"{sys.executable} -m q2n.explain zzz --results {tmp_path} 2>&1 | head -1"
+    shown = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "no such cell" in shown.stdout
+    assert "Traceback" not in shown.stdout + shown.stderr
 
 
 def test_a_record_says_what_it_found_ready_made(tmp_path: Path) -> None:
@@ -66,13 +121,13 @@ def test_a_record_says_what_it_found_ready_made(tmp_path: Path) -> None:
 
 
 def test_a_record_says_whether_todays_code_would_reuse_it(tmp_path: Path) -> None:
-    same = make_record(identity=identity(2))
-    sources = {**source_digest(), "q2n/linalg.py": "0" * 64}
-    changed = make_record(identity=identity(2, sources=sources))
+    config = {"bits": 2}
+    same = make_record(identity=identity(2), config=config)
+    changed = make_record(identity=identity(2, code=older_code(tmp_path)), config=config)
     for item in (same, changed):
         record.save(item, tmp_path)
     assert "reuse it" in explain.explain_cell(tmp_path, same.fingerprint[:6])
-    assert "sources.q2n/linalg.py changed" in explain.explain_cell(tmp_path, changed.fingerprint)
+    assert "code: q2n.linalg: row_dots" in explain.explain_cell(tmp_path, changed.fingerprint)
 
 
 def test_an_unknown_or_ambiguous_prefix_exits_2_with_the_alternatives(
