@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from q2n.cli import CONFIG_DIR
+from q2n.evaluation import tasks_identity
 from q2n.source_code import BOOKKEEPING, CHECKOUT, PACKAGE, Checkout, Module, changes, keep, kept, targets
 
 CELLS = ("gptq", "owq", "quip", "awq", "leanquant")
@@ -184,3 +185,35 @@ def test_what_changed_between_two_versions_is_said_by_function(tmp_path: Path) -
     other = {**parts, "q2n.linalg": {**parts["q2n.linalg"], "": "x"}, "q2n.new": {}}
     del other["q2n.gram"]
     assert changes(parts, other) == ["q2n.gram removed", "q2n.linalg: top level", "q2n.new added"]
+
+
+def test_a_module_of_a_users_own_option_counts_with_what_it_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import q2n.baselines
+
+    monkeypatch.setattr(q2n.baselines, "__path__", [*q2n.baselines.__path__, str(tmp_path)])
+    (tmp_path / "mine.py").write_text("from q2n.baselines import mine_too\n")
+    (tmp_path / "mine_too.py").write_text("X = 1\n")
+    tree = {**TREES["gptq"], "baseline": {"_target_": "q2n.baselines.mine.Mine"}}
+    code = Checkout().of_cell(tree)
+    assert {"q2n.baselines.mine", "q2n.baselines.mine_too"} <= set(code)
+    (tmp_path / "mine_too.py").write_text("X = 2\n")
+    assert Checkout().of_cell(tree).key != code.key
+
+
+def test_a_bundled_tasks_settings_count_and_its_comments_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tasks_identity.BUNDLED, tmp_path / "tasks")
+    monkeypatch.setattr(tasks_identity, "BUNDLED", tmp_path / "tasks")
+    file = tmp_path / "tasks" / "q2n_wiki_cloze.yaml"
+
+    def found() -> dict:
+        return tasks_identity.identity(["q2n_wiki_cloze"], [], None)
+
+    before, text = found(), file.read_text()
+    file.write_text(f"# Reworded.\n{text}")
+    assert found() == before
+    file.write_text(text.replace("num_fewshot: 0", "num_fewshot: 1"))
+    assert found() != before
