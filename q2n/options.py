@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -26,6 +27,102 @@ STRICT = ConfigDict(strict=True, extra="forbid")
 def option(cls: type[T]) -> type[T]:
     """Class decorator: a frozen pydantic dataclass that rejects wrong types and unknown fields."""
     return pydantic_dataclass(cls, frozen=True, kw_only=True, config=STRICT)  # type: ignore[return-value]
+
+
+class ReadIf:
+    """Mark of a field that matters only where other fields of its option have certain values.
+
+    ``Annotated[float, ReadIf(rank_rule="energy")]``; a tuple names several values of one field, and of a
+    field that is a list one of its items counts. A field that is not read is no part of a cell: neither of
+    its identity nor of its label and record.
+    """
+
+    def __init__(self, **others: Any) -> None:
+        self.others = {key: value if isinstance(value, tuple) else (value,) for key, value in others.items()}
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether the field is read where the option's fields have these values."""
+        return all(_is_one_of(values.get(key), wanted) for key, wanted in self.others.items())
+
+    def text(self, section: str) -> str:
+        """What it takes: ``is read only with q2n.rank_rule=energy``."""
+        return f"is read only with {self._terms(section)}"
+
+    def _terms(self, section: str) -> str:
+        terms = (f"{section}.{key}={'|'.join(map(_shown, wanted))}" for key, wanted in self.others.items())
+        return " and ".join(terms)
+
+
+class ReadUnless(ReadIf):
+    """The same of a field that matters unless all of the other fields have these values."""
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        return not super().holds(values)
+
+    def text(self, section: str) -> str:
+        return f"is not read with {self._terms(section)}"
+
+
+def _is_one_of(value: Any, wanted: tuple[Any, ...]) -> bool:
+    return any(item in wanted for item in value) if isinstance(value, (list, tuple)) else value in wanted
+
+
+def _shown(value: Any) -> str:
+    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+
+
+def as_read(tree: Any) -> Any:
+    """A configuration with all fields that its options read, defaults included, and no field that they do
+    not read. A section whose ``_target_`` is unknown stays as it is."""
+    if isinstance(tree, (list, tuple)):
+        return [as_read(item) for item in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    section = {key: as_read(item) for key, item in tree.items()}
+    fields = _fields(section.get("_target_"))
+    whole = {**section, **{key: value for key, value in _defaults(fields) if key not in section}}
+    return {key: value for key, value in whole.items() if _missing(key, fields, whole) is None}
+
+
+def unread(tree: Any, path: str = "") -> dict[str, str]:
+    """The fields of a configuration that its options do not read, by dotted key, and why (``is read only
+    with ...``)."""
+    if not isinstance(tree, Mapping):
+        return {}
+    found: dict[str, str] = {}
+    fields = _fields(tree.get("_target_"))
+    whole = {**dict(_defaults(fields)), **tree}
+    for key, item in tree.items():
+        place = f"{path}.{key}" if path else str(key)
+        mark = _missing(key, fields, whole)
+        found |= unread(item, place) if mark is None else {place: mark.text(path)}
+    return found
+
+
+def _missing(key: str, fields: Mapping[str, Any], values: Mapping[str, Any]) -> ReadIf | None:
+    """The mark by which a field is not read, its own or that of a field it depends on; None: it is read."""
+    for mark in fields[key].metadata if key in fields else ():
+        if isinstance(mark, ReadIf):
+            above = (_missing(other, fields, values) for other in mark.others)
+            missing = next(filter(None, above), None if mark.holds(values) else mark)
+            if missing is not None:
+                return missing
+    return None
+
+
+def _defaults(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, field in fields.items():
+        if not field.is_required():
+            yield key, field.get_default(call_default_factory=True)
+
+
+@cache
+def _fields(target: Any) -> Mapping[str, Any]:
+    """The fields of the option a ``_target_`` names; none if there is no such option (any more)."""
+    try:
+        return dict(_resolve(target, "").__pydantic_fields__)  # type: ignore[attr-defined]
+    except ConfigurationError:
+        return {}
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from q2n.baselines.base import LayerwiseBaseline
 from q2n.baselines.fields import Bits, GroupSize
-from q2n.options import option
+from q2n.options import ReadIf, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class AWQ(LayerwiseBaseline):
     scale_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     search_tokens: Annotated[int, Field(ge=1)] | None = 2048
     clip: bool = True
-    clip_tokens: Annotated[int, Field(ge=1)] = 512
+    clip_tokens: Annotated[int, Field(ge=1), ReadIf(clip=True)] = 512
 
     @property
     def rewrite_fields(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from q2n.baselines.base import LayerwiseBaseline
 from q2n.baselines.fields import Bits, Damping, DampingSchedule, GroupSize
-from q2n.options import option
+from q2n.options import ReadIf, ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 if TYPE_CHECKING:
@@ -31,11 +31,13 @@ class Composed(LayerwiseBaseline):
     solver: Literal["rtn", "obs", "ldlq"] = "ldlq"
     grid: Literal["uniform", "centred", "mse2d", "lut", "per_tensor"] = "uniform"
     act_order: bool = False
-    static_groups: bool = False
+    static_groups: Annotated[bool, ReadIf(solver="obs")] = False
     npasses: Annotated[int, Field(ge=0, le=100)] = 0
-    exponent: Annotated[float, Field(ge=0, le=16)] = 4.0
-    percdamp: Damping = 0.01
-    percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
+    exponent: Annotated[float, Field(ge=0, le=16), ReadIf(grid="lut")] = 4.0
+    percdamp: Annotated[Damping, ReadUnless(solver="rtn")] = 0.01
+    percdamp_schedule: Annotated[DampingSchedule, ReadIf(solver="obs")] = Field(
+        default_factory=lambda: [0.1, 1.0]
+    )
 
     # A per-tensor scale is that of one layer, so layers are not independent rows.
     stacks_rows: ClassVar[bool] = False

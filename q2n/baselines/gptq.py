@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from q2n.baselines.base import LayerwiseBaseline
 from q2n.baselines.fields import Bits, Damping, DampingSchedule, GroupSize
 from q2n.corrections.recipes import ReleasedRecipe
-from q2n.options import option
+from q2n.options import ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear
 
 
@@ -22,7 +22,7 @@ class GPTQ(LayerwiseBaseline):
     group_size: GroupSize
     sym: bool = False
     act_order: bool = False
-    static_groups: bool = False
+    static_groups: Annotated[bool, ReadUnless(group_size=-1, clip="minmax")] = False
     clip: Literal["minmax", "mse"] = "minmax"
     percdamp: Damping = 0.01
     percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])

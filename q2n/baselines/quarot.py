@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ from q2n.baselines.fields import (
 )
 from q2n.corrections.recipes import ReleasedRecipe
 from q2n.exceptions import UnsupportedError
-from q2n.options import option
+from q2n.options import ReadIf, ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 if TYPE_CHECKING:
@@ -43,21 +43,23 @@ class QuaRot(LayerwiseBaseline):
     sym: bool = True
     clip: Literal["minmax", "mse"] = "mse"
     weight_solver: Literal["gptq", "rtn"] = "gptq"
-    act_order: bool = False
-    percdamp: Damping = 0.01
-    percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
+    act_order: Annotated[bool, ReadIf(weight_solver="gptq")] = False
+    percdamp: Annotated[Damping, ReadIf(weight_solver="gptq")] = 0.01
+    percdamp_schedule: Annotated[DampingSchedule, ReadIf(weight_solver="gptq")] = Field(
+        default_factory=lambda: [0.1, 1.0]
+    )
     seed: Seed = 0
     rotation: Literal["hadamard", "orthogonal"] = "hadamard"
     head_rotation: Literal["auto", "full", "per_head"] = "auto"
     center_embeddings: bool = False
     a_bits: ActivationBits = 4
-    a_group_size: GroupSize = -1
-    a_sym: bool = True
-    a_clip_ratio: ClipRatio = 1.0
+    a_group_size: Annotated[GroupSize, ReadUnless(a_bits=16)] = -1
+    a_sym: Annotated[bool, ReadUnless(a_bits=16)] = True
+    a_clip_ratio: Annotated[ClipRatio, ReadUnless(a_bits=16)] = 1.0
     k_bits: ActivationBits = 16
     v_bits: ActivationBits = 16
-    kv_sym: bool = True
-    kv_clip_ratio: ClipRatio = 1.0
+    kv_sym: Annotated[bool, ReadUnless(k_bits=16, v_bits=16)] = True
+    kv_clip_ratio: Annotated[ClipRatio, ReadUnless(k_bits=16, v_bits=16)] = 1.0
 
     # The release's test for the layer to skip never matches a wrapped layer's name.
     released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False, skip=())

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from q2n.baselines.base import LayerwiseBaseline
 from q2n.baselines.fields import ActivationBits, Bits, ClipRatio, Damping, DampingSchedule, GroupSize
-from q2n.options import option
+from q2n.options import ReadIf, ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ class SmoothQuant(LayerwiseBaseline):
     sym: bool = True
     clip: Literal["minmax", "mse"] = "minmax"
     a_bits: ActivationBits = 8
-    a_sym: bool = True
-    a_clip_ratio: ClipRatio = 1.0
-    percdamp: Damping = 0.01
-    percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
+    a_sym: Annotated[bool, ReadUnless(a_bits=16)] = True
+    a_clip_ratio: Annotated[ClipRatio, ReadUnless(a_bits=16)] = 1.0
+    percdamp: Annotated[Damping, ReadIf(weight_solver="gptq")] = 0.01
+    percdamp_schedule: Annotated[DampingSchedule, ReadIf(weight_solver="gptq")] = Field(
+        default_factory=lambda: [0.1, 1.0]
+    )
 
     @property
     def rewrite_fields(self) -> tuple[str, ...]:
