@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from q2n.corrections.base import RowwiseCorrection, free_rows, scaled_part
-from q2n.options import option
+from q2n.corrections.rank import RankFields
+from q2n.nullspace.rank import RuleName
+from q2n.options import ReadIf, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 if TYPE_CHECKING:
@@ -20,10 +22,10 @@ if TYPE_CHECKING:
 
 
 @option
-class GroupwiseScale(RowwiseCorrection):
+class GroupwiseScale(RankFields, RowwiseCorrection):
     """``objective='output'`` minimises the layer's output error ``||(W - Q(s)) X||^2`` over the scales ``s``
     of each row; ``'q2n'`` Q2N's ``||B - Q(s)||^2``, with ``B`` the original weight in the inputs' range and
-    the quantized one in their null space, which ``t`` bounds.
+    the quantized one in their null space (:class:`~q2n.corrections.rank.RankFields`).
 
     ``lam`` holds every scale near one, in units of its group's own share of the objective, whose diagonal it
     multiplies. ``skip`` lists patterns of layer names that are left alone.
@@ -31,7 +33,7 @@ class GroupwiseScale(RowwiseCorrection):
 
     objective: Literal["output", "q2n"] = "output"
     lam: Annotated[float, Field(ge=0)] = 0.01
-    t: Annotated[float, Field(ge=0)] = 0.1
+    rank_rule: Annotated[RuleName, ReadIf(objective="q2n")] = "prefix_suffix"
     skip: list[str] = Field(default_factory=list)
 
     @property
@@ -57,7 +59,6 @@ class GroupwiseScale(RowwiseCorrection):
     def _factors(self, problem: LinearProblem, quantized: QuantizedLinear) -> tuple[Tensor, dict[str, int]]:
         from q2n.corrections.group_systems import null_space_factors, output_factors
         from q2n.grids.scales import scale_count, scale_index
-        from q2n.nullspace.rank import range_rank
 
         form = quantized.format
         error, scaled = quantized.original - quantized.weight, scaled_part(quantized)
@@ -65,7 +66,7 @@ class GroupwiseScale(RowwiseCorrection):
         if self.objective == "output":
             return output_factors(error, scaled, index, count, problem.stats.gram, self.lam), {}
         spectrum = problem.stats.spectrum(Statistic.GRAM)
-        rank = range_rank(spectrum.values.clamp(min=0), self.t)
+        rank = self.rule.of_whole(spectrum.values.clamp(min=0))
         basis = spectrum.vectors[:, :rank]
         noted = {"null_rank": len(spectrum.values) - rank}
         return null_space_factors(error, scaled, index, count, basis, self.lam), noted

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from q2n.corrections.base import RowwiseCorrection, free_rows
-from q2n.nullspace.alpha import TINY, adam_row_scale, adam_to_convergence, reached, row_norms
+from q2n.corrections.rank import RankFields
+from q2n.nullspace.alpha import adam_row_scale, adam_to_convergence, closed_form, reached, row_norms
 from q2n.nullspace.estimator import Decomposition, Estimator, NullSpace, Precision, Signs
 from q2n.nullspace.moments import Moment
-from q2n.nullspace.rank import IndexRule, RankRule, RuleName
-from q2n.options import option
+from q2n.options import ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 if TYPE_CHECKING:
@@ -28,34 +28,26 @@ if TYPE_CHECKING:
 
 
 @option
-class NullSpaceScale(RowwiseCorrection):
+class NullSpaceScale(RankFields, RowwiseCorrection):
     """The row scale towards the inputs' null space, every choice of the paper, its released code and its
     reviewers being a field.
 
     ``statistic`` is whose null space is meant and ``decomposition`` how it is computed, in ``precision``.
-    ``rank_rule`` says where the null space begins (:class:`q2n.nullspace.rank.RankRule`): ``t``,
-    ``index_rule`` and ``drop_first`` (the leading eigenvalue is left out of the comparison) belong to
-    ``prefix_suffix``, ``energy``, ``nscl_a`` and ``rank`` to the rules ``energy``, ``adam_nscl`` and
-    ``fixed``. ``alpha`` is the solver; ``lam_scale='relative'`` multiplies ``lam`` by the row's squared norm.
+    Where the null space begins say the fields of :class:`~q2n.corrections.rank.RankFields`. ``alpha`` is the
+    solver; ``lam_scale='relative'`` multiplies ``lam`` by the row's squared norm.
     ``reference`` is the weight the error is measured from, ``skip`` lists patterns of layer names that are
     left alone. Columns kept in full precision are not scaled; ``kept_columns='exclude'`` therefore leaves
     them out of what is fitted (their errors still count through the projection), ``'include'`` fits as if
     they were scaled.
     """
 
-    t: Annotated[float, Field(ge=0)]
     lam: Annotated[float, Field(ge=0)]
-    lam_scale: Literal["absolute", "relative"] = "absolute"
+    lam_scale: Annotated[Literal["absolute", "relative"], ReadUnless(lam=0)] = "absolute"
     statistic: Moment = "gram"
     decomposition: Decomposition = "auto"
     precision: Precision = "float64"
-    rank_rule: RuleName = "prefix_suffix"
-    index_rule: IndexRule = "released"
-    drop_first: bool = True
-    energy: Annotated[float, Field(gt=0, le=1)] = 0.95
-    nscl_a: Annotated[float, Field(ge=1)] = 10.0
-    rank: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0
-    eigenvalues: Signs = "clamp"
+    # singular values have no sign
+    eigenvalues: Annotated[Signs, ReadUnless(decomposition="svd")] = "clamp"
     alpha: Literal["closed", "adam20", "adam"] = "closed"
     reference: Literal["original", "compensated"] = "original"
     kept_columns: Literal["include", "exclude"] = "exclude"
@@ -73,10 +65,7 @@ class NullSpaceScale(RowwiseCorrection):
     @property
     def estimator(self) -> Estimator:
         """How the null space is estimated."""
-        rule = RankRule(
-            self.rank_rule, self.t, self.index_rule, self.drop_first, self.energy, self.nscl_a, self.rank
-        )
-        return Estimator(self.statistic, self.decomposition, self.precision, rule, self.eigenvalues)
+        return Estimator(self.statistic, self.decomposition, self.precision, self.rule, self.eigenvalues)
 
     @property
     def requires(self) -> frozenset[Statistic]:
@@ -112,8 +101,8 @@ class NullSpaceScale(RowwiseCorrection):
         """``alpha`` of ``<E_r (I - P), Q_r>`` and ``||Q_r||^2``, and notes for the record."""
         lam = self.lam * norms if self.lam_scale == "relative" else self.lam
         if self.alpha == "closed":
-            return 1 + shared / (norms + lam + TINY), {}
-        fit = 1 + shared / (norms + TINY)
+            return closed_form(shared, norms, lam), {}
+        fit = closed_form(shared, norms, 0.0)
         if self.alpha == "adam20":
             return adam_row_scale(fit, norms, lam), {}
         descent = adam_to_convergence(fit, norms, lam)

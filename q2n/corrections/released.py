@@ -16,7 +16,7 @@ from q2n.corrections.base import free_rows
 from q2n.corrections.recipes import ReleasedRecipe
 from q2n.exceptions import UnsupportedError
 from q2n.nullspace.alpha import adam_row_scale, row_norms, row_scale
-from q2n.nullspace.rank import range_rank
+from q2n.nullspace.rank import RankRule
 from q2n.options import option
 from q2n.types import Baseline, Correction, LinearProblem, QuantizedLinear, Statistic
 
@@ -96,7 +96,7 @@ class BoundRelease:
     ) -> tuple[Tensor, int]:
         recipe = self.recipe
         spectrum = problem.stats.spectrum(statistic)
-        rank = range_rank(spectrum.values.clamp(min=0), self.t, "released")
+        rank = RankRule(t=self.t).of_whole(spectrum.values.clamp(min=0))
         reference = quantized.compensated if recipe.reference == "compensated" else quantized.original
         values = quantized.weight
         if recipe.kept_columns == "zero" and quantized.kept is not None:

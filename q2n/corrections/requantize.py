@@ -6,11 +6,12 @@ and another target. Each round keeps the rows whose output error fell.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from q2n.corrections.base import RowwiseCorrection, free_rows
+from q2n.corrections.rank import RankFields
 from q2n.options import option
 from q2n.types import Format, LinearProblem, QuantizedLinear, Statistic
 
@@ -19,13 +20,10 @@ if TYPE_CHECKING:
 
 
 @option
-class RequantizeProjected(RowwiseCorrection):
-    """``t`` bounds the null space as in :class:`~q2n.corrections.null_space.NullSpaceScale`, ``rounds`` the
-    repetitions. ``skip`` lists patterns of layer names that are left alone."""
+class RequantizeProjected(RankFields, RowwiseCorrection):
+    """:class:`~q2n.corrections.rank.RankFields` bound the null space, ``rounds`` the repetitions.
+    ``skip`` lists patterns of layer names that are left alone."""
 
-    t: Annotated[float, Field(ge=0)] = 0.1
-    index_rule: Literal["released", "textbook"] = "released"
-    drop_first: bool = True
     rounds: Annotated[int, Field(ge=1, le=1000)] = 10
     skip: list[str] = Field(default_factory=lambda: ["*down_proj"])
 
@@ -34,13 +32,11 @@ class RequantizeProjected(RowwiseCorrection):
         return frozenset({Statistic.GRAM})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
-        from q2n.nullspace.rank import range_rank
-
         free = free_rows(problem, self.skip)
         if free is None:
             return quantized
         spectrum = problem.stats.spectrum(Statistic.GRAM)
-        rank = range_rank(spectrum.values.clamp(min=0), self.t, self.index_rule, self.drop_first)
+        rank = self.rule.of_whole(spectrum.values.clamp(min=0))
         basis = spectrum.vectors[:, :rank].to(quantized.weight)
         form, rounds = rounded_towards(problem, quantized, basis, free, self.rounds)
         result = quantized.with_format(form, null_rank=len(spectrum.values) - rank)

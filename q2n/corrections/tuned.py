@@ -8,17 +8,21 @@ the row scales whose coefficients come from the held-out Gram matrix.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from q2n.corrections.base import RowwiseCorrection, free_rows, scaled_part, skips
+from q2n.corrections.rank import RankFields
 from q2n.exceptions import ConfigurationError
-from q2n.options import option
+from q2n.options import ReadIf, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from q2n.nullspace.rank import RankRule
 
 NonNegative = Annotated[float, Field(ge=0)]
 HELD_OUT = 8
@@ -26,14 +30,13 @@ HELD_OUT = 8
 
 
 @option
-class TunedNullSpaceScale(RowwiseCorrection):
-    """``t`` and ``lam`` are the values tried, each with each; a layer that no pair improves on held-out
-    sequences stays as it is. ``skip`` lists patterns of layer names that are left alone."""
+class TunedNullSpaceScale(RankFields, RowwiseCorrection):
+    """``t`` and ``lam`` are the values tried, each with each (``t`` with ``rank_rule=prefix_suffix``, see
+    :class:`~q2n.corrections.rank.RankFields`); a layer that no pair improves on held-out sequences stays as
+    it is. ``skip`` lists patterns of layer names that are left alone."""
 
-    t: Annotated[list[NonNegative], Field(min_length=1)]
+    t: Annotated[list[NonNegative], Field(min_length=1), ReadIf(rank_rule="prefix_suffix")]  # type: ignore[assignment]
     lam: Annotated[list[NonNegative], Field(min_length=1)]
-    index_rule: Literal["released", "textbook"] = "released"
-    drop_first: bool = True
     skip: list[str] = Field(default_factory=lambda: ["*down_proj"])
 
     @property
@@ -73,11 +76,18 @@ class TunedNullSpaceScale(RowwiseCorrection):
             notes.append(noted if taken else {})
         return quantized.scaled_rows(torch.cat(chosen), notes=notes)
 
+    @property
+    def _rules(self) -> list[tuple[RankRule, dict[str, float]]]:
+        """The rules tried, with what the record says of each."""
+        if self.rank_rule != "prefix_suffix":
+            return [(self.rule, {})]
+        return [(replace(self.rule, t=t), {"t": t}) for t in self.t]
+
     def _candidates(
         self, problem: LinearProblem, error: Tensor, scaled: Tensor
     ) -> list[tuple[Tensor, dict[str, float]]]:
         """Row scales of every pair, with what the record says of it."""
-        from q2n.nullspace.rank import range_rank
+        from q2n.nullspace.alpha import closed_form
 
         spectrum = problem.stats.spectrum(Statistic.GRAM)
         values, vectors = spectrum.values.clamp(min=0), spectrum.vectors
@@ -85,9 +95,9 @@ class TunedNullSpaceScale(RowwiseCorrection):
         shared = ((error @ vectors) * (scaled @ vectors)).cumsum(dim=1)
         norms = scaled.square().sum(dim=1)
         candidates = []
-        for t, lam in itertools.product(self.t, self.lam):
-            rank = range_rank(values, t, self.index_rule, self.drop_first)
+        for (rule, tried), lam in itertools.product(self._rules, self.lam):
+            rank = rule.of_whole(values)
             fit = shared[:, rank - 1] if rank else 0 * norms
-            noted = {"t": t, "lam": lam, "null_rank": float(len(values) - rank)}
-            candidates.append((1 + fit / (norms + lam + 1e-8), noted))
+            noted = {**tried, "lam": lam, "null_rank": float(len(values) - rank)}
+            candidates.append((closed_form(fit, norms, lam), noted))
         return candidates

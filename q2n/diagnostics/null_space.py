@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 from pydantic import Field
 
+from q2n.corrections.rank import RankFields
 from q2n.nullspace.estimator import Estimator
-from q2n.nullspace.rank import IndexRule, RankRule
 from q2n.options import option
 from q2n.types import LinearProblem, NullSpaceReport, Solution, Statistic, Statistics
 
@@ -33,18 +33,15 @@ class _OfInputs(TypedDict, total=False):
 
 
 @option
-class NullSpaceMeasures:
+class NullSpaceMeasures(RankFields):
     """Spectrum, rank and projection error of the Gram matrix in the layer's own basis, with the null space of
-    ``t``, ``index_rule`` and ``drop_first``, whatever the correction's is.
+    these :class:`~q2n.corrections.rank.RankFields`, whatever the correction's is.
 
     ``points`` of each spectrum are kept. ``halves`` measures a second Gram matrix, of every other
     calibration sequence, and compares the null spaces of the two halves. ``heldout_sequences`` are asked for
     where the configuration leaves the number open.
     """
 
-    t: Annotated[float, Field(ge=0)] = 0.1
-    index_rule: IndexRule = "released"
-    drop_first: bool = True
     points: Annotated[int, Field(ge=2, le=1000)] = 32
     halves: bool = True
     heldout_sequences: Annotated[int, Field(ge=0)] = 4
@@ -60,8 +57,7 @@ class NullSpaceMeasures:
     def measure(self, problem: LinearProblem, solution: Solution) -> list[NullSpaceReport | None]:
         from q2n.nullspace import measures
 
-        rule = RankRule(t=self.t, index_rule=self.index_rule, drop_first=self.drop_first)
-        estimator = Estimator(rule=rule)
+        estimator = Estimator(rule=self.rule)
         stats = problem.stats
         null_space = estimator.estimate(stats)
         shared = stats.cached(("measures", self), lambda: self._of_inputs(stats, null_space, estimator))

@@ -21,6 +21,8 @@ ADAM_STEPS = 20
 ADAM_RATE = 2e-3
 ADAM_DECAY = 0.999
 """Rate's factor a step when Adam runs to convergence: its steps add up to at most 2."""
+ADAM_EPSILON = 1e-8
+"""``eps`` of ``torch.optim.Adam``."""
 ADAM_TOLERANCE = 1e-6
 ADAM_LIMIT = 10_000
 
@@ -34,7 +36,12 @@ def row_scale(error: Tensor, scaled: Tensor, vectors: Tensor, rank: int, lam: fl
         vectors: eigenvectors, largest eigenvalue first, ``(C, m)`` with ``m >= rank``.
         lam: one for all rows, or ``(R,)``.
     """
-    return 1 + reached(error, scaled, vectors, rank) / (row_norms(scaled) + lam + TINY)
+    return closed_form(reached(error, scaled, vectors, rank), row_norms(scaled), lam)
+
+
+def closed_form(shared: Tensor, norms: Tensor, lam: float | Tensor) -> Tensor:
+    """``alpha`` of ``<E_r (I - P), Q_r>`` and ``||Q_r||^2``; ``(R,)``, as they are."""
+    return 1 + shared / (norms + lam + TINY)
 
 
 def reached(error: Tensor, scaled: Tensor, vectors: Tensor, rank: int) -> Tensor:
@@ -101,7 +108,7 @@ def _adam(
             return Descent(alpha, step - 1, distance)
         mean.lerp_(gradient, 1 - 0.9)
         square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
-        denominator = (square / (1 - 0.999**step)).sqrt_().add_(1e-8)
+        denominator = (square / (1 - 0.999**step)).sqrt_().add_(ADAM_EPSILON)
         rate = ADAM_RATE * decay ** (step - 1)
         alpha = alpha - rate / (1 - 0.9**step) * mean / denominator
     gradient = 2 * norms * (alpha - fit) + 2 * lam * (alpha - 1)

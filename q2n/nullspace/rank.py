@@ -24,6 +24,8 @@ NOTHING = 1e-12
 class RankRule:
     """One of the rules with its parameters.
 
+    :class:`q2n.corrections.rank.RankFields` makes one of an option's fields.
+
     * ``prefix_suffix``: :func:`prefix_suffix_rank` with ``t``, ``index_rule`` and ``drop_first``;
     * ``energy``: the range holds the fraction ``energy`` of the eigenvalues' sum (``drop_first`` as above);
     * ``adam_nscl``: null are eigenvalues of at most ``nscl_a`` times the smallest (arXiv 2103.07113);
@@ -42,6 +44,12 @@ class RankRule:
     def needs_all(self) -> bool:
         """Whether the smallest eigenvalue decides, so that leading ones are not enough."""
         return self.name == "adam_nscl"
+
+    def of_whole(self, values: Tensor) -> int:
+        """The rank of a whole spectrum: non-negative eigenvalues, descending, ``(C,)``."""
+        rank = self.of(values, len(values))
+        assert rank is not None
+        return rank
 
     def of(self, values: Tensor, size: int, total: float | None = None) -> int | None:
         """The rank; ``None`` if more eigenvalues than these are needed to tell.
@@ -79,13 +87,6 @@ class RankRule:
         # The released ratio leaves one eigenvalue out, which may save one direction. No more than all are
         # missing, however small a subnormal eigenvalue is.
         return len(values) + max(0, math.floor(min(missing / largest, size)) - 1)
-
-
-def range_rank(values: Tensor, t: float, rule: IndexRule = "released", drop_first: bool = True) -> int:
-    """:func:`prefix_suffix_rank` of a whole spectrum."""
-    rank = prefix_suffix_rank(values, t, rule, drop_first)
-    assert rank is not None
-    return rank
 
 
 def prefix_suffix_rank(

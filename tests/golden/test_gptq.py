@@ -7,7 +7,7 @@ from golden.golden_data import Golden, relative
 from q2n.baselines.gptq import GPTQ
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.grids.uniform import UniformFormat, UniformGrid
-from q2n.nullspace.rank import range_rank
+from q2n.nullspace.rank import prefix_suffix_rank
 from q2n.types import Statistic
 
 CASES = [
@@ -88,7 +88,7 @@ def test_null_index_agrees_on_every_spectrum():
     ):
         values = row[~row.isnan()].clamp(min=0)
         for rule, expected in (("released", released), ("textbook", textbook)):
-            assert range_rank(values, float(t), rule) == max(int(expected), 0)
+            assert prefix_suffix_rank(values, float(t), rule) == max(int(expected), 0)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

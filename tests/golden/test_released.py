@@ -13,7 +13,7 @@ from q2n.corrections.null_space import NullSpaceScale
 from q2n.corrections.released import BoundRelease, ReleasedScale
 from q2n.exceptions import UnsupportedError
 from q2n.nullspace.alpha import adam_row_scale
-from q2n.nullspace.rank import range_rank
+from q2n.nullspace.rank import prefix_suffix_rank
 from q2n.types import Statistic
 
 CASES = [
@@ -175,7 +175,7 @@ def test_mean_inputs_leave_directions_that_are_null_by_construction():
     accumulators.update(inputs)
     stats = accumulators.result()
     ranks = {
-        statistic: range_rank(stats.spectrum(statistic).values.clamp(min=0), t=0.0)
+        statistic: prefix_suffix_rank(stats.spectrum(statistic).values.clamp(min=0), t=0.0)
         for statistic in (Statistic.POSITION_MEAN, Statistic.GRAM)
     }
     assert ranks[Statistic.POSITION_MEAN] <= 6

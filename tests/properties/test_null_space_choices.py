@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from q2n.baselines.gptq import GPTQ
 from q2n.baselines.owq import OWQ
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.nullspace.rank import range_rank
+from q2n.nullspace.rank import prefix_suffix_rank
 from q2n.types import LinearProblem, Statistic, Statistics
 
 R, C = 24, 40
@@ -49,7 +49,7 @@ def test_rank_of_any_spectrum(values, t, rule, drop_first, scale):
     values = torch.where(values < 1e-8 * values[0], 0.0, values)
     expected, margin = naive_rank(values, t, rule, drop_first)
     if t == 0 or margin > 1e-12:
-        assert range_rank(values, t, rule, drop_first) == expected
+        assert prefix_suffix_rank(values, t, rule, drop_first) == expected
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -57,8 +57,8 @@ def test_rank_of_any_spectrum(values, t, rule, drop_first, scale):
 def test_released_rule_keeps_at_most_one_direction_less(decay, size, t):
     values = decay ** torch.arange(size, dtype=torch.float64)
     for drop_first in (True, False):
-        released = range_rank(values, t, "released", drop_first)
-        textbook = range_rank(values, t, "textbook", drop_first)
+        released = prefix_suffix_rank(values, t, "released", drop_first)
+        textbook = prefix_suffix_rank(values, t, "textbook", drop_first)
         assert released in (textbook - 1, textbook)
 
 
@@ -80,24 +80,24 @@ def test_released_rule_keeps_at_most_one_direction_less(decay, size, t):
 )
 def test_rank_at_the_edges(values, t, released, textbook):
     spectrum = torch.tensor(values, dtype=torch.float64)
-    assert range_rank(spectrum, t, "released") == released
-    assert range_rank(spectrum, t, "textbook") == textbook
+    assert prefix_suffix_rank(spectrum, t, "released") == released
+    assert prefix_suffix_rank(spectrum, t, "textbook") == textbook
 
 
 def test_rank_with_the_first_eigenvalue():
     spectrum = torch.tensor([8.0, 1.0, 1.0, 0.5])
-    assert range_rank(spectrum, 0.2, "textbook", drop_first=False) == 2
-    assert range_rank(spectrum, 0.2, "released", drop_first=False) == 1
-    assert range_rank(torch.tensor([2.0]), 0.1, "textbook", drop_first=False) == 1
-    assert range_rank(torch.tensor([2.0]), 0.1, "released", drop_first=False) == 0
+    assert prefix_suffix_rank(spectrum, 0.2, "textbook", drop_first=False) == 2
+    assert prefix_suffix_rank(spectrum, 0.2, "released", drop_first=False) == 1
+    assert prefix_suffix_rank(torch.tensor([2.0]), 0.1, "textbook", drop_first=False) == 1
+    assert prefix_suffix_rank(torch.tensor([2.0]), 0.1, "released", drop_first=False) == 0
 
 
 @pytest.mark.parametrize(("decay", "released"), [(0.5, 4), (0.9, 23), (0.99, 239), (0.999, 873)])
 def test_rank_of_geometric_spectra(decay, released):
     values = decay ** torch.arange(1024, dtype=torch.float64)
     values[0] = 100 * values[1]
-    assert range_rank(values, 0.1, "released") == released
-    assert range_rank(values, 0.1, "textbook") == released + 1
+    assert prefix_suffix_rank(values, 0.1, "released") == released
+    assert prefix_suffix_rank(values, 0.1, "textbook") == released + 1
 
 
 @pytest.mark.parametrize("eigenvalues", ["clamp", "abs"])

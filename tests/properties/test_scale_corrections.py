@@ -16,7 +16,7 @@ from q2n.corrections.output_error import row_products
 from q2n.exceptions import NumericalError
 from q2n.grids.scales import scale_count, scale_groups, scale_index
 from q2n.nullspace.alpha import row_scale
-from q2n.nullspace.rank import range_rank
+from q2n.nullspace.rank import prefix_suffix_rank
 from q2n.types import LinearProblem, Statistic, Statistics
 
 NAMES = list(BASELINES)
@@ -318,7 +318,7 @@ def test_q2ns_group_objective_never_rises(case, lam):
     given_, base = case
     result = GroupwiseScale(objective="q2n", lam=lam).correct(given_, base)
     spectrum = given_.stats.spectrum(Statistic.GRAM)
-    basis = spectrum.vectors[:, : range_rank(spectrum.values.clamp(min=0), 0.1)]
+    basis = spectrum.vectors[:, : prefix_suffix_rank(spectrum.values.clamp(min=0), 0.1)]
     error = base.original.double() - base.weight.double()
     target = base.weight.double() + error @ basis @ basis.T
     before, after = ((target - it.weight.double()).square().sum(dim=1) for it in (base, result))
