@@ -6,9 +6,11 @@ A field may be added with a default; anything else raises ``SCHEMA_VERSION``.
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from q2n.fingerprint import fingerprint as digest
 from q2n.fingerprint import plain
@@ -129,13 +131,18 @@ class TaskProtocol(_Frozen):
 AnyProtocol = EvaluationProtocol | TaskProtocol
 
 
+_EXPONENTIAL = re.compile(r"perplexity( \(.*\))?$")
+
+
 class Metric(_Frozen):
     """One measured number and what it is the mean of.
 
     ``per_window`` holds each window's (or item's) value: for a perplexity its mean negative log-likelihood.
     ``weights`` says how many predictions each of them is the mean of; empty: equally many. ``per_item`` is
     what a share of right answers is made of, one character an item, ``1`` for right; then ``count_unit`` is
-    ``items``. ``reference`` is the unquantized model's value under the same protocol; ``stderr`` has the unit
+    ``items``. ``difference`` of two values: their ``ratio``, where the value is the exponential of the mean
+    of its parts, or in its ``unit``, where it is the mean itself; an aggregation of its own has no parts.
+    ``reference`` is the unquantized model's value under the same protocol; ``stderr`` has the unit
     of ``value``. ``tokens`` and ``seconds`` say what the measurement took. ``special_tokens`` stood before
     every context, as text (None: not noted). On ``undefined`` windows or items the model's output is not a
     number: the loss is infinite there, a continuation has no probability.
@@ -148,6 +155,7 @@ class Metric(_Frozen):
     count: int = Field(ge=0)
     count_unit: str = "windows"
     lower_is_better: bool
+    difference: Literal["ratio", "unit"]
     protocol: AnyProtocol
     per_window: tuple[float, ...] = ()
     weights: tuple[int, ...] = ()
@@ -160,6 +168,18 @@ class Metric(_Frozen):
     reference: float | None = None
     reference_per_window: tuple[float, ...] = ()
     reference_per_item: str = Field(default="", pattern="^[01]*$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before_the_field(cls, fields: Any) -> Any:
+        """Records of before the field ``difference``: the scores called perplexity were exponentials of a
+        mean, all others means."""
+        if isinstance(fields, Mapping) and "difference" not in fields:
+            return {
+                **fields,
+                "difference": "ratio" if _EXPONENTIAL.match(str(fields.get("name"))) else "unit",
+            }
+        return fields
 
     @property
     def parts(self) -> tuple[float, ...]:

@@ -105,6 +105,7 @@ def _metric(
         unit=unit,
         count=len(values),
         lower_is_better=lower_is_better,
+        difference="unit",
         protocol=protocol,
         per_window=tuple(values),
         stderr=stderr,

@@ -113,20 +113,21 @@ def _items(samples: Sequence[Mapping[str, Any]], among: Collection[tuple[str, ..
 
 def _parts(score: str, value: float, values: list[Any]) -> dict[str, Any]:
     """The value, what it is the mean of (if it is one, or the exponential of one), and its standard error."""
+    alone = {"value": value, "difference": "unit"}
     if not values or not all(isinstance(item, Real) for item in values):
-        return {"value": value}
+        return alone
     numbers = [float(item) for item in values]
     mean, stderr = mean_and_stderr(numbers)
     if score == "perplexity" and math.isclose(exp(-mean), value, rel_tol=1e-9):
         losses = tuple(-number for number in numbers)
         if stderr is not None:
             stderr = value * stderr if math.isfinite(value) else None
-        return {"value": value, "per_window": losses, "stderr": stderr}
+        return {"value": value, "difference": "ratio", "per_window": losses, "stderr": stderr}
     if not math.isclose(mean, value, rel_tol=1e-9, abs_tol=1e-12):
-        return {"value": value}  # an aggregation of its own; no standard error is claimed for it
+        return alone  # an aggregation of its own; no standard error is claimed for it
     if set(numbers) <= {0.0, 1.0}:
-        return {"value": value, "per_item": "".join(f"{number:.0f}" for number in numbers), "stderr": stderr}
-    return {"value": value, "per_window": tuple(numbers), "stderr": stderr}
+        return {**alone, "per_item": "".join(f"{number:.0f}" for number in numbers), "stderr": stderr}
+    return {**alone, "per_window": tuple(numbers), "stderr": stderr}
 
 
 def _protocol(

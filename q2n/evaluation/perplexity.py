@@ -78,6 +78,7 @@ class Perplexity(WindowedText):
             unit="perplexity",
             count=len(losses),
             lower_is_better=True,
+            difference="ratio",
             protocol=self.protocol(context, text, dataset),
             per_window=tuple(losses),
             weights=tuple(counted) if len(set(counted)) > 1 else (),

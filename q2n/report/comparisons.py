@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from q2n.evaluation.spread import exp, expm1
+from q2n.evaluation.spread import expm1
 from q2n.evaluation.statistics import Comparison, compare, holm
 from q2n.record import Metric
 
@@ -61,7 +61,7 @@ def differences(pairs: Mapping[Place, tuple[Measured, Measured]]) -> dict[Place,
 
 
 def _compared(on: Measured, off: Measured) -> tuple[Comparison, bool] | None:
-    """The comparison over the seeds both have, and whether it is one of logarithms."""
+    """The comparison over the seeds both have, and whether it is one of ratios."""
     seeds = sorted(on.keys() & off.keys())
     pairs = [(on[seed], off[seed]) for seed in seeds]
     if (
@@ -70,23 +70,12 @@ def _compared(on: Measured, off: Measured) -> tuple[Comparison, bool] | None:
         or not pairs[0][0].parts
     ):
         return None
-    kinds = {_is_logarithmic(metric) for pair in pairs for metric in pair}
+    kinds = {metric.difference for pair in pairs for metric in pair}
     kind = kinds.pop()
-    if kinds or kind is None:
+    if kinds:
         return None
     first, second = zip(*((a.parts, b.parts) for a, b in pairs), strict=True)
-    return compare(first, second, pairs[0][0].weights), kind
-
-
-def _is_logarithmic(metric: Metric) -> bool | None:
-    """Whether the value is ``exp`` of the mean of its parts (a perplexity) or the mean itself. None: neither;
-    then a statement about the parts is none about the value."""
-    weights = metric.weights or (1,) * len(metric.parts)
-    mean = math.fsum(a * b for a, b in zip(metric.parts, weights, strict=True)) / sum(weights)
-    for logarithmic, value in ((False, mean), (True, exp(mean))):
-        if math.isclose(metric.value, value, rel_tol=1e-6, abs_tol=1e-12):
-            return logarithmic
-    return None
+    return compare(first, second, pairs[0][0].weights), kind == "ratio"
 
 
 def _difference(comparison: Comparison, relative: bool, p_value: float) -> Difference:
