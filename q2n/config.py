@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -14,9 +14,9 @@ from pydantic import AfterValidator, Field, StringConstraints
 from q2n.baselines.fields import Bits, GroupSize
 from q2n.evaluation.known import known_values
 from q2n.exceptions import ConfigurationError
-from q2n.fingerprint import NEUTRAL_KEYS, fingerprint
+from q2n.fingerprint import NEUTRAL_KEYS, SOURCES, canonical_json, fingerprint, flatten
 from q2n.models.spec import ModelSpec, Streaming
-from q2n.options import build, construct, did_you_mean, option
+from q2n.options import as_read, build, construct, did_you_mean, option, unread
 
 if TYPE_CHECKING:
     from q2n.data.sources import CalibrationOption
@@ -30,6 +30,9 @@ GROUPS = ("model", "baseline", "q2n", "calibration", "evaluation", "diagnostics"
 
 LABELLED = ("model=", "baseline=", "q2n=", "bits=")
 """Overrides that a cell's label has in words."""
+
+AXES = r"^baseline\.(?=(bits|group_size)=)"
+"""What a label leaves away: ``bits=2`` and ``baseline.bits=2`` are one cell."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
@@ -68,13 +71,20 @@ class Scalars:
 
 
 class RunConfig:
-    """One cell: the scalars, one built object a group, and the plain resolved tree they came from.
+    """One cell: the scalars, one built object per group, and the plain resolved tree of what it reads.
 
     ``choices`` says which option of each group was chosen (``{"q2n": "on", ...}``): the labels of tables.
+    ``asked`` are the command line's overrides, ``overrides`` those of them that the cell reads. ``unread``
+    are the settings that it does not read, by dotted key: why, or nothing for a top-level key that no option
+    refers to.
     """
 
     def __init__(
-        self, tree: Mapping[str, Any], choices: Mapping[str, str], overrides: tuple[str, ...]
+        self,
+        tree: Mapping[str, Any],
+        choices: Mapping[str, str],
+        overrides: tuple[str, ...],
+        sources: Collection[str] = SOURCES,
     ) -> None:
         known = [*Scalars.__dataclass_fields__, *GROUPS]
         unknown = [key for key in tree if key not in known]
@@ -85,9 +95,11 @@ class RunConfig:
                     for key in unknown
                 )
             )
-        self.tree = dict(tree)
+        self.tree = {key: value for key, value in as_read(tree).items() if key not in SOURCES}
+        self.unread = {**unread(tree), **dict.fromkeys(sorted(SOURCES - set(sources)), "")}
         self.choices = dict(choices)
-        self.overrides = overrides
+        self.asked = overrides
+        self.overrides = tuple(item for item in overrides if key_of(item) not in self.unread)
         self.scalars = construct(
             Scalars, {key: value for key, value in tree.items() if key not in GROUPS}, ""
         )
@@ -116,10 +128,20 @@ class RunConfig:
         """
         try:
             tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            written = OmegaConf.to_container(composed, resolve=False)
         except OmegaConfBaseException as error:
             raise ConfigurationError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from None
         assert isinstance(tree, dict)
-        return cls({str(key): value for key, value in tree.items()}, choices, overrides)
+        named = {str(key): value for key, value in tree.items()}
+        return cls(named, choices, overrides, _sources(cast(dict[str, Any], written), as_read(named)))
+
+    def unread_settings(self) -> dict[str, str]:
+        """The overrides that the cell does not read, by key, with a sentence that says so."""
+        keys = (key_of(override) for override in self.asked)
+        return {key: self._why_unread(key) for key in keys if key in self.unread}
+
+    def _why_unread(self, key: str) -> str:
+        return f"{key} {self.unread[key] or 'is not read with baseline=' + self.choices['baseline']}"
 
     @property
     def heldout(self) -> int:
@@ -133,12 +155,13 @@ class RunConfig:
         """The cell's place in the tables."""
         from q2n.schema import Cell
 
+        bits = self.baseline.code_bits
         return Cell(
             model=self.model.name,
             baseline=self.choices["baseline"],
             correction=self.choices["q2n"],
-            bits=self.scalars.bits,
-            group_size=self.scalars.group_size,
+            bits=int(bits) if float(bits).is_integer() else bits,
+            group_size=self.baseline.columns_per_scale,
             seed=self.scalars.seed,
         )
 
@@ -152,16 +175,29 @@ class RunConfig:
         """For progress lines: ``smollm2_135m gptq q2n=on 3 bit``, then what else was set of all that can
         change a number: ``seed=1 q2n.t=0.05``."""
         choice = self.choices.get
-        named = f"{choice('model')} {choice('baseline')} q2n={choice('q2n')} {self.scalars.bits} bit"
+        named = f"{choice('model')} {choice('baseline')} q2n={choice('q2n')} {self.cell.bits:g} bit"
         return " ".join((named, *self._further_settings))
 
     @property
     def _further_settings(self) -> Iterator[str]:
         for override in self.overrides:
-            setting = override.lstrip("+~")
+            setting = re.sub(AXES, "", override.lstrip("+~"))
             key = re.split("[=.@/]", setting, maxsplit=1)[0]
             if not setting.startswith(LABELLED) and key not in {*NEUTRAL_KEYS, "experiment"}:
                 yield setting
+
+
+def key_of(override: str) -> str:
+    """The key that an override sets: ``q2n.t`` of ``+q2n.t=0.1``."""
+    return override.lstrip("+").partition("=")[0]
+
+
+def _sources(written: Mapping[str, Any], read: Mapping[str, Any]) -> set[str]:
+    """The :data:`SOURCES` that a key of ``read`` refers to in the configuration as it is ``written``."""
+    keys = flatten(read).keys()
+    texts = [canonical_json(value) for key, value in flatten(written).items() if key in keys]
+    references = {name for text in texts if "${" in text for name in re.findall(r"[A-Za-z_]+", text)}
+    return references & SOURCES
 
 
 def _first_line(error: Exception) -> str:

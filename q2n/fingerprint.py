@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from q2n.options import as_read
+
 LIBRARIES = (
     "torch",
     "transformers",
@@ -56,6 +58,10 @@ NEUTRAL_KEYS = frozenset(
 """Top-level configuration keys that say where results go, how they are shown or which are refused, not what
 they are."""
 
+SOURCES = frozenset({"bits", "group_size"})
+"""Top-level configuration keys that only serve options to refer to (``${bits}``): what counts is the option's
+own key."""
+
 _ABSENT = "absent"
 
 
@@ -94,14 +100,20 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
 
 
+def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that says what is computed: what the options read, without
+    :data:`NEUTRAL_KEYS` and :data:`SOURCES`."""
+    left = {key: value for key, value in config.items() if key not in NEUTRAL_KEYS | SOURCES}
+    return {key: plain(value) for key, value in as_read(left).items()}
+
+
 def identity(config: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
-    """The identity of a cell: ``config`` without :data:`NEUTRAL_KEYS`, versions and ``parts``.
+    """The identity of a cell: what is :func:`relevant` of ``config``, versions and ``parts``.
 
     ``parts`` are what the caller knows besides: ``code``, ``data`` (text fingerprints), ``weights``, and
     ``hardware``.
     """
-    relevant = {key: value for key, value in config.items() if key not in NEUTRAL_KEYS}
-    whole = {"config": relevant, "versions": library_versions(), **parts}
+    whole = {"config": relevant(config), "versions": library_versions(), **parts}
     return {key: plain(value) for key, value in whole.items()}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -26,7 +27,8 @@ from q2n.engines.space import search
 from q2n.exceptions import ConfigurationError
 from q2n.options import did_you_mean
 from q2n.outcomes import Command
-from q2n.sweeper import Cell, Grid, foreign_settings, task_overrides
+from q2n.sweeper import Cell, Grid, foreign_settings, task_overrides, without
+from q2n.unread import refuse_unread
 
 Compose = Callable[[Sequence[str]], DictConfig]
 """From overrides to a configuration with its ``hydra`` section."""
@@ -51,21 +53,31 @@ def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Co
             "--experimental-rerun: would run what nobody has validated; give the cell's overrides again"
         )
     overrides = list(parsed.overrides)
-    with _composing(config_folders(config_dir, arguments), config_name(arguments)) as composed:
+    folders = config_folders(config_dir, arguments)
+    with _composing(folders, config_name(arguments)) as composed:
         base = composed([item for item in overrides if not _is_sweep(item)])
         multirun = bool(parsed.multirun) or base.hydra.mode == RunMode.MULTIRUN
         product, complete = _product(base, overrides) if multirun else ([overrides], True)
         grid = _grid(product, composed) if multirun and complete else Grid()
-        configs, used, faults = [], set[str](), []
+        configs: dict[frozenset[str], RunConfig] = {}
+        whole, used, faults = [], set[str](), []
+        unread: dict[frozenset[str], dict[str, str]] = {}
         for cell in grid.cells(product):
             try:
-                configs.append(_configure(composed(cell)))
+                config = _configure(composed(cell))
             except ConfigurationError as error:
                 faults.append((cell, error))
-            else:
-                used |= task_overrides(cell)
-        grid = grid.without_corners(faults, used)
-    return Command(sweep, configs, complete, multirun, grid)
+                continue
+            whole.append(config)
+            used |= task_overrides(cell)
+            fitting = without(cell, settings := config.unread_settings())
+            if settings:
+                unread[task_overrides(cell)] = settings
+                config = _configure(composed(fitting))
+            configs.setdefault(task_overrides(fitting), config)
+        grid = replace(grid.without_corners(faults, used), unread=unread)
+        refuse_unread(whole, folders)
+    return Command(sweep, list(configs.values()), complete, multirun, grid)
 
 
 def _grid(product: Sequence[Cell], composed: Compose) -> Grid:

@@ -61,6 +61,7 @@ BOOKKEEPING = frozenset(
         "sweeper",
         "sweeps",
         "tracking",
+        "unread",
     )
 )
 """Modules and packages that store, show, schedule or explain a number but cannot change it."""

@@ -1,14 +1,15 @@
 """Hydra's grid sweep without what makes no sense in it.
 
 A grid is a plain product of its axes, and has cells that a person would not have written down. A setting
-that only some options of a group have (``q2n=off,on q2n.t=0.1,0.2``) is taken from the cells of the others,
-which then are equal and run once. A cell whose values exclude each other is left out, if other cells use each
+that only some options of a group have (``q2n=off,on q2n.t=0.1,0.2``), or that a cell does not read
+(``baseline=gptq,quip group_size=32,64``), is taken from the cells of the others, which then are equal and run
+once. A cell whose values exclude each other is left out, if other cells use each
 of them. No job is started for cells that are known not to run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -52,6 +53,8 @@ class Grid:
 
     foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """See :func:`foreign_settings`."""
+    unread: Mapping[frozenset[str], Mapping[str, str]] = field(default_factory=dict)
+    """By cell, the settings that it does not read, and why."""
     left_out: Mapping[frozenset[str], str] = field(default_factory=dict)
     """Cells whose values exclude each other, and how."""
     silent: frozenset[frozenset[str]] = frozenset()
@@ -64,7 +67,8 @@ class Grid:
         unique: dict[frozenset[str], Cell] = {}
         for cell in product:
             foreign = {key for item in cell for key in self.foreign.get(item, ())}
-            fitting = [item for item in cell if _key(item) not in foreign]
+            fitting = without(cell, foreign)
+            fitting = without(fitting, self.unread.get(task_overrides(fitting), ()))
             unique.setdefault(task_overrides(fitting), fitting)
         chosen = {
             key: it for key, it in unique.items() if key not in self.left_out and key not in self.silent
@@ -97,9 +101,12 @@ class Grid:
             f"{option}: without {', '.join(sorted(keys))}, which it does not have"
             for option, keys in self.foreign.items()
         ]
+        reasons = dict.fromkeys(why for settings in self.unread.values() for why in settings.values())
+        if reasons:
+            dropped.append(f"not set where it is not read (equal cells run once): {'; '.join(reasons)}")
         # of pydantic's complaint about a whole option only the rule: its values are the line's beginning
-        reasons = {cell: why.rpartition("value error, ")[2] for cell, why in self.left_out.items()}
-        return dropped + [f"left out: {' '.join(sorted(cell))}: {why}" for cell, why in reasons.items()]
+        rules = {cell: why.rpartition("value error, ")[2] for cell, why in self.left_out.items()}
+        return dropped + [f"left out: {' '.join(sorted(cell))}: {why}" for cell, why in rules.items()]
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -130,5 +137,10 @@ class Grid:
             BasicSweeper.validate_batch_is_legal = validate  # type: ignore[method-assign]
 
 
+def without(cell: Sequence[str], keys: Collection[str]) -> Cell:
+    """The overrides of a cell that set none of ``keys``."""
+    return [item for item in cell if _key(item) not in keys]
+
+
 def _key(override: str) -> str:
-    return override.partition("=")[0]
+    return override.lstrip("+~").partition("=")[0]

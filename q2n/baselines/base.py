@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from q2n.corrections.recipes import ReleasedRecipe
-from q2n.exceptions import UnsupportedError
+from q2n.exceptions import ConfigurationError, UnsupportedError
 from q2n.types import Correction, LinearProblem, Quantize, QuantizedLinear, Solution, Statistic
 
 if TYPE_CHECKING:
@@ -33,6 +33,28 @@ class LayerwiseBaseline(ABC):
     released: ClassVar[ReleasedRecipe | None] = None
     """What the official release's Q2N step does after this method; ``None``: the release has none."""
 
+    @property
+    def code_bits(self) -> int | float:
+        """The field ``bits``.
+
+        Raises:
+            ConfigurationError: there is no such field; a method without it overrides this property.
+        """
+        bits: int | float | None = getattr(self, "bits", None)
+        if bits is None:
+            name = type(self).__name__
+            raise ConfigurationError(f"baseline: {name} has neither a field bits nor a property code_bits")
+        return bits
+
+    @property
+    def columns_per_scale(self) -> int:
+        """The field ``group_size``; -1 without one."""
+        return int(getattr(self, "group_size", -1))
+
+    @property
+    def no_groups(self) -> str:
+        return ""
+
     def released_step(self) -> ReleasedRecipe | None:
         """:attr:`released`, unless these settings have no counterpart in the release."""
         return self.released
@@ -57,7 +79,7 @@ class LayerwiseBaseline(ABC):
         Raises:
             UnsupportedError: a layer has fewer columns than a group; says what would fit.
         """
-        size = getattr(self, "group_size", -1)
+        size = self.columns_per_scale
         for name, columns in layer_widths(adapter).items():
             if size > columns:
                 raise UnsupportedError(

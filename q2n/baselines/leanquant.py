@@ -28,6 +28,10 @@ class LeanQuant(LayerwiseBaseline):
 
     released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False)
 
+    @property
+    def no_groups(self) -> str:
+        return "a codebook per row"
+
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         from q2n.grids.lut import LutGrid
         from q2n.solvers.obs import activation_order, solve_obs

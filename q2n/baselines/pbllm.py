@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from q2n.baselines.base import LayerwiseBaseline
 from q2n.baselines.fields import Bits, Damping, DampingSchedule, GroupSize
 from q2n.corrections.recipes import ReleasedRecipe
-from q2n.options import option
+from q2n.options import ReadIf, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 
@@ -22,7 +22,7 @@ class PBLLM(LayerwiseBaseline):
     ``bits_per_weight`` says. ``group_size`` is that of the binary part and of the saliency threshold.
     """
 
-    bits: Annotated[float, Field(gt=1, le=16)]
+    bits: Annotated[float, Field(gt=1, le=16), ReadIf(low_frac=None)]
     low_frac: Annotated[float, Field(ge=0, lt=1)] | None = None
     high_bits: Bits = 8
     saliency: Literal["hessian", "magnitude"] = "hessian"
@@ -46,6 +46,14 @@ class PBLLM(LayerwiseBaseline):
         if self.low_frac is not None:
             return self.low_frac
         return (self.high_bits - self.bits) / (self.high_bits - 1)
+
+    @property
+    def code_bits(self) -> float:
+        """``bits``, or the average that ``low_frac`` comes to."""
+        if self.low_frac is None:
+            return self.bits
+        # a column of a table is called by it: not 1.7000000000000002
+        return round(self.low_frac + (1 - self.low_frac) * self.high_bits, 4)
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         from q2n.grids.masked import SalientGrid

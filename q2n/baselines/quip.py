@@ -47,6 +47,10 @@ class QuIP(LayerwiseBaseline):
             raise ValueError("a per-tensor grid has one scale: set group_size=-1, or grid=uniform for groups")
         return self
 
+    @property
+    def no_groups(self) -> str:
+        return "one scale per tensor" if self.grid == "per_tensor" else ""
+
     def solve(
         self, problem: LinearProblem, correction: Correction, quantize: Quantize | None = None
     ) -> Solution:

@@ -60,8 +60,8 @@ def observations(
     """
     clash: str | None = None
     # What is evaluated is told apart by the columns; its settings become labels only where that fails.
-    for ignore in (("evaluation",), ()):
-        labels = distinguishing([*records, *unfinished], ignore)
+    for ignore, absent in ((("evaluation",), False), ((), False), ((), True)):
+        labels = distinguishing([*records, *unfinished], ignore, absent)
         values, clash = _collect(records, labels[: len(records)])
         for item, settings in zip(unfinished, labels[len(records) :], strict=True):
             values.setdefault((row_of(item, settings), storage_column(item.cell.bits)), {})

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from q2n.exceptions import ConfigurationError
-from q2n.fingerprint import flatten, plain
+from q2n.fingerprint import plain
 from q2n.options import construct, did_you_mean
 from q2n.record import RunRecord
 from q2n.report.lines import Row
 from q2n.report.models import own_name
+from q2n.report.settings import values_by_key
 from q2n.report.tables import Table
 from q2n.report.yaml_file import named, read_mapping
 
@@ -147,7 +148,7 @@ def _of_value(
             place = (row.baseline, row.correction, column.bits, column.name, column.dataset)
             if (own_name(first), *place) != _place(value):
                 continue
-            differs = _differs(value.protocol, column.protocol.model_dump(), flatten(first.config))
+            differs = _differs(value.protocol, column.protocol.model_dump(), values_by_key(first))
             found.append(Beside(value, row, float(mean[i, j]), differs, tuple(cells.values())))
     return found
 

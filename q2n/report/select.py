@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from q2n.fingerprint import NEUTRAL_KEYS, canonical_json
+from q2n.fingerprint import canonical_json, relevant
 from q2n.record import RunRecord
 
 
@@ -17,11 +18,16 @@ def latest(records: Iterable[RunRecord]) -> tuple[list[RunRecord], int]:
     total = 0
     for record in records:
         total += 1
-        config = {key: value for key, value in record.config.items() if key not in NEUTRAL_KEYS}
-        key = canonical_json([record.cell.model_dump(), config])
+        key = canonical_json(same_cell(record))
         if key not in newest or record.created >= newest[key].created:
             newest[key] = record
     return list(newest.values()), total - len(newest)
+
+
+def same_cell(record: RunRecord) -> dict[str, Any]:
+    """What two records of one cell agree in: the choices it is named by, and what was computed. (Bits and
+    group size follow from that; early records have them as the top of the configuration said.)"""
+    return {"cell": record.cell.model_dump(exclude={"bits", "group_size"}), **relevant(record.config)}
 
 
 def by_protocol(records: Sequence[RunRecord]) -> list[list[RunRecord]]:

@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from q2n.fingerprint import NEUTRAL_KEYS, canonical_json, flatten, plain
+from q2n.fingerprint import canonical_json, flatten, relevant
 from q2n.record import RunRecord
 from q2n.report.unfinished import Unfinished
 
 _LABELLED = {"model": "model", "baseline": "baseline", "q2n": "correction"}
 _IN_THE_COLUMN = frozenset({"bits", "seed"})
+_AXES = {"baseline.group_size": "group_size"}
+_GROUPS = {axis: key.partition(".")[0] for key, axis in _AXES.items()}
 _TARGET = "_target_"
 _ABSENT = "absent"
 
@@ -27,7 +29,9 @@ class Settings(NamedTuple):
     correction: tuple[str, ...]
 
 
-def distinguishing(records: Sequence[RunRecord | Unfinished], ignore: Collection[str] = ()) -> list[Settings]:
+def distinguishing(
+    records: Sequence[RunRecord | Unfinished], ignore: Collection[str] = (), absent: bool = False
+) -> list[Settings]:
     """The labels of each record, in order.
 
     A key of a group counts only among records that made the same choice for the group: that another
@@ -36,23 +40,37 @@ def distinguishing(records: Sequence[RunRecord | Unfinished], ignore: Collection
     Args:
         records: the records of one table.
         ignore: top-level keys to leave out (``evaluation``, which the columns' protocols tell apart).
+        absent: whether that a record lacks a key is a difference, too. Where an option does not read a field,
+            another one differs and says so.
     """
-    skipped = NEUTRAL_KEYS | _IN_THE_COLUMN | frozenset(ignore)
     leaves = [
-        flatten(plain({key: value for key, value in record.config.items() if key not in skipped}))
+        {k: v for k, v in settings(record).items() if k.partition(".")[0] not in {*_IN_THE_COLUMN, *ignore}}
         for record in records
     ]
     keys = sorted({key for tree in leaves for key in tree}, key=lambda key: (key.count("."), key))
     shown: dict[str, dict[int, Any]] = {}
     for key in keys:
-        values = _differing(key, leaves, records)
+        values = _differing(key, leaves, records, absent)
         if values and not _follows(values, records) and not _said_before(values, shown):
             shown[key] = values
     return [_labels(index, shown) for index in range(len(records))]
 
 
+def settings(record: RunRecord | Unfinished) -> dict[str, Any]:
+    """What was computed, by dotted key; the axis ``group_size`` goes by its own name, whichever key of the
+    configuration it came from."""
+    leaves = flatten(relevant(record.config))
+    return {_AXES.get(key, key): value for key, value in leaves.items()}
+
+
+def values_by_key(record: RunRecord) -> dict[str, Any]:
+    """What a figure or a protocol may ask of a record: its settings, and the axes of its cell."""
+    axes = {"bits": record.cell.bits, "group_size": record.cell.group_size}
+    return {**flatten(relevant(record.config)), **settings(record), **axes}
+
+
 def _differing(
-    key: str, leaves: list[dict[str, Any]], records: Sequence[RunRecord | Unfinished]
+    key: str, leaves: list[dict[str, Any]], records: Sequence[RunRecord | Unfinished], absent: bool
 ) -> dict[int, Any]:
     """Value of ``key`` by record index, where records of the same context disagree on it."""
     contexts: dict[str, list[int]] = defaultdict(list)
@@ -60,14 +78,15 @@ def _differing(
         contexts[_context(key, tree, record)].append(index)
     found: dict[int, Any] = {}
     for members in contexts.values():
-        values = {index: leaves[index].get(key, _ABSENT) for index in members}
+        there = {index: leaves[index][key] for index in members if key in leaves[index]}
+        values = {index: there.get(index, _ABSENT) for index in members} if absent else there
         if len({canonical_json(value) for value in values.values()}) > 1:
             found.update(values)
     return found
 
 
 def _context(key: str, tree: dict[str, Any], record: RunRecord | Unfinished) -> str:
-    group = key.partition(".")[0]
+    group = _GROUPS.get(key, key.partition(".")[0])
     if group == key:
         return ""
     label = str(getattr(record.cell, _LABELLED[group])) if group in _LABELLED else ""

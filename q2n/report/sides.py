@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from q2n.files import write_text_atomic
-from q2n.fingerprint import NEUTRAL_KEYS, canonical_json, flatten
+from q2n.fingerprint import canonical_json, flatten
 from q2n.record import Metric, RunRecord, read_all
 from q2n.report.columns import Column, column_of
 from q2n.report.comparisons import Difference, differences
 from q2n.report.formats import markdown
 from q2n.report.lines import Row, in_order, row_of
 from q2n.report.models import told_apart
-from q2n.report.select import latest
+from q2n.report.select import latest, same_cell
 from q2n.report.settings import distinguishing
 from q2n.report.text import EMPTY, Grid, amount, compared_notes, difference, interval, line_grid, p_text
 
@@ -108,8 +108,7 @@ def _keyed(
 
 
 def _leaves(record: RunRecord) -> dict[str, Any]:
-    config = {key: value for key, value in record.config.items() if key not in NEUTRAL_KEYS}
-    return {**flatten(config), **flatten({"cell": record.cell.model_dump()})}
+    return flatten(same_cell(record))
 
 
 def _pairs(sides: Sequence[Mapping[str, RunRecord]], rows: Mapping[str, Row]) -> Pairs:

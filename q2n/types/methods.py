@@ -43,6 +43,21 @@ class Baseline(Protocol):
     """A quantization method. :class:`q2n.baselines.base.LayerwiseBaseline` has defaults for all but one."""
 
     @property
+    def code_bits(self) -> int | float:
+        """Average bits of a weight's code: the ``bits`` of a cell's label and column."""
+        ...
+
+    @property
+    def columns_per_scale(self) -> int:
+        """The ``group_size`` of a cell; -1: scales belong to whole rows or to the matrix."""
+        ...
+
+    @property
+    def no_groups(self) -> str:
+        """Why a group size does not apply (``one scale per tensor``); empty: it does."""
+        ...
+
+    @property
     def stacks_rows(self) -> bool:
         """Whether rows are independent, so that layers sharing an input are solved as one problem."""
         ...

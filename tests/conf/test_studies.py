@@ -51,7 +51,7 @@ def test_a_study_composes_under_its_name_and_its_figures_have_their_keys(name):
     for figure in STUDIES[name].figures:
         keys = {HeatMap: ("x", "y"), Lines: ("x",)}.get(type(figure), ())
         for key in (getattr(figure, part) for part in keys):
-            assert key in flatten(cell.tree)
+            assert key in {**flatten(cell.tree), **cell.cell.model_dump()}
             assert key in axes(name), "a figure over something that the study does not vary"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from q2n.fingerprint import fingerprint
 from q2n.provenance import Provenance
 from q2n.record import Cell, EvaluationProtocol, Metric, RunRecord
+from q2n.schema import CellRef
 
 
 def make_protocol(**changes: Any) -> EvaluationProtocol:
@@ -47,6 +48,7 @@ def make_record(**changes: Any) -> RunRecord:
     labels = {key: changes.pop(key, value) for key, value in labels.items()}
     q2n = {"_target_": f"q2n.corrections.{labels['correction']}", **changes.pop("q2n_fields", {})}
     baseline = {"_target_": f"q2n.baselines.{labels['baseline']}", "bits": labels["bits"]}
+    baseline["group_size"] = labels["group_size"]
     config = {
         "name": "main",
         "results_dir": "results",
@@ -54,7 +56,7 @@ def make_record(**changes: Any) -> RunRecord:
         "baseline": {**baseline, **changes.pop("baseline_fields", {})},
         "q2n": q2n,
         "calibration": {"_target_": "q2n.data.wiki", "nsamples": 32, "seed": labels["seed"]},
-        **{key: labels[key] for key in ("bits", "group_size", "seed")},
+        "seed": labels["seed"],
         **changes.pop("config_fields", {}),
     }
     config = changes.pop("config", config)
@@ -73,6 +75,13 @@ def make_record(**changes: Any) -> RunRecord:
         "metrics": (make_metric(10.0, reference=8.0),),
     }
     return RunRecord(**{**fields, **changes})
+
+
+def make_ref(record: RunRecord | None = None, **changes: Any) -> CellRef:
+    """The cell of a record, finished or lost."""
+    record = record or make_record()
+    fields = {"name": record.name, "label": "m gptq", "axes": record.cell}
+    return CellRef(**{**fields, "configuration": record.config, "identity": record.identity, **changes})
 
 
 def seeded(correction: str, shift: float, seeds: int = 3, **changes: Any) -> list[RunRecord]:

@@ -68,11 +68,11 @@ def test_differences_read_well() -> None:
 
 
 def test_where_results_go_is_not_part_of_a_cell() -> None:
-    config = {"bits": 3, "results_dir": "a", "force": False, "tracking": {"mode": "offline"}, "name": "main"}
+    config = {"seed": 3, "results_dir": "a", "force": False, "tracking": {"mode": "offline"}, "name": "main"}
     moved = {**config, "results_dir": "b", "force": True, "tracking": {}, "name": "other"}
     assert identity(config, data="x") == identity(moved, data="x")
     assert fingerprint(identity(config, data="x")) != fingerprint(identity(config, data="y"))
-    assert fingerprint(identity({**config, "bits": 2})) != fingerprint(identity(config))
+    assert fingerprint(identity({**config, "seed": 2})) != fingerprint(identity(config))
 
 
 def test_missing_libraries_are_absent_and_nothing_is_imported() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from q2n.report.every_difference import MAIN, Line, main_lines
@@ -40,7 +41,8 @@ def draw(pairs: Sequence[Pair], title: str, metric: str | None = None) -> Figure
 
 def draw_overview(lines: Iterable[Line]) -> Figure | None:
     """The figure of :func:`main_lines`, bits below each other for every baseline."""
-    pairs = [line.pair for line in main_lines(lines)]
+    # at the usual settings, which need not be said
+    pairs = [replace(item.pair, row=replace(item.pair.row, settings=())) for item in main_lines(lines)]
     pairs.sort(key=lambda pair: pair.column.bits)
     baselines = list(dict.fromkeys(pair.row.baseline for pair in pairs))
     pairs.sort(key=lambda pair: (pair.row.model, baselines.index(pair.row.baseline)))

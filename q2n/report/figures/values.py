@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from q2n.fingerprint import flatten
 from q2n.record import Metric, RunRecord
 from q2n.report.figures.style import vary
 from q2n.report.lines import NO_CORRECTION, Row, in_order, observations, row_of
 from q2n.report.overview import StudyReport
-from q2n.report.settings import Settings
+from q2n.report.settings import Settings, values_by_key
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def points(report: StudyReport, keys: Sequence[str], metric: str | None) -> list
     """
     choose = chosen_metric(metric)
     labels, _ = observations(report.records)
-    leaves = [flatten(record.config) for record in report.records]
+    leaves = [values_by_key(record) for record in report.records]
     said = _said_by_axes(leaves, labels, keys)
     found: dict[tuple[Any, ...], list[tuple[RunRecord, Metric]]] = defaultdict(list)
     for record, tree, settings in zip(report.records, leaves, labels, strict=True):
