@@ -38,7 +38,7 @@ from q2n.objective import objective
 from q2n.outcomes import Command, ended, exit_code, show, track
 from q2n.plan.fit import misfit
 from q2n.preflight import config_folders, preflight
-from q2n.sweeps import VARIABLE, group_of, new_id, read_sweep
+from q2n.sweeps import VARIABLE, State, group_of, new_id, read_sweep
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -146,7 +146,7 @@ def _run_composed(composed: DictConfig, runtime: HydraConf) -> float | None:
         if outcome is None:
             supervisor.taken_up()
             outcome = run_cell(config, sweep, title, group, not _one_after_the_other(runtime), watch)
-    if outcome.decision == "busy":
+    if outcome.decision is State.BUSY:
         _busy.append((config, title, group))
     if outcome.record is None:
         return None

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from q2n.baselines.fields import Bits, GroupSize
 from q2n.evaluation.known import known_values
 from q2n.exceptions import ConfigurationError
-from q2n.fingerprint import NEUTRAL_KEYS, SOURCES, canonical_json, fingerprint, flatten
+from q2n.fingerprint import NEUTRAL_KEYS, SOURCES, canonical_json, flatten, relevant
 from q2n.models.spec import ModelSpec, Streaming
 from q2n.options import as_read, build, construct, did_you_mean, option, unread
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from q2n.data.sources import CalibrationOption
     from q2n.diagnostics.base import Diagnostics
     from q2n.evaluation.base import Evaluation
-    from q2n.schema import Cell
+    from q2n.schema import Cell, CellRef
     from q2n.tracking.base import Tracking
     from q2n.types import Baseline, Correction
 
@@ -167,8 +167,24 @@ class RunConfig:
 
     @property
     def key(self) -> str:
-        """Digest of the configuration alone, known before anything is looked up."""
-        return fingerprint({"config": self.tree})
+        """See :attr:`CellRef.key`."""
+        return self.ref().key
+
+    def ref(self, identity: Mapping[str, Any] | None = None) -> CellRef:
+        """The cell as it is spoken of.
+
+        Args:
+            identity: None: it is not known yet.
+        """
+        from q2n.schema import CellRef
+
+        return CellRef(
+            name=self.scalars.name,
+            label=self.label,
+            axes=self.cell,
+            configuration=self.tree,
+            identity=dict(identity or {"config": relevant(self.tree)}),
+        )
 
     @property
     def label(self) -> str:

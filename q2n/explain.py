@@ -21,7 +21,7 @@ from q2n.fingerprint import canonical_json, difference, flatten, library_version
 from q2n.options import did_you_mean
 from q2n.record import RunRecord, read_all
 from q2n.source_code import CHECKOUT
-from q2n.sweeps import FOLDER, Note, last_sweep, read_notes
+from q2n.sweeps import FOLDER, Note, State, last_sweep, read_notes
 
 _LINES = 8
 """Lines of one list without ``--all``."""
@@ -31,19 +31,6 @@ _CELLS = 3
 
 _KINDS = 3
 """Answers shown without ``--all``: with their lines about a screen."""
-
-_SENTENCES = {
-    "reused": "reused: a finished record with the same identity was there",
-    "computed": "computed: no finished record had this identity",
-    "forced": "computed again because force=true, although a finished record may have been there",
-    "failed": "failed: it left no record, so the next sweep runs it again (but with retry=none)",
-    "stopped": "stopped early by the sweeper: it would not have been among the best",
-    "unsupported": "not run: the method does not fit the model or the correction",
-    "interrupted": "interrupted by a signal: goes on from its checkpoint, if it has one",
-    "skipped": "left out on purpose",
-    "busy": "not run: another process is at it",
-    "started": "taken up, and not ended: at work still, or its process was killed",
-}
 
 
 def explain_last(results_dir: str | Path, everything: bool = False) -> str:
@@ -76,17 +63,17 @@ def explain_last(results_dir: str | Path, everything: bool = False) -> str:
 
 def _of_kind(answer: Sequence[str], cells: Sequence[Note], everything: bool) -> list[str]:
     """The cells with one answer, and the answer."""
-    named = [f"  {note.fingerprint}  {note.name}: {note.label}" for note in cells]
+    named = [f"  {note.ref.fingerprint}  {note.ref.name}: {note.ref.label}" for note in cells]
     shown = _limited(named, everything, _CELLS)
     return [f"{len(cells)} {answer[0]}", *shown, *_limited(answer[1:], everything)]
 
 
 def _answer(note: Note, neighbours: _Neighbours) -> tuple[str, ...]:
     lines = [
-        _SENTENCES.get(note.decision, note.decision),
+        note.decision.sentence,
         *(f"  {line}" for line in note.reason.splitlines()),
     ]
-    if note.decision in ("computed", "failed"):
+    if note.decision in (State.COMPUTED, State.FAILED):
         lines += neighbours.reasons(note)
     return tuple(lines)
 
@@ -102,13 +89,15 @@ class _Neighbours:
 
     def reasons(self, note: Note) -> list[str]:
         """What tells the cell from the nearest one, a line each."""
-        own = _leaves(note.identity)
-        others = ((len(own ^ leaves), key) for key, leaves in self._leaves.items() if key != note.fingerprint)
+        own = _leaves(note.ref.identity)
+        others = (
+            (len(own ^ leaves), key) for key, leaves in self._leaves.items() if key != note.ref.fingerprint
+        )
         _, nearest = min(others, default=(0, ""))
         if not nearest:
             return ["  there is no other record to compare it with"]
         record = self._records[nearest]
-        changes = _changes(record.identity, note.identity, self._results_dir)
+        changes = _changes(record.identity, note.ref.identity, self._results_dir)
         return [
             f"  from the nearest record, {_title(record)}, it differs in:",
             *(f"    {line}" for line in changes),
@@ -150,7 +139,7 @@ def explain_cell(results_dir: str | Path, prefix: str, everything: bool = False)
     """
     records, faults = read_all(results_dir)
     sweep = last_sweep(results_dir)
-    notes = {note.fingerprint: note for note in read_notes(results_dir, sweep.id)} if sweep else {}
+    notes = {note.ref.fingerprint: note for note in read_notes(results_dir, sweep.id)} if sweep else {}
     neighbours = _Neighbours(records, results_dir)
     by_fingerprint = {record.fingerprint: record for record in records}
     found = _match(prefix, {**notes, **by_fingerprint}, results_dir)
@@ -180,7 +169,7 @@ def _match(prefix: str, known: Mapping[str, Any], results_dir: str | Path) -> st
 
 def _title(cell: RunRecord | Note) -> str:
     if isinstance(cell, Note):
-        return f"{cell.name}: {cell.decision}, without a record"
+        return f"{cell.ref.name}: {cell.decision}, without a record"
     labels = cell.cell
     return (
         f"{cell.name}: {labels.model} {labels.baseline} q2n={labels.correction} bits={labels.bits} "

@@ -12,25 +12,21 @@ import socket
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from q2n.exceptions import Q2NError, RecordError
 from q2n.files import write_json_atomic
-from q2n.fingerprint import NEUTRAL_KEYS, plain
-from q2n.fingerprint import fingerprint as digest
+from q2n.fingerprint import plain, relevant
 from q2n.record import FILE_NAME as RECORD_NAME
 from q2n.record import read_versioned
-from q2n.schema import Cell, Tree
+from q2n.schema import CellRef
 from q2n.sweeps import now
-
-if TYPE_CHECKING:
-    from q2n.config import RunConfig
 
 FILE_NAME = "failure.json"
 LOG_NAME = "cell.log"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Failure(BaseModel):
@@ -45,14 +41,9 @@ class Failure(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
-    fingerprint: str = Field(pattern=r"^[0-9a-f]{16}$")
-    name: str
+    ref: CellRef
     created: str = Field(default_factory=now)
-    label: str
-    cell: Cell
-    config: Tree
     overrides: tuple[str, ...] = ()
-    identity: Tree
     error_type: str
     message: str
     traceback: str = ""
@@ -65,6 +56,19 @@ class Failure(BaseModel):
     exit_code: int = 1
     unexpected: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_1(cls, fields: Any) -> Any:
+        """Its description of the cell was among the other fields."""
+        if not isinstance(fields, Mapping) or "ref" in fields:
+            return fields
+        own = {"name", "label", "cell", "config", "identity", "fingerprint"}
+        ref = {
+            "axes" if key == "cell" else "configuration" if key == "config" else key: fields[key]
+            for key in own & fields.keys() - {"fingerprint"}
+        }
+        return {**{key: value for key, value in fields.items() if key not in own}, "ref": ref}
+
     @property
     def reason(self) -> str:
         """One line: ``NumericalError: ... (while block 3/30 mlp.down)``."""
@@ -72,40 +76,24 @@ class Failure(BaseModel):
         return f"{self.error_type}: {self.message}{while_}"
 
 
-def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that says what is computed."""
-    return {key: plain(value) for key, value in config.items() if key not in NEUTRAL_KEYS}
-
-
-def partial_identity(config: RunConfig) -> dict[str, Any]:
-    """What stands for a cell whose whole identity could not be found out (no weights, no text)."""
-    return {"config": relevant(config.tree)}
-
-
 def of_error(
     error: BaseException,
-    config: RunConfig,
-    identity: Mapping[str, Any],
+    ref: CellRef,
     *,
+    overrides: tuple[str, ...],
     sweep: str | None,
     stage: str,
     seconds: float,
 ) -> Failure:
     """The failure of a cell that raised ``error``."""
-    key = digest(identity)
     return Failure(
-        fingerprint=key,
-        name=config.scalars.name,
-        label=config.label,
-        cell=config.cell,
-        config=config.tree,
-        overrides=config.overrides,
-        identity=dict(identity),
+        ref=ref,
+        overrides=overrides,
         error_type=type(error).__name__,
         message=str(error).strip() or type(error).__name__,
         traceback="".join(traceback.format_exception(error)),
         stage=stage,
-        log=f"{config.scalars.name}/{key}/{LOG_NAME}",
+        log=log_of(ref),
         seconds=seconds,
         sweep=sweep,
         exit_code=error.exit_code if isinstance(error, Q2NError) else 1,
@@ -113,9 +101,14 @@ def of_error(
     )
 
 
-def folder_of(results_dir: str | Path, name: str, fingerprint: str) -> Path:
+def folder_of(results_dir: str | Path, ref: CellRef) -> Path:
     """Where everything about one cell is."""
-    return Path(results_dir) / name / fingerprint
+    return Path(results_dir) / ref.name / ref.fingerprint
+
+
+def log_of(ref: CellRef) -> str:
+    """Where a cell's log is, relative to the results folder."""
+    return f"{ref.name}/{ref.fingerprint}/{LOG_NAME}"
 
 
 def save(failure: Failure, results_dir: str | Path) -> Path:
@@ -124,7 +117,7 @@ def save(failure: Failure, results_dir: str | Path) -> Path:
     Raises:
         OSError: the folder cannot be written.
     """
-    path = folder_of(results_dir, failure.name, failure.fingerprint) / FILE_NAME
+    path = folder_of(results_dir, failure.ref) / FILE_NAME
     write_json_atomic(path, plain(failure.model_dump()))
     return path
 
@@ -138,27 +131,27 @@ def load(path: str | Path) -> Failure:
     return read_versioned(path, Failure, SCHEMA_VERSION, "failure")
 
 
-def find(results_dir: str | Path, name: str, fingerprint: str) -> Failure | None:
+def find(results_dir: str | Path, ref: CellRef) -> Failure | None:
     """The last try's failure, or ``None`` if the cell was not tried or succeeded.
 
     Raises:
         RecordError: there is a file and it cannot be read.
     """
-    path = folder_of(results_dir, name, fingerprint) / FILE_NAME
+    path = folder_of(results_dir, ref) / FILE_NAME
     return load(path) if path.exists() else None
 
 
-def of_config(results_dir: str | Path, name: str, config: Mapping[str, Any]) -> list[Failure]:
+def of_config(results_dir: str | Path, ref: CellRef) -> list[Failure]:
     """Every failure of a configuration, oldest first, whatever code, data or libraries it was tried with."""
-    wanted = relevant(config)
-    failures, _ = read_all(results_dir, name)
-    return [failure for failure in failures if relevant(failure.config) == wanted]
+    wanted = relevant(ref.configuration)
+    failures, _ = read_all(results_dir, ref.name)
+    return [failure for failure in failures if relevant(failure.ref.configuration) == wanted]
 
 
-def clear(results_dir: str | Path, name: str, config: Mapping[str, Any]) -> None:
+def clear(results_dir: str | Path, ref: CellRef) -> None:
     """Forget the failures of a configuration that now has a record."""
-    for failure in of_config(results_dir, name, config):
-        folder = folder_of(results_dir, name, failure.fingerprint)
+    for failure in of_config(results_dir, ref):
+        folder = folder_of(results_dir, failure.ref)
         (folder / FILE_NAME).unlink(missing_ok=True)
         if not (folder / RECORD_NAME).exists():  # of other code: nothing there is of use any more
             (folder / LOG_NAME).unlink(missing_ok=True)
@@ -176,5 +169,5 @@ def read_all(results_dir: str | Path, name: str | None = None) -> tuple[list[Fai
             failures.append(load(path))
         except RecordError as error:
             faults.append(str(error))
-    failures.sort(key=lambda failure: (failure.name, failure.created, failure.fingerprint))
+    failures.sort(key=lambda failure: (failure.ref.name, failure.created, failure.ref.fingerprint))
     return failures, faults

@@ -10,10 +10,10 @@ from typing import Any
 
 from q2n import failure as failures
 from q2n import lease, sweeps
-from q2n.failure import LOG_NAME, Failure, folder_of, relevant
-from q2n.fingerprint import fingerprint
+from q2n.failure import LOG_NAME, Failure, folder_of, log_of
+from q2n.fingerprint import fingerprint, relevant
 from q2n.progress import LOGGER as PROGRESS
-from q2n.sweeps import Note
+from q2n.sweeps import Note, State
 
 ERROR_TYPE = "Killed"
 UNKNOWN = "ended without a word, signal unknown"
@@ -27,18 +27,12 @@ def failure_of(note: Note, results_dir: str | Path, sweep: str, how: str) -> Fai
     Args:
         how: what is known of the process's end.
     """
-    folder = folder_of(results_dir, note.name, note.fingerprint)
     return Failure(
-        fingerprint=note.fingerprint,
-        name=note.name,
-        label=note.label,
-        cell=note.cell,
-        config=note.identity.get("config", {}),
-        identity=note.identity,
+        ref=note.ref,
         error_type=ERROR_TYPE,
         message=f"process {note.pid} on {note.host} {how}",
-        stage=last_stage(folder / LOG_NAME),
-        log=f"{note.name}/{note.fingerprint}/{LOG_NAME}",
+        stage=last_stage(folder_of(results_dir, note.ref) / LOG_NAME),
+        log=log_of(note.ref),
         host=note.host,
         pid=note.pid,
         sweep=sweep,
@@ -50,7 +44,7 @@ def give_up(note: Note, results_dir: str | Path, sweep: str, how: str) -> Failur
     failure = failure_of(note, results_dir, sweep, how)
     with contextlib.suppress(OSError):
         failures.save(failure, results_dir)
-    change = {"decision": "failed", "reason": failure.reason, "exit_code": failure.exit_code}
+    change = {"decision": State.FAILED, "reason": failure.reason, "exit_code": failure.exit_code}
     sweeps.leave_note(results_dir, sweep, note.model_copy(update=change))
     return failure
 
@@ -120,13 +114,13 @@ def last_tries(results_dir: str | Path) -> dict[str, str]:
     """When each configuration (:func:`key_of`) whose process was killed was last tried: cells that are better
     tried after all others."""
     found, _ = failures.read_all(results_dir)
-    tries = {key_of(it.config): it.created for it in found if it.error_type == ERROR_TYPE}
+    tries = {key_of(it.ref.configuration): it.created for it in found if it.error_type == ERROR_TYPE}
     # Where nobody was left to write a failure, as after a power cut, there is the lease of the dead.
     held = {path.parent.name for path in Path(results_dir).glob(f"*/*/{lease.PREFIX}*")}
     if held:
         for note in sweeps.all_notes(results_dir):
-            if note.fingerprint in held and note.decision == "started":
-                tries[key_of(note.identity.get("config", {}))] = note.created
+            if note.ref.fingerprint in held and note.decision is State.STARTED:
+                tries[key_of(note.ref.configuration)] = note.created
     return tries
 
 

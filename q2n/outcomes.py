@@ -7,11 +7,11 @@ the same exit code follow whoever ran them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from socket import gethostname
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from q2n import failure as failures
 from q2n import killed, lease
@@ -19,13 +19,13 @@ from q2n import record as records
 from q2n.exceptions import ConfigurationError, RecordError, StorageError
 from q2n.failure import Failure
 from q2n.files import FULL
-from q2n.fingerprint import fingerprint as digest
 from q2n.record import RunRecord
 from q2n.sweeper import Grid
 from q2n.sweeps import (
+    FINISHED,
     AnnouncedCell,
-    Decision,
     Note,
+    State,
     Sweep,
     announce,
     group_of,
@@ -38,13 +38,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from q2n.config import RunConfig
-    from q2n.schema import Cell
+    from q2n.schema import CellRef
     from q2n.supervisor import Death
 
-Result = Decision | Literal["missing"]
-"""``missing``: nobody took the cell up."""
-
-UNFINISHED = ("failed", "missing", "started", "interrupted", "busy")
+UNFINISHED = (State.FAILED, State.MISSING, State.STARTED, State.INTERRUPTED, State.BUSY)
 """Results that make a sweep fail; a cell that does not fit or was left out on purpose does not."""
 
 
@@ -53,20 +50,13 @@ class Outcome:
     """One cell. ``failure`` is what was left of the last try where that one did not succeed; ``reason`` is
     why there is no record."""
 
-    label: str
-    decision: Result
+    ref: CellRef
+    decision: State
     results_dir: str
     record: RunRecord | None = None
     failure: Failure | None = None
     reason: str = ""
     exit_code: int = 0
-    cell: Cell | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def word(self) -> str:
-        """What stands in the table where there is no value."""
-        return {"failed": "failed", "unsupported": "does not fit"}.get(self.decision, "not run")
 
     @property
     def why(self) -> str:
@@ -120,7 +110,7 @@ class Command:
             (folder, note) for folder, note in notes if (note.pid, note.host) == (death.pid, gethostname())
         ]
         for folder, note in left:
-            if note.decision == "started":
+            if note.decision is State.STARTED:
                 killed.give_up(note, folder, self.sweep, death.how)
         return bool(left)
 
@@ -145,20 +135,13 @@ class Command:
             return []
         notes = {folder: read_notes(folder, self.sweep) for folder in self.folders}
         if not self.complete:
-            return [
-                replace(
-                    _of_note(note, folder, self.sweep), cell=note.cell, config=note.identity.get("config", {})
-                )
-                for folder, found in notes.items()
-                for note in found
-            ]
-        by_key = {(folder, note.key): note for folder, found in notes.items() for note in found}
+            return [_of_note(note, folder, self.sweep) for folder, found in notes.items() for note in found]
+        by_key = {(folder, note.ref.key): note for folder, found in notes.items() for note in found}
         outcomes = []
         for config in self.cells:
             folder = config.scalars.results_dir
             note = by_key.get((folder, config.key))
-            outcome = _of_note(note, folder, self.sweep) if note else _missing(config)
-            outcomes.append(replace(outcome, cell=config.cell, config=config.tree))
+            outcomes.append(_of_note(note, folder, self.sweep) if note else _missing(config))
         return outcomes
 
 
@@ -166,20 +149,14 @@ def ended(config: RunConfig, sweep: str) -> Outcome | None:
     """The outcome of a cell that this command has come to the end of before."""
     folder = config.scalars.results_dir
     note = read_note(folder, sweep, config.key)
-    done = note is not None and note.decision not in ("started", "busy", "interrupted")
+    done = note is not None and note.decision not in (State.STARTED, State.BUSY, State.INTERRUPTED)
     return _of_note(note, folder, sweep) if note is not None and done else None
 
 
 def _misfit_note(config: RunConfig, error: ConfigurationError) -> Note:
-    identity = failures.partial_identity(config)
     return Note(
-        key=config.key,
-        label=config.label,
-        name=config.scalars.name,
-        fingerprint=digest(identity),
-        cell=config.cell,
-        decision="unsupported",
-        identity=identity,
+        ref=config.ref(),
+        decision=State.UNSUPPORTED,
         reason=f"{type(error).__name__}: {error}",
         exit_code=error.exit_code,
     )
@@ -189,36 +166,38 @@ def _of_note(note: Note, results_dir: str, sweep: str) -> Outcome:
     record = failure = None
     reason = note.reason
     try:
-        if note.decision == "failed":
-            failure = failures.find(results_dir, note.name, note.fingerprint)
-        elif note.decision in ("reused", "computed", "forced"):
-            record = records.look_up(results_dir, note.name, note.fingerprint)
+        if note.decision is State.FAILED:
+            failure = failures.find(results_dir, note.ref)
+        elif note.decision in FINISHED:
+            record = records.look_up(results_dir, note.ref.name, note.ref.fingerprint)
     except RecordError as error:
         reason = str(error)
-    if note.decision == "started":
+    if note.decision is State.STARTED:
         return _of_silent(note, results_dir, sweep)
-    if note.decision == "interrupted":
+    if note.decision is State.INTERRUPTED:
         reason = "interrupted by a signal; the same command goes on with it"
-    if record is None and note.decision in ("reused", "computed", "forced"):
-        return Outcome(note.label, "missing", results_dir, reason=reason or "its record is gone", exit_code=1)
-    return Outcome(note.label, note.decision, results_dir, record, failure, reason, note.exit_code)
+    if record is None and note.decision in FINISHED:
+        return Outcome(
+            note.ref, State.MISSING, results_dir, reason=reason or "its record is gone", exit_code=1
+        )
+    return Outcome(note.ref, note.decision, results_dir, record, failure, reason, note.exit_code)
 
 
 def _of_silent(note: Note, results_dir: str, sweep: str) -> Outcome:
     """A cell that was taken up and of whose end nothing is known: its process lives, or was killed."""
     who = f"process {note.pid} on {note.host}"
-    folder = failures.folder_of(results_dir, note.name, note.fingerprint)
+    folder = failures.folder_of(results_dir, note.ref)
     if not lease.abandoned(folder):
         held = lease.holder_of(folder) is not None
         reason = f"{who} is at work still, or was killed" if held else f"{who} was interrupted"
-        return Outcome(note.label, "started", results_dir, reason=reason, exit_code=1)
+        return Outcome(note.ref, State.STARTED, results_dir, reason=reason, exit_code=1)
     failure = killed.give_up(note, results_dir, sweep, killed.UNKNOWN)
-    return Outcome(note.label, "failed", results_dir, failure=failure, reason=failure.reason, exit_code=1)
+    return Outcome(note.ref, State.FAILED, results_dir, failure=failure, reason=failure.reason, exit_code=1)
 
 
 def _missing(config: RunConfig) -> Outcome:
     reason = "the command ended before this cell's turn"
-    return Outcome(config.label, "missing", config.scalars.results_dir, reason=reason, exit_code=1)
+    return Outcome(config.ref(), State.MISSING, config.scalars.results_dir, reason=reason, exit_code=1)
 
 
 def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
@@ -227,7 +206,7 @@ def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
     In a sweep, cells whose parts do not fit each other are expected and only listed; a command that asked for
     nothing else fails.
     """
-    if outcomes and all(outcome.decision == "unsupported" for outcome in outcomes):
+    if outcomes and all(outcome.decision is State.UNSUPPORTED for outcome in outcomes):
         return ConfigurationError.exit_code
     if multirun:
         return int(any(outcome.decision in UNFINISHED for outcome in outcomes))
@@ -247,9 +226,9 @@ def show(outcomes: Sequence[Outcome]) -> bool:
     console, complaints = Console(), Console(stderr=True)
     finished = [outcome.record for outcome in outcomes if outcome.record is not None]
     unfinished = [
-        Unfinished(outcome.cell, outcome.config, outcome.word, outcome.failure)
+        Unfinished(outcome.ref.axes, outcome.ref.configuration, outcome.decision.word, outcome.failure)
         for outcome in outcomes
-        if outcome.record is None and outcome.cell is not None
+        if outcome.record is None
     ]
     if finished:
         print_report(finished, console, unfinished)
@@ -277,8 +256,8 @@ def track(command: Command, outcomes: Sequence[Outcome]) -> None:
 
 
 def _complain(outcome: Outcome, complaints: Console, alone: bool) -> None:
-    kind = {"failed": "FAILED", "started": "FAILED", "stopped": "stopped"}.get(outcome.decision, "not run")
-    _say(complaints, f"{kind}: {outcome.label}: {outcome.why}")
+    loud = {State.FAILED: "FAILED", State.STARTED: "FAILED", State.STOPPED: "stopped"}
+    _say(complaints, f"{loud.get(outcome.decision, 'not run')}: {outcome.ref.label}: {outcome.why}")
     if outcome.failure is None:
         return
     # A mistake that is explained needs no traceback; of any other a lone cell shows it, a sweep says where.

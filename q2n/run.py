@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q2n import failure as failures
-from q2n import fingerprint as fingerprints
 from q2n import lease, source_code
 from q2n import record as records
 from q2n.cell_log import CellLog
@@ -26,7 +25,7 @@ from q2n.plan.out_of_memory import explained
 from q2n.progress import CellProgress
 from q2n.record import RunRecord
 from q2n.source_code import CHECKOUT
-from q2n.sweeps import Decision, Note, leave_note
+from q2n.sweeps import Note, State, leave_note
 
 if TYPE_CHECKING:
     from q2n.pipeline import Watch
@@ -54,8 +53,8 @@ def run_cell(
     """
     cell = _Cell(config, sweep, title or config.label, watch)
     try:
-        cell.note("started")
-        cell.identity = identify(config)
+        cell.note(State.STARTED)
+        cell.ref = config.ref(identify(config))
         outcome = cell.settled()
         return outcome or cell.run(wait, group)
     except KeyboardInterrupt:
@@ -73,26 +72,24 @@ class _Cell:
         self._log: CellLog | None = None
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
         self._ended = False
-        self.identity = failures.partial_identity(config)  # until the whole one is known
-
-    @property
-    def _key(self) -> str:
-        return fingerprints.fingerprint(self.identity)
+        self.ref = config.ref()  # until the whole identity is known
 
     def settled(self) -> Outcome | None:
         """The outcome where nothing is to be computed."""
         record = self._record()
         if record is not None:
-            return self.finished("reused", record)
+            return self.finished(State.REUSED, record)
         scalars = self._config.scalars
         if scalars.retry == "all":
             return None
-        before = failures.of_config(scalars.results_dir, scalars.name, self._config.tree)
+        before = failures.of_config(scalars.results_dir, self.ref)
         tried = bool(before) or lease.holder_of(self._folder) is not None
         if scalars.retry == "failed" and not tried:
-            return self._give("skipped", reason="it did not fail before, and retry=failed runs just those")
+            return self._give(
+                State.SKIPPED, reason="it did not fail before, and retry=failed runs just those"
+            )
         if scalars.retry == "none" and before:
-            return self._give("failed", failure=before[-1])
+            return self._give(State.FAILED, failure=before[-1])
         return None
 
     def run(self, wait: bool, group: str | None) -> Outcome:
@@ -101,7 +98,7 @@ class _Cell:
         while (held := watch.take(self._folder)) is None:
             said = f"{lease.holder_of(self._folder) or 'another process'} works on it"
             if not wait:
-                return self._give("busy", reason=said, code=1)
+                return self._give(State.BUSY, reason=said, code=1)
             if said != before:
                 print(f"{self._title}: waiting, {said}", file=sys.stderr)
                 before = said
@@ -109,27 +106,27 @@ class _Cell:
         with held:
             record = self._record()  # whoever held the lease before may have finished
             if record is not None:
-                return self.finished("reused", record)
+                return self.finished(State.REUSED, record)
             record = self._computed()
-        outcome = self.finished("forced" if self._config.scalars.force else "computed", record)
+        outcome = self.finished(State.FORCED if self._config.scalars.force else State.COMPUTED, record)
         self._config.tracking.log_run(record, group)
         return outcome
 
     def _record(self) -> RunRecord | None:
         scalars = self._config.scalars
-        record = records.find(scalars.results_dir, scalars.name, self._key)
+        record = records.find(scalars.results_dir, scalars.name, self.ref.fingerprint)
         # forced: only what was made since, by a process that was at it already
         return record if record and (not scalars.force or record.created > self._began) else None
 
     def _computed(self) -> RunRecord:
-        self.note("started")
-        self._log = CellLog(self._folder / failures.LOG_NAME, self._config.label)
+        self.note(State.STARTED)
+        self._log = CellLog(self._folder / failures.LOG_NAME, self.ref.label)
         with self._log:
             with CellProgress(self._title) as bar:
                 bar.begin("load")
                 from q2n.cell import compute  # takes seconds, so the bar is shown before
 
-                record = compute(self._config, self.identity, bar, self._watch)
+                record = compute(self._config, self.ref.identity, bar, self._watch)
             self._save(record)
             with contextlib.suppress(OSError):  # a help for explaining, no part of the result
                 source_code.keep(CHECKOUT.of_cell(self._config.tree), self._config.scalars.results_dir)
@@ -156,42 +153,46 @@ class _Cell:
 
     @property
     def _folder(self) -> Path:
-        scalars = self._config.scalars
-        return failures.folder_of(scalars.results_dir, scalars.name, self._key)
+        return failures.folder_of(self._config.scalars.results_dir, self.ref)
 
-    def finished(self, decision: Decision, record: RunRecord) -> Outcome:
+    def finished(self, decision: State, record: RunRecord) -> Outcome:
         scalars = self._config.scalars
         with contextlib.suppress(OSError):
-            failures.clear(scalars.results_dir, scalars.name, self._config.tree)
+            failures.clear(scalars.results_dir, self.ref)
         discard(records.checkpoint_folder(scalars.results_dir, scalars.name, record.fingerprint))
         return self._give(decision, record)
 
     def interrupted(self) -> None:
         if not self._ended:
-            self.note("interrupted")
+            self.note(State.INTERRUPTED)
 
     def failed(self, error: Exception) -> Outcome:
-        error = explained(error, self._config, self.identity)
+        error = explained(error, self._config, self.ref.identity)
         stage, seconds = (self._log.stage, self._log.seconds) if self._log else ("identify", 0.0)
         failure = failures.of_error(
-            error, self._config, self.identity, sweep=self._sweep, stage=stage, seconds=seconds
+            error,
+            self.ref,
+            overrides=self._config.overrides,
+            sweep=self._sweep,
+            stage=stage,
+            seconds=seconds,
         )
         if isinstance(error, UnsupportedError):
-            return self._give("unsupported", failure=failure)
+            return self._give(State.UNSUPPORTED, failure=failure)
         if isinstance(error, StoppedEarly):
             discard(
                 records.checkpoint_folder(
-                    self._config.scalars.results_dir, self._config.scalars.name, self._key
+                    self._config.scalars.results_dir, self.ref.name, self.ref.fingerprint
                 )
             )
-            return self._give("stopped", reason=str(error))
+            return self._give(State.STOPPED, reason=str(error))
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             failures.save(failure, self._config.scalars.results_dir)
-        return self._give("failed", failure=failure)
+        return self._give(State.FAILED, failure=failure)
 
     def _give(
         self,
-        decision: Decision,
+        decision: State,
         record: RunRecord | None = None,
         failure: Failure | None = None,
         reason: str = "",
@@ -202,24 +203,13 @@ class _Cell:
         self.note(decision, reason, code)
         self._ended = True
         folder = self._config.scalars.results_dir
-        return Outcome(self._config.label, decision, folder, record, failure, reason, code)
+        return Outcome(self.ref, decision, folder, record, failure, reason, code)
 
-    def note(self, decision: Decision, reason: str = "", code: int = 0) -> None:
+    def note(self, decision: State, reason: str = "", code: int = 0) -> None:
         if self._sweep is None:
             return
-        config = self._config
-        note = Note(
-            key=config.key,
-            label=config.label,
-            name=config.scalars.name,
-            fingerprint=self._key,
-            cell=config.cell,
-            decision=decision,
-            identity=self.identity,
-            reason=reason,
-            exit_code=code,
-        )
-        leave_note(config.scalars.results_dir, self._sweep, note)
+        note = Note(ref=self.ref, decision=decision, reason=reason, exit_code=code)
+        leave_note(self._config.scalars.results_dir, self._sweep, note)
 
 
 def _saved_elsewhere(record: RunRecord, results_dir: str) -> str:

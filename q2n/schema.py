@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -239,6 +240,31 @@ class Cell(_Frozen):
     bits: int | float
     group_size: int
     seed: int
+
+
+class CellRef(_Frozen):
+    """A cell wherever it is spoken of: in notes, failures, outcomes and plans.
+
+    ``name`` is the experiment its record belongs to, ``label`` what progress lines call it, ``axes`` its
+    place in the tables. ``identity`` is everything that can change its number; before weights and text have
+    been looked up, only the configuration.
+    """
+
+    name: str
+    label: str
+    axes: Cell
+    configuration: Tree
+    identity: Tree
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the identity: the folder of the record."""
+        return digest(self.identity)
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the configuration alone, known before anything is looked up."""
+        return digest({"config": self.configuration})
 
 
 class RunRecord(_Frozen):

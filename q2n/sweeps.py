@@ -13,30 +13,61 @@ import re
 import shutil
 import socket
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from q2n.files import write_json_atomic
 from q2n.fingerprint import plain
-from q2n.schema import Cell
+from q2n.schema import CellRef
 
-Decision = Literal[
-    "reused",
-    "computed",
-    "forced",
-    "failed",
-    "unsupported",
-    "skipped",
-    "stopped",
-    "started",
-    "interrupted",
-    "busy",
-]
-"""``skipped``: left out on purpose (``retry``). ``stopped``: by a sweeper that saw enough. ``started`` and
-``busy`` (another process is at it) are replaced when the cell ends; where ``started`` stays, the process was
-killed."""
+
+class State(StrEnum):
+    """What became of a cell, or would become of it.
+
+    ``word`` stands in its place in a table without a value, ``sentence`` is for explaining. ``started`` and
+    ``busy`` are replaced when the cell ends; where ``started`` stays, the process was killed.
+    """
+
+    word: str
+    sentence: str
+
+    def __new__(cls, value: str, sentence: str = "", word: str = "not run") -> State:
+        state = str.__new__(cls, value)
+        state._value_, state.sentence, state.word = value, sentence or value, word
+        return state
+
+    REUSED = "reused", "reused: a finished record with the same identity was there"
+    COMPUTED = "computed", "computed: no finished record had this identity"
+    FORCED = (
+        "forced",
+        "computed again because force=true, although a finished record may have been there",
+    )
+    FAILED = (
+        "failed",
+        "failed: it left no record, so the next sweep runs it again (but with retry=none)",
+        "failed",
+    )
+    UNSUPPORTED = (
+        "unsupported",
+        "not run: the method does not fit the model or the correction",
+        "does not fit",
+    )
+    SKIPPED = "skipped", "left out on purpose"  # retry
+    STOPPED = "stopped", "stopped early by the sweeper: it would not have been among the best"
+    STARTED = "started", "taken up, and not ended: at work still, or its process was killed"
+    INTERRUPTED = "interrupted", "interrupted by a signal: goes on from its checkpoint, if it has one"
+    BUSY = "busy", "not run: another process is at it"
+    MISSING = "missing", "nobody took it up"
+    # of a plan only
+    TO_RUN = "to run"
+    FAILED_BEFORE = "failed before"
+    CANNOT_RUN = "cannot run"
+
+
+FINISHED = (State.REUSED, State.COMPUTED, State.FORCED)
+"""States of cells with a record."""
 
 FOLDER = "sweeps"
 ANNOUNCEMENT = "sweep.json"
@@ -57,16 +88,11 @@ class _Frozen(BaseModel):
 
 
 class Note(_Frozen):
-    """What was decided about one cell. ``key`` is the digest of its configuration, known before its
-    fingerprint is; ``reason`` says why there is no record; ``exit_code`` is that of a command for just it."""
+    """What was decided about one cell. ``reason`` says why there is no record; ``exit_code`` is that of a
+    command for just it."""
 
-    key: str
-    label: str
-    name: str
-    fingerprint: str
-    cell: Cell
-    decision: Decision
-    identity: dict[str, Any]
+    ref: CellRef
+    decision: State
     reason: str = ""
     exit_code: int = 0
     host: str = Field(default_factory=socket.gethostname)
@@ -121,7 +147,7 @@ UNWRITTEN: dict[Path, Note] = {}
 def leave_note(results_dir: str | Path, sweep: str, note: Note) -> None:
     """Remember a decision; an earlier one on this cell is replaced. A note is not worth a finished cell: one
     that cannot be written is kept in :data:`UNWRITTEN`."""
-    path = (Path(results_dir) / FOLDER / sweep / f"{note.key}.json").absolute()
+    path = (Path(results_dir) / FOLDER / sweep / f"{note.ref.key}.json").absolute()
     try:
         write_json_atomic(path, plain(note.model_dump()))
         UNWRITTEN.pop(path, None)
@@ -151,7 +177,7 @@ def _read_all(folder: Path) -> list[Note]:
     paths = {path for path in folder.glob("*.json") if path.name != ANNOUNCEMENT}
     paths |= {path for path in UNWRITTEN if path.parent == folder}
     notes = [note for path in paths if (note := _read(path))]
-    return sorted(notes, key=lambda note: (note.created, note.key))
+    return sorted(notes, key=lambda note: (note.created, note.ref.key))
 
 
 def _read(path: Path) -> Note | None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from q2n import failure as failures
 from q2n.config import RunConfig
-from q2n.fingerprint import fingerprint
 from q2n.killed import ERROR_TYPE, give_up
-from q2n.sweeps import VARIABLE, Note, leave_note, read_note
+from q2n.sweeps import VARIABLE, Note, State, leave_note, read_note
 
 
 def record_loss(composed: DictConfig, reason: str) -> None:
@@ -28,20 +26,7 @@ def record_loss(composed: DictConfig, reason: str) -> None:
         return
     note = read_note(folder, sweep, config.key)
     if note is None:
-        lost = {"decision": "failed", "reason": f"{ERROR_TYPE}: {reason}", "exit_code": 1}
-        leave_note(folder, sweep, _never_taken_up(config).model_copy(update=lost))
-    elif note.decision == "started":
+        why = f"{ERROR_TYPE}: {reason}"
+        leave_note(folder, sweep, Note(ref=config.ref(), decision=State.FAILED, reason=why, exit_code=1))
+    elif note.decision is State.STARTED:
         give_up(note, folder, sweep, f"ended without a word: {reason}")
-
-
-def _never_taken_up(config: RunConfig) -> Note:
-    identity = failures.partial_identity(config)
-    return Note(
-        key=config.key,
-        label=config.label,
-        name=config.scalars.name,
-        fingerprint=fingerprint(identity),
-        cell=config.cell,
-        decision="started",
-        identity=identity,
-    )

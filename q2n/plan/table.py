@@ -11,7 +11,6 @@ from q2n import failure as failures
 from q2n import lease
 from q2n import record as records
 from q2n.exceptions import Q2NError, RecordError
-from q2n.fingerprint import fingerprint
 from q2n.identity import identify
 from q2n.plan.disk import disk
 from q2n.plan.fit import misfit
@@ -20,24 +19,26 @@ from q2n.plan.memory import Memory, predict
 from q2n.plan.remedies import GIB, advice, fits, size
 from q2n.plan.time import Duration, Past, duration, read_past
 from q2n.plan.workload import workload
+from q2n.sweeps import State
 
 if TYPE_CHECKING:
     from q2n.config import RunConfig
+    from q2n.schema import CellRef
 
 MARKS = {"records": "", "scaled": " *", "estimate": " ?"}
 """Beside a time: where it comes from."""
 
-RUN = ("to run", "failed before", "forced")
+RUN = (State.TO_RUN, State.FAILED_BEFORE, State.FORCED)
 """States of cells that would be computed."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One cell. ``state``: reused, one of :data:`RUN`, busy, skipped, pruned, or ``cannot run``; ``why`` for
-    the last four; the predictions are there for cells that would be computed."""
+    """One cell. ``why`` is for states outside of :data:`RUN`; the predictions are there for cells that would
+    be computed."""
 
-    label: str
-    state: str
+    ref: CellRef
+    state: State
     why: str = ""
     memory: Memory | None = None
     disk: float | None = None
@@ -57,23 +58,24 @@ def plan(cells: Sequence[RunConfig]) -> list[Planned]:
 def _planned(config: RunConfig, past: Sequence[Past]) -> Planned:
     error = misfit(config)
     if error is not None:
-        return Planned(config.label, "pruned", str(error))
+        return Planned(config.ref(), State.UNSUPPORTED, str(error))
     try:
-        identity = identify(config)
-        state, why = _state(config, fingerprint(identity))
+        ref = config.ref(identify(config))
+        hardware = ref.identity["hardware"]
+        state, why = _state(config, ref)
         if state not in RUN:
-            return Planned(config.label, state, why)
-        work = workload(config, config.model.shapes(download=True), identity["hardware"])
+            return Planned(ref, state, why)
+        work = workload(config, config.model.shapes(download=True), hardware)
     except Q2NError as error:
-        return Planned(config.label, "cannot run", f"{type(error).__name__}: {error}")
+        return Planned(config.ref(), State.CANNOT_RUN, f"{type(error).__name__}: {error}")
     memory, there = predict(work), (host_memory(), device_memory(work.device))
     return Planned(
-        config.label,
+        ref,
         state,
         why,
         memory,
         disk(work, config),
-        duration(config, work, identity["hardware"], past),
+        duration(config, work, hardware, past),
         "" if fits(memory, *there) else _too_large(memory, there, advice(work, *there)),
     )
 
@@ -88,24 +90,24 @@ def _too_large(memory: Memory, there: tuple[int | None, int | None], help_: str)
     return f"needs {' and '.join(parts)}; {help_}"
 
 
-def _state(config: RunConfig, key: str) -> tuple[str, str]:
+def _state(config: RunConfig, ref: CellRef) -> tuple[State, str]:
     scalars = config.scalars
-    folder = failures.folder_of(scalars.results_dir, scalars.name, key)
+    folder = failures.folder_of(scalars.results_dir, ref)
     try:
-        finished = records.look_up(scalars.results_dir, scalars.name, key) is not None
+        finished = records.look_up(scalars.results_dir, ref.name, ref.fingerprint) is not None
     except RecordError as error:
-        return "cannot run", str(error)
+        return State.CANNOT_RUN, str(error)
     if finished:
-        return ("forced", "") if scalars.force else ("reused", "")
+        return State.FORCED if scalars.force else State.REUSED, ""
     holder = lease.holder_of(folder)
     if holder is not None and not lease.abandoned(folder):
-        return "busy", f"{holder} works on it"
-    before = failures.of_config(scalars.results_dir, scalars.name, config.tree)
+        return State.BUSY, f"{holder} works on it"
+    before = failures.of_config(scalars.results_dir, ref)
     if scalars.retry == "failed" and not before and holder is None:
-        return "skipped", "it did not fail before, and retry=failed runs just those"
+        return State.SKIPPED, "it did not fail before, and retry=failed runs just those"
     if scalars.retry == "none" and before:
-        return "skipped", f"retry=none, and it failed before: {before[-1].reason}"
-    return ("failed before", before[-1].reason) if before else ("to run", "")
+        return State.SKIPPED, f"retry=none, and it failed before: {before[-1].reason}"
+    return (State.FAILED_BEFORE, before[-1].reason) if before else (State.TO_RUN, "")
 
 
 def show_plan(cells: Sequence[Planned], complete: bool) -> int:
@@ -126,7 +128,7 @@ def show_plan(cells: Sequence[Planned], complete: bool) -> int:
     console.print(table)
     for line in _notes(cells, complete):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return int(any(cell.too_large or cell.state == "cannot run" for cell in cells))
+    return int(any(cell.too_large or cell.state is State.CANNOT_RUN for cell in cells))
 
 
 def _row(cell: Planned, on_device: bool) -> list[str]:
@@ -135,7 +137,7 @@ def _row(cell: Planned, on_device: bool) -> list[str]:
     memory, time = cell.memory, cell.time
     device = size(memory.device) if memory and memory.device is not None else ""
     return [
-        escape(cell.label),
+        escape(cell.ref.label),
         "[red]does not fit[/]" if cell.too_large else cell.state,
         size(memory.host) if memory else "",
         *((device,) if on_device else ()),
@@ -146,8 +148,8 @@ def _row(cell: Planned, on_device: bool) -> list[str]:
 
 def _notes(cells: Sequence[Planned], complete: bool) -> list[str]:
     counts = Counter(cell.state for cell in cells)
-    lines = [f"{cell.state}: {cell.label}: {cell.why}" for cell in cells if cell.why]
-    lines += [f"DOES NOT FIT: {cell.label}: {cell.too_large}" for cell in cells if cell.too_large]
+    lines = [f"{cell.state}: {cell.ref.label}: {cell.why}" for cell in cells if cell.why]
+    lines += [f"DOES NOT FIT: {cell.ref.label}: {cell.too_large}" for cell in cells if cell.too_large]
     seconds = sum(cell.time.seconds for cell in cells if cell.time)
     largest = max((cell.memory.host for cell in cells if cell.memory), default=0)
     lines.append("cells    " + ", ".join(f"{count} {state}" for state, count in counts.items()))

@@ -68,7 +68,7 @@ def _section(item: Item) -> Mapping[str, Any]:
 
 def _weights(item: Item) -> Mapping[str, Any]:
     """What identifies the weights; empty where that is not known."""
-    source = item if isinstance(item, RunRecord) else item.failure
+    source = item if isinstance(item, RunRecord) else item.failure and item.failure.ref
     weights: Mapping[str, Any] = source.identity.get("weights", {}) if source else {}
     return weights
 

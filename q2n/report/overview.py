@@ -90,7 +90,7 @@ def gather(
         study_report(
             item,
             [record for record in records if record.name == item],
-            [cell for cell in unfinished if cell.failure and cell.failure.name == item],
+            [cell for cell in unfinished if cell.failure and cell.failure.ref.name == item],
             studies.get(item),
             experiments.published,
         )

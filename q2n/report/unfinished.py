@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from q2n.schema import Cell, RunRecord
+from q2n.sweeps import State
 
 if TYPE_CHECKING:
     from q2n.failure import Failure
@@ -25,7 +26,7 @@ class Unfinished:
 
 def failed(failures: Iterable[Failure]) -> list[Unfinished]:
     """Cells whose last try left a failure."""
-    return [Unfinished(failure.cell, failure.config, "failed", failure) for failure in failures]
+    return [Unfinished(item.ref.axes, item.ref.configuration, State.FAILED.word, item) for item in failures]
 
 
 def by_group(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from helpers.records import make_record, seeded
+from helpers.records import make_record, make_ref, seeded
 
 from q2n import failure as failures
 from q2n.failure import Failure
@@ -39,16 +39,12 @@ def study(**changes: Any) -> Study:
 
 def failed(**changes: Any) -> Failure:
     lost = make_record(**changes)
+    ref = make_ref(lost, label="lost")
     return Failure(
-        fingerprint="f" * 16,
-        name=lost.name,
-        label="lost",
-        cell=lost.cell,
-        config=lost.config,
-        identity=lost.identity,
+        ref=ref,
         error_type="NumericalError",
         message="not <positive> definite",
-        log=f"{lost.name}/{'f' * 16}/cell.log",
+        log=failures.log_of(ref),
         created="2026-01-01T00:00:00+00:00",
     )
 

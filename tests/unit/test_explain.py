@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import ROOT
-from helpers.records import make_record
+from helpers.records import make_record, make_ref
 
 from q2n import explain, record, source_code, sweeps
 from q2n.fingerprint import library_versions
@@ -23,12 +23,9 @@ def identity(bits: int, **changes: object) -> dict[str, object]:
     return {"config": config, "code": code, "versions": library_versions(), **changes}
 
 
-def note(
-    cell: str, decision: sweeps.Decision, found: dict[str, object] | None = None, **changes: object
-) -> Note:
-    fields = {"key": cell, "label": "tiny gptq", "name": "main", "fingerprint": cell, "identity": found or {}}
-    fields["cell"] = make_record().cell
-    return Note(**{**fields, "decision": decision, **changes})
+def note(decision: str, found: dict[str, object] | None = None, **changes: object) -> Note:
+    ref = make_ref(label="tiny gptq", identity=found or {}, configuration=(found or {}).get("config", {}))
+    return Note(ref=ref, decision=sweeps.State(decision), **changes)
 
 
 def leave(folder: Path, *notes: Note, sweep: str = "s1", asked: int | None = None) -> None:
@@ -45,9 +42,9 @@ def test_last_says_which_keys_made_a_cell_new(tmp_path: Path, capsys: pytest.Cap
         record.save(item, tmp_path)
     leave(
         tmp_path,
-        note("f" * 16, "computed", identity(3)),
-        note("e" * 16, "reused", identity(4)),
-        note("d" * 16, "failed", identity(5), reason="NumericalError: no"),
+        note("computed", identity(3)),
+        note("reused", identity(4)),
+        note("failed", identity(5), reason="NumericalError: no"),
         asked=5,
     )
     assert explain.main(["last", "--results", str(tmp_path)]) == 0
@@ -57,7 +54,7 @@ def test_last_says_which_keys_made_a_cell_new(tmp_path: Path, capsys: pytest.Cap
     assert f"versions.torch 2.0 -> {library_versions()['torch']}" in out
     assert f"from the nearest record, {old.name}" in out
     assert "1 reused" in out
-    assert "e" * 16 + "  main: tiny gptq" in out
+    assert note("reused", identity(4)).ref.fingerprint + "  main: tiny gptq" in out
     assert "  NumericalError: no" in out
 
 
@@ -76,7 +73,7 @@ def test_changed_code_is_named_by_module_and_function(tmp_path: Path) -> None:
     record.save(
         make_record(identity={**identity(9), "config": {"far": 1, "off": 2}, "versions": {}}), tmp_path
     )
-    leave(tmp_path, note("f" * 16, "computed", identity(2)))
+    leave(tmp_path, note("computed", identity(2)))
     assert "    code: q2n.linalg: row_dots\n" in explain.explain_last(tmp_path) + "\n"
 
 
@@ -84,7 +81,7 @@ def test_a_version_without_digests_by_function_is_said_to_be_one(tmp_path: Path)
     old = {**identity(2), "sources": {"q2n/linalg.py": "0" * 64}}
     del old["code"]
     record.save(make_record(identity=old), tmp_path)
-    leave(tmp_path, note("f" * 16, "computed", identity(2)))
+    leave(tmp_path, note("computed", identity(2)))
     out = explain.explain_last(tmp_path)
     assert "of a version that kept no digests by function" in out
     assert "sources" not in out
@@ -92,12 +89,12 @@ def test_a_version_without_digests_by_function_is_said_to_be_one(tmp_path: Path)
 
 def test_a_large_sweep_is_explained_on_one_screen(tmp_path: Path) -> None:
     record.save(make_record(identity=identity(2)), tmp_path)
-    cells = [note(f"{number:016x}", "computed", identity(number % 9)) for number in range(3, 400)]
+    cells = [note("computed", identity(number % 9)) for number in range(3, 400)]
     leave(tmp_path, *cells)
     short, whole = explain.explain_last(tmp_path), explain.explain_last(tmp_path, everything=True)
     assert len(short.splitlines()) <= 50
     assert "(--all)" in short
-    assert all(cell.fingerprint in whole for cell in cells)
+    assert all(cell.ref.fingerprint in whole for cell in cells)
 
 
 def test_a_pipe_that_closes_early_is_no_error(tmp_path: Path) -> None:
@@ -155,8 +152,8 @@ def test_nothing_run_yet_is_said_clearly(tmp_path: Path) -> None:
 
 
 def test_only_the_last_decision_on_a_cell_and_the_last_sweeps_are_kept(tmp_path: Path) -> None:
-    leave(tmp_path, note("1" * 16, "computed"), sweep="20260101T000000Z")
-    leave(tmp_path, note("2" * 16, "failed"), note("2" * 16, "computed"), sweep="20260101T000001Z")
+    leave(tmp_path, note("computed"), sweep="20260101T000000Z")
+    leave(tmp_path, note("failed"), note("computed"), sweep="20260101T000001Z")
     last = sweeps.last_sweep(tmp_path)
     assert last is not None
     assert [item.decision for item in sweeps.read_notes(tmp_path, last.id)] == ["computed"]

@@ -20,6 +20,7 @@ from helpers.records import make_record
 from q2n import cell, failure, lease, record, run, sweeps
 from q2n.cli import CONFIG_DIR
 from q2n.exceptions import NumericalError, RecordError
+from q2n.fingerprint import fingerprint
 from q2n.outcomes import UNFINISHED, Command, exit_code
 from q2n.preflight import preflight
 from q2n.progress import LOGGER
@@ -45,7 +46,7 @@ def failing(error):
 
 
 def succeeding(config, identity, title, watch=None):
-    return make_record(fingerprint=run.fingerprints.fingerprint(identity), config=config.tree)
+    return make_record(fingerprint=fingerprint(identity), config=config.tree)
 
 
 def test_a_failure_is_beside_where_the_record_would_be_and_goes_with_success(command, monkeypatch):
@@ -54,14 +55,15 @@ def test_a_failure_is_beside_where_the_record_would_be_and_goes_with_success(com
     outcome = run.run_cell(config, "s1")
     (left,) = failure.read_all(folder)[0]
     assert left == outcome.failure
-    assert record.path_of(folder, "main", left.fingerprint).parent == left_folder(folder, left)
+    assert record.path_of(folder, "main", left.ref.fingerprint).parent == left_folder(folder, left)
     assert (left.error_type, left.stage, left.sweep) == (
         "NumericalError",
         "quantize: block 3/30 mlp.down",
         "s1",
     )
     assert "raise error" in left.traceback
-    assert left.config == config.tree
+    assert left.ref.configuration == config.tree
+    assert left.ref.axes == config.cell
     assert not left.unexpected
     log = (left_folder(folder, left) / "cell.log").read_text()
     for part in ("block 3/30 mlp.down", "a warning of a library", "raise error", "a loss is not finite"):
@@ -72,7 +74,7 @@ def test_a_failure_is_beside_where_the_record_would_be_and_goes_with_success(com
 
 
 def left_folder(folder, left):
-    return failure.folder_of(folder, left.name, left.fingerprint)
+    return failure.folder_of(folder, left.ref)
 
 
 def test_a_failure_before_the_fingerprint_is_known_goes_with_success_too(command, monkeypatch):
@@ -208,8 +210,7 @@ def test_a_cell_another_process_works_on_is_left_or_waited_for(command, monkeypa
     monkeypatch.setattr(run, "POLL", 0.05)
     monkeypatch.setattr(cell, "compute", lambda *_: pytest.fail("computed twice"))
     identity = run.identify(config)
-    key = run.fingerprints.fingerprint(identity)
-    held = lease.Watch().take(failure.folder_of(folder, "main", key))
+    held = lease.Watch().take(failure.folder_of(folder, config.ref(identity)))
     assert run.run_cell(config, "s1", wait=False).decision == "busy"
     assert f"process {os.getpid()}" in command.outcomes()[0].why
     assert exit_code(command.outcomes(), multirun=True) == 1
@@ -231,7 +232,7 @@ def test_where_a_sweeper_chooses_the_cells_those_that_were_run_count(command, mo
     run.run_cell(command.cells[1], "s1")
     chosen = Command("s1", command.cells[:1], complete=False, multirun=True)
     chosen.announce()
-    assert [outcome.label for outcome in chosen.outcomes()] == [command.cells[1].label]
+    assert [outcome.ref.label for outcome in chosen.outcomes()] == [command.cells[1].label]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_where_a_sweeper_chooses_the_cells_those_that_were_run_count(command, mo
     [
         ("{", "is not JSON"),
         ('{"schema_version": 99}', "update q2n"),
-        ('{"schema_version": 1, "fingerprint": "x"}', "fingerprint"),
+        ('{"schema_version": 1, "fingerprint": "x"}', "ref"),
     ],
 )
 def test_a_file_that_is_no_failure_is_named(tmp_path, text, complaint):
@@ -249,6 +250,24 @@ def test_a_file_that_is_no_failure_is_named(tmp_path, text, complaint):
     with pytest.raises(RecordError, match=complaint):
         failure.load(path)
     assert complaint in failure.read_all(tmp_path)[1][0]
+
+
+def test_a_failure_of_the_first_version_is_of_its_configuration(command, monkeypatch):
+    """Files of before a cell had one description count for ``retry`` and go with success."""
+    config, folder = command.cells[0], command.folders[0]
+    monkeypatch.setattr(cell, "compute", failing(NumericalError("NaN")))
+    new = run.run_cell(config, "s1").failure
+    tree = json.loads((left_folder(folder, new) / failure.FILE_NAME).read_text())
+    ref = tree.pop("ref")
+    old = {"name": "main", "label": ref["label"], "cell": ref["axes"], "identity": ref["identity"]}
+    old["config"] = {**ref["configuration"], "bits": 2, "group_size": 64}
+    for path in Path(folder, "main").glob(f"*/{failure.FILE_NAME}"):
+        path.write_text(json.dumps({**tree, **old, "schema_version": 1, "fingerprint": "f" * 16}))
+    (left,) = failure.of_config(folder, config.ref())
+    assert (left.ref.label, left.ref.axes, left.message) == (new.ref.label, config.cell, "NaN")
+    monkeypatch.setattr(cell, "compute", succeeding)
+    assert retried(command, "failed")[0] == "computed"
+    assert failure.read_all(folder) == ([], [])
 
 
 def test_a_note_that_cannot_be_read_is_as_if_it_were_not_there(command):

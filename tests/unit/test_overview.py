@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from helpers.records import make_metric, make_protocol, make_record, seeded
+from helpers.records import make_metric, make_protocol, make_record, make_ref, seeded
 
 from q2n import failure as failures
 from q2n import record as record_files
@@ -150,8 +150,7 @@ def test_a_folder_is_gathered_study_by_study_with_what_failed_and_what_was_not_r
         record_files.save(record, tmp_path)
     lost = make_record(bits=4)
     failure = failures.Failure(
-        fingerprint="f" * 16, name="b", label="m gptq", cell=lost.cell, config=lost.config, identity={},
-        error_type=NumericalError.__name__, message="no",
+        ref=make_ref(lost, name="b"), error_type=NumericalError.__name__, message="no",
     )  # fmt: skip
     failures.save(failure, tmp_path)
     (tmp_path / "b" / ("e" * 16)).mkdir()

@@ -127,7 +127,7 @@ def test_what_is_in_a_record_is_text(tmp_path: Path) -> None:
     assert not [name for _, attrs in found.elements for name in attrs if name.startswith("on")]
     assert not [href for href in found.values("href") if href.startswith("javascript")]
     assert {cell["cell"]["model"] for cell in found.cells["cells"].values()} == {HOSTILE}
-    assert found.cells["failures"]["f" * 16]["reason"].endswith(HOSTILE)
+    assert found.cells["failures"][lost.ref.fingerprint]["reason"].endswith(HOSTILE)
     assert HOSTILE in found.text
 
 
@@ -159,9 +159,9 @@ def test_failed_and_missing_cells_are_seen(usual: Usual) -> None:
     assert states["gptq", 2, "on"] == "failed"
     assert states["gptq", 2, "off"] == "not run"
     assert states["gptq", 3, "on"] == "finished"
-    links = [attrs for attrs in found.of("a") if attrs.get("data-cells") == "f" * 16]
+    links = [attrs for attrs in found.of("a") if attrs.get("data-cells") == failed(bits=2).ref.fingerprint]
     assert len(links) == 3, "in the table's value and seeds, and in the list of failures"
-    assert {attrs["href"] for attrs in links} == {f"main/{'f' * 16}/failure.json"}
+    assert {attrs["href"] for attrs in links} == {f"main/{failed(bits=2).ref.fingerprint}/failure.json"}
     assert "NumericalError: not <positive> definite" in found.text
     assert "1 failed" in found.text
     assert "not run" in found.text

@@ -15,7 +15,6 @@ from helpers.records import make_record
 from q2n import cell, failure, hardware, lease, record, run
 from q2n.cli import CONFIG_DIR
 from q2n.exceptions import OutOfMemoryError
-from q2n.fingerprint import fingerprint
 from q2n.identity import identify
 from q2n.models.shapes import ModelShapes
 from q2n.plan import machine, out_of_memory, remedies, table, time
@@ -108,22 +107,22 @@ def test_remedies_are_settings_that_fit_and_one_is_named_in_the_plan(tmp_path, m
 def test_states_of_cells_are_told_apart(tmp_path, monkeypatch, capsys):
     every = cells(tmp_path, "model=tiny_llama", "bits=2,3,4,5", "q2n=on", "group_size=32", "calibration=news")
     reused, failed, _, fresh = every
-    keys = [fingerprint(identify(config)) for config in every]
-    record.save(make_record(fingerprint=keys[0], config=reused.tree), f"{tmp_path}/r")
+    refs = [config.ref(identify(config)) for config in every]
+    record.save(make_record(fingerprint=refs[0].fingerprint, config=reused.tree), f"{tmp_path}/r")
     monkeypatch.setattr(cell, "compute", lambda *_: 1 / 0)
     run.run_cell(failed)
     (misfit,) = cells(tmp_path, "model=tiny_llama", "group_size=128")
     (lost,) = cells(tmp_path, "model=path", "model.path=/nowhere/at/all")
-    with lease.Watch().take(failure.folder_of(f"{tmp_path}/r", "main", keys[2])):
+    with lease.Watch().take(failure.folder_of(f"{tmp_path}/r", refs[2])):
         planned = table.plan([*every, misfit, lost])
-    states = ["reused", "failed before", "busy", "to run", "pruned", "cannot run"]
+    states = ["reused", "failed before", "busy", "to run", "unsupported", "cannot run"]
     assert [item.state for item in planned] == states
     assert "ZeroDivisionError" in planned[1].why
     assert "group_size=128" in planned[4].why
     assert [item.memory is not None for item in planned] == [False, True, False, True, False, False]
     assert table.show_plan(planned, True) == 1
     assert table.show_plan(planned[:-1], True) == 0
-    assert "1 reused, 1 failed before, 1 busy, 1 to run, 1 pruned" in capsys.readouterr().out
+    assert "1 reused, 1 failed before, 1 busy, 1 to run, 1 unsupported" in capsys.readouterr().out
     object.__setattr__(fresh.scalars, "retry", "failed")
     object.__setattr__(failed.scalars, "retry", "none")
     object.__setattr__(reused.scalars, "force", True)

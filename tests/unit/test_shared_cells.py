@@ -11,6 +11,7 @@ from helpers.records import make_record
 from q2n import cell, explain, record, run
 from q2n.cli import CONFIG_DIR
 from q2n.exceptions import RecordError
+from q2n.fingerprint import fingerprint as digest
 from q2n.plan import table
 from q2n.preflight import preflight
 
@@ -29,7 +30,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def compute(config, identity, bar, watch=None):
         names.append(config.scalars.name)
-        fingerprint = run.fingerprints.fingerprint(identity)
+        fingerprint = digest(identity)
         created = f"2200-01-0{len(names)}T00:00:00+00:00"
         return make_record(
             fingerprint=fingerprint, config=config.tree, name=config.scalars.name, created=created

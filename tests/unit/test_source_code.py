@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from q2n.cli import CONFIG_DIR
-from q2n.evaluation import tasks_identity
+from q2n.evaluation import reference, tasks_identity
 from q2n.source_code import BOOKKEEPING, CHECKOUT, PACKAGE, Checkout, Module, changes, keep, kept, targets
 
 CELLS = ("gptq", "owq", "quip", "awq", "leanquant")
@@ -217,3 +217,32 @@ def test_a_bundled_tasks_settings_count_and_its_comments_do_not(
     assert found() == before
     file.write_text(text.replace("num_fewshot: 0", "num_fewshot: 1"))
     assert found() != before
+
+
+@pytest.mark.parametrize(
+    ("file", "matters"),
+    [
+        ("kernels/forward.py", True),
+        ("models/block.py", True),
+        ("solvers/obs.py", False),
+        ("calibration.py", False),
+    ],
+)
+def test_what_is_kept_of_the_unquantized_model_depends_on_all_that_computes_it(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, file: str, matters: bool
+) -> None:
+    identity = {
+        "config": TREES["gptq"],
+        "weights": {},
+        "data": {"evaluation": {}},
+        "hardware": {},
+        "versions": {},
+    }
+    before = reference.reference_identity(identity)
+    text = (copy / file).read_text(encoding="utf-8")
+    (copy / file).write_text(f"{text}\nCHANGED = 1\n", encoding="utf-8")
+    monkeypatch.setattr(reference, "CHECKOUT", Checkout(copy))
+    try:
+        assert (reference.reference_identity(identity) != before) == matters
+    finally:
+        (copy / file).write_text(text, encoding="utf-8")

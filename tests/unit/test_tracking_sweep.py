@@ -14,13 +14,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from helpers.records import make_metric, make_record
+from helpers.records import make_metric, make_record, make_ref
 from helpers.wandb_files import read_back
 
 from q2n.outcomes import Command, Outcome, track
 from q2n.record import RunRecord
 from q2n.report.overview import study_report
-from q2n.sweeps import group_of, new_id
+from q2n.sweeps import State, group_of, new_id
 from q2n.tracking.sweep import sweep_content
 from q2n.tracking.wandb import HEAT_MAP, WandbTracking
 from q2n.types import LayerReport
@@ -219,9 +219,9 @@ def test_trackers_hear_of_a_sweep_once_and_of_a_single_cell_never(multirun: bool
     cells = cast(Any, [SimpleNamespace(tracking=heard), SimpleNamespace(tracking=heard)])
     item = records()[0]
     outcomes = [
-        Outcome("a", "computed", "r", item),
-        Outcome("b", "reused", "r", item),
-        Outcome("c", "failed", "r"),
+        Outcome(make_ref(), State.COMPUTED, "r", item),
+        Outcome(make_ref(), State.REUSED, "r", item),
+        Outcome(make_ref(), State.FAILED, "r"),
     ]
     track(Command(SWEEP, cells, multirun=multirun), outcomes)
     assert heard.told == ([([item.fingerprint], "20260105T101500Z-4711")] if multirun else [])

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from q2n.failure import FILE_NAME as FAILURE_FILE
 from q2n.failure import Failure
 from q2n.fingerprint import NEUTRAL_KEYS, canonical_json, plain
-from q2n.record import FILE_NAME, Metric, RunRecord
+from q2n.record import FILE_NAME, Cell, Metric, RunRecord
 from q2n.report.overview import StudyReport
 from q2n.types import LayerReport
 
@@ -55,7 +55,7 @@ def embedded(reports: Iterable[StudyReport]) -> dict[str, Any]:
             cells[record.fingerprint]["files"].append(place)
         for item in report.unfinished:
             if item.failure is not None:
-                failures[item.failure.fingerprint] = _failure(item.failure, shared)
+                failures[item.failure.ref.fingerprint] = _failure(item.failure, shared)
     return {"shared": shared.values, "cells": cells, "failures": failures}
 
 
@@ -64,7 +64,7 @@ def _cell(record: RunRecord, shared: Shared) -> dict[str, Any]:
     seeds = provenance.pop("seeds")
     return plain_tree(
         {
-            **_common(record, shared),
+            **_common(record.cell, record.config, record, shared),
             "files": [],
             "metrics": [_metric(metric, shared) for metric in record.metrics],
             "bits_per_weight": record.bits_per_weight,
@@ -86,11 +86,13 @@ def plain_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value not in (None, "", {}) or key == "files"}
 
 
-def _common(item: RunRecord | Failure, shared: Shared) -> dict[str, Any]:
+def _common(
+    axes: Cell, config: Mapping[str, Any], item: RunRecord | Failure, shared: Shared
+) -> dict[str, Any]:
     """What a finished cell and a failed one have in common."""
-    config = {key: value for key, value in item.config.items() if key not in NEUTRAL_KEYS}
+    config = {key: value for key, value in config.items() if key not in NEUTRAL_KEYS}
     return {
-        "cell": item.cell.model_dump(),
+        "cell": axes.model_dump(),
         "created": item.created,
         "overrides": [text for text in item.overrides if _key(text) not in NEUTRAL_KEYS],
         "config": {key: shared.place(value) for key, value in config.items()},
@@ -121,8 +123,8 @@ def _metric(metric: Metric, shared: Shared) -> dict[str, Any]:
 def _failure(failure: Failure, shared: Shared) -> dict[str, Any]:
     return plain_tree(
         {
-            **_common(failure, shared),
-            "files": [[failure.name, file_of(failure.name, failure.fingerprint, FAILURE_FILE)]],
+            **_common(failure.ref.axes, failure.ref.configuration, failure, shared),
+            "files": [[failure.ref.name, file_of(failure.ref.name, failure.ref.fingerprint, FAILURE_FILE)]],
             "reason": failure.reason,
             "log": failure.log,
             "seconds": failure.seconds,

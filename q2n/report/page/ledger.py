@@ -197,7 +197,7 @@ class _Builder:
     def _failures(self, i: int, bits: int | float | None) -> tuple[str, ...]:
         """Fingerprints of the line's failed cells."""
         items = [item for j in self._of(bits) for item in self._table.unfinished.get((i, j), ())]
-        return tuple(dict.fromkeys(item.failure.fingerprint for item in items if item.failure))
+        return tuple(dict.fromkeys(item.failure.ref.fingerprint for item in items if item.failure))
 
     def _of(self, bits: int | float | None) -> list[int]:
         return [j for column, j in self._places.items() if bits in (None, column.bits)]
