@@ -79,7 +79,7 @@ def as_read(tree: Any) -> Any:
     if not isinstance(tree, Mapping):
         return tree
     section = {key: as_read(item) for key, item in tree.items()}
-    fields = _fields(section.get("_target_"))
+    fields = fields_of(section.get("_target_"))
     whole = {**section, **{key: value for key, value in _defaults(fields) if key not in section}}
     return {key: value for key, value in whole.items() if _missing(key, fields, whole) is None}
 
@@ -90,7 +90,7 @@ def unread(tree: Any, path: str = "") -> dict[str, str]:
     if not isinstance(tree, Mapping):
         return {}
     found: dict[str, str] = {}
-    fields = _fields(tree.get("_target_"))
+    fields = fields_of(tree.get("_target_"))
     whole = {**dict(_defaults(fields)), **tree}
     for key, item in tree.items():
         place = f"{path}.{key}" if path else str(key)
@@ -117,7 +117,7 @@ def _defaults(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 @cache
-def _fields(target: Any) -> Mapping[str, Any]:
+def fields_of(target: Any) -> Mapping[str, Any]:
     """The fields of the option a ``_target_`` names; none if there is no such option (any more)."""
     try:
         return dict(_resolve(target, "").__pydantic_fields__)  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ from q2n.engines.space import search
 from q2n.exceptions import ConfigurationError
 from q2n.options import did_you_mean
 from q2n.outcomes import Command
-from q2n.sweeper import Cell, Grid, foreign_settings, task_overrides, without
+from q2n.sweeper import Cell, Grid, foreign_settings, task_overrides
 from q2n.unread import refuse_unread
 
 Compose = Callable[[Sequence[str]], DictConfig]
@@ -70,11 +70,9 @@ def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Co
                 continue
             whole.append(config)
             used |= task_overrides(cell)
-            fitting = without(cell, settings := config.unread_settings())
-            if settings:
+            if settings := config.unread_settings():
                 unread[task_overrides(cell)] = settings
-                config = _configure(composed(fitting))
-            configs.setdefault(task_overrides(fitting), config)
+            configs.setdefault(task_overrides(config.overrides), config)
         grid = replace(grid.without_corners(faults, used), unread=unread)
         refuse_unread(whole, folders)
     return Command(sweep, list(configs.values()), complete, multirun, grid)
