@@ -21,7 +21,8 @@ from q2n.record import read_all
 
 ROOT = Path(__file__).resolve().parent.parent
 BOUND = 0.25
-TINY = ["model=tiny_llama", "group_size=32", "evaluation.windows=8", "calibration.nsamples=8"]
+PER_TENSOR = ["model=tiny_llama", "evaluation.windows=8", "calibration.nsamples=8"]
+TINY = [*PER_TENSOR, "group_size=32"]
 SMALL = ["calibration.nsamples=8", "evaluation.windows=8"]
 WIDE = [
     "model=tiny_llama",
@@ -40,7 +41,7 @@ WIDE = [
 QUICK = [
     [*TINY, "baseline=rtn", "q2n=off"],
     [*TINY, "baseline=gptq", "q2n=on"],
-    [*TINY, "baseline=quip", "q2n=off", "calibration=news", "evaluation.datasets=[news]"],
+    [*PER_TENSOR, "baseline=quip", "q2n=off", "calibration=news", "evaluation.datasets=[news]"],
     [*TINY, "baseline=awq", "q2n=on", "dtype=float32"],
     [*WIDE, "baseline=gptq", "q2n=on"],
     [*WIDE, "baseline=rtn", "q2n=off", "calibration.batch_size=0"],
@@ -50,7 +51,7 @@ BUNDLED = [
     [*SMALL, "baseline=gptq", "q2n=on"],
     [*SMALL, "baseline=quip", "q2n=off"],
     [*SMALL, "baseline=owq", "q2n=off"],
-    [*SMALL, "baseline=quarot", "q2n=off", "group_size=-1"],
+    [*SMALL, "baseline=quarot", "q2n=off"],
     [*SMALL, "baseline=gptq", "q2n=on", "dtype=float32"],
     ["baseline=gptq", "q2n=on"],
     [

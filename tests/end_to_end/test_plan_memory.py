@@ -8,11 +8,12 @@ import sys
 import pytest
 from helpers.commands import ROOT, environment
 
-TINY = ["model=tiny_llama", "group_size=32", "calibration.nsamples=8", "evaluation.windows=8"]
+PER_TENSOR = ["model=tiny_llama", "calibration.nsamples=8", "evaluation.windows=8"]
+TINY = [*PER_TENSOR, "group_size=32"]
 NEWS = ["calibration=news", "evaluation.datasets=[news]"]
 CELLS = {
     "tiny_text": [*TINY, "baseline=gptq", "q2n=on"],
-    "tiny": [*TINY, *NEWS, "baseline=quip", "q2n=off"],
+    "tiny": [*PER_TENSOR, *NEWS, "baseline=quip", "q2n=off"],
     "tiny_float32": [*TINY, *NEWS, "baseline=awq", "q2n=on", "dtype=float32"],
     "bundled": ["baseline=gptq", "q2n=on", "calibration.nsamples=8", "evaluation.windows=8"],
     "bundled_float32": ["baseline=rtn", "calibration.nsamples=8", "evaluation.windows=8", "dtype=float32"],

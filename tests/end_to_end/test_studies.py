@@ -59,6 +59,8 @@ def arguments(name, small):
     left_out = said | swept
     if name == "calibration_transfer":  # its texts are what it is about
         left_out |= {"calibration.paths", "evaluation.datasets", "evaluation.paths"}
+    if name in ("owq", "weight_activation"):  # their baselines round whole rows
+        left_out |= {"group_size"}
     if name == "generation":
         left_out |= {key for key in small if key.startswith("evaluation.")}
     common = [f"{key}={value}" for key, value in small.items() if key not in left_out]

@@ -43,7 +43,8 @@ def added(tmp_path):
 
 def run(folder: Path, added: tuple[Path, Path], *arguments: str) -> subprocess.CompletedProcess[str]:
     code, conf = added
-    small = ["model=tiny_llama", *SMALL]
+    given = {item.partition("=")[0].removeprefix("baseline.") for item in arguments}
+    small = ["model=tiny_llama", *(item for item in SMALL if item.partition("=")[0] not in given)]
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, str(code), "--config-dir", str(conf), *arguments, *small],
         cwd=folder,

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from q2n.baselines.rtn import RTN
 from q2n.checkpoint import Checkpoint
 from q2n.cli import CONFIG_DIR
 from q2n.corrections.bias import OutputBias
+from q2n.corrections.groupwise import GroupwiseScale
 from q2n.corrections.lstsq import LeastSquaresScale
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.corrections.requantize import RequantizeProjected
@@ -28,9 +30,10 @@ from q2n.grids.awq import AwqGrid
 from q2n.grids.centred import CentredGrid
 from q2n.grids.mse2d import Mse2dGrid
 from q2n.grids.scales import requantized
+from q2n.nullspace.rank import RankRule
 from q2n.pipeline import Method, quantize_model
 from q2n.preflight import preflight
-from q2n.types import LinearProblem, Statistic, Statistics
+from q2n.types import LinearProblem, Solution, Statistic, Statistics
 
 NAMES = list(BASELINES)
 STACK = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (12, 5, 7))
@@ -356,6 +359,27 @@ def test_what_is_not_finite_is_an_error(where, value):
     for correction in concerned[where]:
         with pytest.raises(NumericalError, match="not finite"):
             correction.correct(given_, base)
+
+
+@pytest.mark.parametrize("rule", [RankRule("fixed", rank=7), RankRule("energy", energy=0.6)])
+@pytest.mark.parametrize(
+    "option",
+    [
+        partial(NullSpaceScale, t=0.1, lam=0.2, skip=[]),
+        partial(GroupwiseScale, objective="q2n"),
+        partial(RequantizeProjected, skip=[]),
+        partial(TunedNullSpaceScale, t=[0.1], lam=[0.0, 0.2], skip=[]),
+    ],
+    ids=lambda option: option.func.__name__,
+)
+def test_every_rank_rule_is_that_of_every_correction_with_a_rank(option, rule):
+    given_, base = quantized("gptq")
+    asked = option(rank_rule=rule.name, **({"rank": 7} if rule.name == "fixed" else {"energy": 0.6}))
+    (report,) = layer_reports(0, given_, Solution(base, asked.correct(given_, base)), 0, 0)
+    values = given_.stats.spectrum(Statistic.GRAM).values.clamp(min=0)
+    assert rule.of_whole(values) != RankRule().of_whole(values)
+    noted = report.extra.get("null_rank", report.null_rank)  # tuned: of each layer its own
+    assert noted == len(values) - rule.of_whole(values)
 
 
 def test_layers_left_alone_are_the_very_ones():

@@ -57,6 +57,15 @@ def test_equal_cells_run_once():
     assert Grid().cells(product(["bits=2", "bits=2", "bits=3"])) == [["bits=2"], ["bits=3"]]
 
 
+def test_a_setting_is_taken_from_the_cells_that_do_not_read_it():
+    cells = product(["baseline=gptq", "baseline=quip"], ["group_size=32", "group_size=64"])
+    why = {"group_size": "group_size is not read with baseline=quip"}
+    grid = Grid(unread={frozenset(cell): why for cell in cells if "baseline=quip" in cell})
+    assert grid.cells(cells) == [*cells[:2], ["baseline=quip"]]
+    assert grid.without([["baseline=quip"]]).cells(cells) == cells[:2]
+    assert grid.remarks == [f"not set where it is not read (equal cells run once): {why['group_size']}"]
+
+
 def test_values_that_exclude_each_other_are_left_out_with_the_rule():
     command = preflight(
         CONFIG_DIR, ["-m", "q2n.decomposition=eigh,partial", "q2n.rank_rule=prefix_suffix,adam_nscl"]

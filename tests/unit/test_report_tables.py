@@ -20,11 +20,12 @@ from rich.console import Console
 from q2n import record as record_files
 from q2n.exceptions import RecordError
 from q2n.provenance import Provenance
-from q2n.record import RunRecord
+from q2n.record import Metric, RunRecord
 from q2n.report import print_report
 from q2n.report.__main__ import main
 from q2n.report.overview import study_report
 from q2n.report.select import latest
+from q2n.report.settings import distinguishing
 from q2n.report.tables import Table, build_table, build_tables
 from q2n.report.text import EMPTY, amount, difference, to_grid
 from q2n.report.unfinished import Unfinished
@@ -84,6 +85,68 @@ def test_what_was_allowed_is_said_beneath_the_table_once_per_model() -> None:
         make_record(correction=c, notes=("a note",), metrics=(make_metric(5.0),)) for c in ("on", "off")
     ]
     assert to_grid(build_table(records)).notes.count("m: a note") == 1
+
+
+@pytest.mark.parametrize(("kind", "relative"), [("ratio", True), ("unit", False)])
+def test_the_metric_says_whether_its_differences_are_ratios(kind: str, relative: bool) -> None:
+    """Its values do not: the exponential of a mean and a mean may be the same number."""
+
+    def of(correction: str, seed: int, shift: float) -> RunRecord:
+        parts = tuple(0.01 * (window % 3) + shift for window in range(12))
+        metric = make_metric(1.0, difference=kind, per_window=parts)
+        return make_record(correction=correction, seed=seed, metrics=(metric,))
+
+    shifts = {"on": 0.1, "off": 0.0}
+    records = [of(correction, seed, shift) for correction, shift in shifts.items() for seed in (0, 1)]
+    (found,) = build_table(records).compared.values()
+    assert found.relative == relative
+    assert found.estimate == pytest.approx(100 * math.expm1(0.1) if relative else 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"),
+    [("perplexity", "ratio"), ("perplexity (rule)", "ratio"), ("acc", "unit"), ("KL divergence", "unit")],
+)
+def test_a_metric_of_before_the_field_has_it_from_its_name(name: str, difference: str) -> None:
+    old = make_metric(10.0, name=name).model_dump()
+    del old["difference"]
+    assert Metric.model_validate(old).difference == difference
+    said = {**old, "difference": "unit"}
+    assert Metric.model_validate(said).difference == "unit"
+
+
+def test_a_field_that_one_option_reads_is_no_label_of_the_others() -> None:
+    """New records have just the fields that their cells read; the field that decides says the rest."""
+    target = {"_target_": "q2n.corrections.null_space.NullSpaceScale"}
+
+    def record(**fields: Any) -> RunRecord:
+        config = {**make_record().config, "q2n": {**target, "lam": 0.2, **fields}}
+        return make_record(config=config)
+
+    fixed, other = record(rank_rule="fixed", rank=0.5), record(rank_rule="prefix_suffix", t=0.1)
+    labels = [found.correction for found in distinguishing([fixed, other])]
+    assert labels == [("q2n.rank_rule=fixed",), ("q2n.rank_rule=prefix_suffix",)]
+    old = record(rank_rule="fixed", rank=0.5, t=0.3, energy=0.7).model_copy(update={"created": "2020"})
+    assert latest([old, fixed]) == ([fixed], 1), "what it did not read does not keep it apart"
+    defaults = record(rank_rule="prefix_suffix").model_copy(update={"created": "2020"})
+    assert latest([defaults, other]) == ([other], 1)
+
+
+def test_the_group_size_of_a_row_is_the_baselines_and_old_records_are_the_same_cells() -> None:
+    new = [make_record(group_size=size) for size in (32, 64)]
+    assert [found.cell for found in distinguishing(new)] == [("group_size=32",), ("group_size=64",)]
+    # as early records have it: at the top as well, and there whatever the baseline reads
+    top = {"bits": 3, "group_size": 64}
+    old = make_record(created="2020", config={**new[1].config, **top})
+    assert latest([old, new[1]]) == ([new[1]], 1)
+    whole = {**make_record(baseline="quip", group_size=-1).config}
+    twice = [
+        make_record(
+            baseline="quip", group_size=size, created=f"202{size}", config={**whole, "group_size": size}
+        )
+        for size in (32, 64)
+    ]
+    assert latest(twice) == ([twice[1]], 1)
 
 
 @pytest.mark.parametrize(
