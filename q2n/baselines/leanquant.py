@@ -9,7 +9,7 @@ from pydantic import Field
 from q2n.baselines.base import LayerwiseBaseline
 from q2n.baselines.fields import Bits, Damping, DampingSchedule
 from q2n.corrections.recipes import ReleasedRecipe
-from q2n.options import option
+from q2n.options import ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear
 
 
@@ -22,7 +22,8 @@ class LeanQuant(LayerwiseBaseline):
     bits: Bits
     exponent: Annotated[float, Field(ge=0, le=16)] = 4.0
     act_order: bool = True
-    kmeans_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    # up to 8 levels start evenly spaced
+    kmeans_seed: Annotated[int, Field(ge=0, lt=2**32), ReadUnless(bits=(2, 3))] = 0
     percdamp: Damping = 0.1
     percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [1.0])
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from q2n.data.hub import Variant
 from q2n.evaluation.base import Evaluation, EvaluationContext
-from q2n.options import option
+from q2n.options import ReadIf, option
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class WindowedText(Evaluation):
     seqlen: Annotated[int, Field(ge=8)]
     windows: Annotated[int, Field(ge=0)]
     bos: Literal["tokenizer", "each_window", "none"] = "tokenizer"
-    variant: Variant = "gptq"
+    variant: Annotated[Variant, ReadIf(datasets=("wikitext2", "c4", "ptb"))] = "gptq"
     batch_size: Annotated[int, Field(ge=1)] = 8
 
     def __post_init__(self) -> None:
