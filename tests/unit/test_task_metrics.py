@@ -57,7 +57,7 @@ def test_a_perplexity_keeps_losses_and_its_error_is_carried_through_the_exponent
 
 @pytest.mark.parametrize("values", [[0.25, 0.75], [(0, 1), (1, 1)], [None, 1.0], ["a", "b"]])
 def test_nothing_is_claimed_about_other_aggregations(values):
-    assert _parts("f1", 0.9, values) == {"value": 0.9}
+    assert _parts("f1", 0.9, values) == {"value": 0.9, "difference": "unit"}
 
 
 def test_a_task_score_comes_back_from_its_file(tmp_path):
