@@ -56,3 +56,7 @@ class CheckpointError(Q2NError):
 
 class RecordError(Q2NError):
     """A record is unreadable or of a schema this version does not know."""
+
+
+class IncompleteRecordError(RecordError):
+    """A record's values per layer and window are missing or others: it counts as no record."""

@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ def _read_umask() -> int:
     os.umask(mask)
     return mask
 
+
+_WIDTH = 110
+"""Characters of a line of JSON, roughly."""
 
 _UMASK = _read_umask()  # read once: the mask can only be read by setting it, which is not safe among threads
 
@@ -114,13 +117,42 @@ def _size(count: int) -> str:
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON; NaN and infinities are refused because JSON has none.
+    """Write :func:`json_text` of ``value`` to ``path`` by :func:`write_atomic`."""
+    write_text_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """``value`` as JSON for people: indented, with as many short items in a line as fit.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: a number is not finite, which JSON does not have.
         TypeError: a value has no JSON form.
     """
-    write_text_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return _indented(value, "") + "\n"
+
+
+def _indented(value: Any, indent: str) -> str:
+    flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if len(indent) + len(flat) <= _WIDTH or not isinstance(value, (dict, list, tuple)):
+        return flat
+    inner = indent + " "
+    if isinstance(value, dict):
+        keys = (json.dumps(str(key), ensure_ascii=False) for key in value)
+        items = [f"{key}: {_indented(item, inner)}" for key, item in zip(keys, value.values(), strict=True)]
+    else:
+        items = [_indented(item, inner) for item in value]
+    lines = items if any("\n" in item for item in items) else _filled(items, _WIDTH - len(inner))
+    return f"{flat[0]}\n{inner}" + f",\n{inner}".join(lines) + f"\n{indent}{flat[-1]}"
+
+
+def _filled(items: Iterable[str], width: int) -> list[str]:
+    lines: list[str] = []
+    for item in items:
+        if lines and len(lines[-1]) + len(item) + 2 <= width:
+            lines[-1] += f", {item}"
+        else:
+            lines.append(item)
+    return lines
 
 
 def sha256_file(path: str | Path) -> str:

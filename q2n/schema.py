@@ -18,19 +18,28 @@ from q2n.fingerprint import plain
 from q2n.provenance import Provenance
 from q2n.types import LayerReport
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Tree = Annotated[dict[str, Any], BeforeValidator(plain)]
 """A plain JSON tree; made plain when the record is built, so that it equals what is read back."""
 
 
+LAYER_TIMES = ("solve_seconds", "correct_seconds")
+"""Fields of a :class:`LayerReport` that are kept to a microsecond."""
+
+
 def _fields(report: Any) -> Any:
     # pydantic takes a finished dataclass as it is; a NumPy scalar inside would only fail when written
-    return dataclasses.asdict(report) if isinstance(report, LayerReport) else report
+    fields = dataclasses.asdict(report) if isinstance(report, LayerReport) else report
+    if not isinstance(fields, dict):
+        return fields
+    # below a microsecond is noise, which nothing packs: in a file it would take as much room as the errors
+    times = {key: fields[key] for key in LAYER_TIMES if isinstance(fields.get(key), float)}
+    return {**fields, **{key: round(value, 6) for key, value in times.items()}}
 
 
 Layer = Annotated[LayerReport, BeforeValidator(_fields)]
-"""A :class:`LayerReport` whose fields are checked when the record is built."""
+"""A :class:`LayerReport` whose fields are checked, and times rounded, when the record is built."""
 
 
 class _Frozen(BaseModel):

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from q2n.plan.workload import Text, Windows, Workload
 
-BASE = 440e6
-"""The interpreter with torch, transformers, numba and the model's code, before any weight."""
+BASE = 510e6
+"""The interpreter with torch, transformers, numba and the model's code, before any weight (440 MB), and
+pyarrow with pandas, which are loaded to write or read a record (70 MB)."""
 BASE_ON_CUDA = 2.5e9
 """The same with CUDA's own libraries on the host (not measured on this project's machines)."""
 PER_CHARACTER = 77.0

@@ -13,6 +13,7 @@ import huggingface_hub.constants
 import lm_eval
 import pytest
 import torch
+from helpers.commands import records
 from helpers.runs import run as quantize
 from helpers.runs import tiny
 
@@ -427,8 +428,8 @@ def test_zero_shot_from_the_command_line_without_a_hub(hub, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.glob("results/main/*/record.json")
-    metrics = {metric["name"]: metric for metric in json.loads(file.read_text())["metrics"]}
+    (record,) = records(tmp_path / "results").values()
+    metrics = {metric["name"]: metric for metric in record["metrics"]}
     assert set(metrics) == {"acc", "acc_norm"}
     for metric in metrics.values():
         assert len(metric["per_item"]) == len(metric["reference_per_item"]) == QUESTIONS

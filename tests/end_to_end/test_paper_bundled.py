@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.commands import records
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
@@ -52,10 +52,9 @@ def found(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    records = [json.loads(path.read_text()) for path in folder.glob("results/main/*/record.json")]
     return {
         record["cell"]["bits"]: {(metric["name"], metric["dataset"]): metric for metric in record["metrics"]}
-        for record in records
+        for record in records(folder / "results").values()
     }
 
 

@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from q2n.fingerprint import plain
+from q2n.record import load
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "group_size=32",
@@ -49,8 +52,8 @@ def run(cwd: Path, cache: Path, *arguments: str, code: int = 0, **variables: str
 
 
 def records(folder: Path) -> dict[str, dict]:
-    """The records of a results folder by fingerprint."""
-    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("main/*/record.json")}
+    """The records of a results folder by fingerprint, as plain trees, values per layer included."""
+    return {path.parent.name: plain(load(path).model_dump()) for path in folder.glob("main/*/record.json")}
 
 
 def numbers(record: dict) -> str:

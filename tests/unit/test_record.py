@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import subprocess
@@ -15,8 +16,9 @@ from pydantic import ValidationError
 
 from q2n import record as records
 from q2n.exceptions import RecordError
-from q2n.provenance import collect, git_state, peak_memory_bytes, reset_peak_memory
-from q2n.types import LayerReport
+from q2n.fingerprint import fingerprint, plain
+from q2n.provenance import Provenance, collect, git_state, peak_memory_bytes, reset_peak_memory
+from q2n.types import LayerReport, NullSpaceReport
 
 
 def test_what_is_read_equals_what_was_written(tmp_path: Path) -> None:
@@ -84,6 +86,7 @@ def test_a_record_is_frozen_and_strict() -> None:
         ("[]", "is not a record"),
         ('{"schema_version": 99}', "has schema 99.*update q2n"),
         ('{"schema_version": 1}', "Field required"),
+        ('{"schema_version": 2}', "has no digest of layers.parquet"),
         (b"\xff\xfe", "is not JSON"),
     ],
 )
@@ -107,6 +110,136 @@ def test_one_bad_file_costs_a_warning_and_not_the_others(tmp_path: Path) -> None
     assert records.load_all(tmp_path, "other") == []
     with pytest.raises(RecordError):
         records.find(tmp_path, "main", "0" * 16)
+
+
+def whole(windows: int = 141) -> records.RunRecord:
+    """A cell as large as the bundled model's, with every kind of value, and numbers that no text rounds."""
+    rng = np.random.default_rng(0)
+    measured = NullSpaceReport((1.0, 0.5), (1, 2), 1, 1.5, 0.2, half_ranks=(1, 2), half_angles=())
+    layers = tuple(
+        LayerReport(
+            *(block, name, (576, 576), 3.25, *rng.random(2)),
+            alpha_min=0.9 if name == "q" else None,
+            solve_seconds=rng.random(),
+            null_space=measured if name == "q" else None,
+            extra={"a.b": rng.random()} if name == "v" else {},
+        )
+        for block in range(30)
+        for name in ("q", "k", "v", "o", "gate", "up", "down")
+    )
+    losses, others = (tuple(rng.random(windows)) for _ in range(2))
+    share = {"name": "acc", "unit": "share", "lower_is_better": False, "count_unit": "items"}
+    metrics = (
+        make_metric(12.5, per_window=losses, reference_per_window=others, weights=tuple(range(windows))),
+        make_metric(0.5, "piqa", per_item="0110", reference_per_item="1" * 4, **share),
+        make_metric(3.5, "news"),
+    )
+    config = {"bits": 3, "seed": 0, "name": "main", "q2n": {"t": 1.0, "lam": True}}
+    identity = {"config": {"bits": 3, "q2n": {"t": 1.0, "lam": True}}, "versions": {"numpy": "2"}}
+    provenance = Provenance(versions={"numpy": "2"})
+    return make_record(
+        layers=layers, metrics=metrics, config=config, identity=identity, provenance=provenance
+    )
+
+
+def test_a_large_record_comes_back_to_the_last_bit_and_is_small_to_read(tmp_path: Path) -> None:
+    record = whole()
+    path = records.save(record, tmp_path)
+    back = records.load(path)
+    assert back == record
+    assert repr(back) == repr(record)
+    assert fingerprint(back.identity) == record.fingerprint
+    assert path.stat().st_size < 10_000
+    assert max(map(len, path.read_text().splitlines())) < 250
+    tree = json.loads(path.read_text())
+    assert tree["identity"]["config"] == ["bits", "q2n"]
+    digest = hashlib.sha256(path.with_name("layers.parquet").read_bytes()).hexdigest()
+    assert tree["layers"] == {"file": "layers.parquet", "sha256": digest}
+
+
+def test_an_identity_with_another_configuration_or_versions_is_kept_as_it_is(tmp_path: Path) -> None:
+    identity = {"config": {"q2n": {"t": 1}, "gone": 2}, "versions": {"numpy": "1"}}
+    record = make_record(config={"q2n": {"t": 1.0}}, identity=identity)
+    assert records.load(records.save(record, tmp_path)).identity == identity
+
+
+def test_the_same_record_makes_the_same_bytes(tmp_path: Path) -> None:
+    paths = [records.save(whole(), tmp_path / side) for side in ("a", "b")]
+    for name in ("record.json", "layers.parquet"):
+        one, other = (path.with_name(name).read_bytes() for path in paths)
+        assert one == other
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "another record's"])
+def test_a_record_without_its_values_counts_as_none(tmp_path: Path, fault: str) -> None:
+    record = whole()
+    values = records.save(record, tmp_path).with_name("layers.parquet")
+    if fault == "missing":
+        values.unlink()
+    elif fault == "truncated":
+        values.write_bytes(values.read_bytes()[:-1])
+    else:
+        values.write_bytes(records.save(whole(140), tmp_path / "b").with_name("layers.parquet").read_bytes())
+    found, faults = records.read_all(tmp_path)
+    assert found == []
+    assert len(faults) == 1
+    assert record.fingerprint in faults[0]
+    assert "layers.parquet" in faults[0]
+    with pytest.warns(records.UnreadableRecordWarning, match="counts as no record"):
+        assert records.find(tmp_path, "main", record.fingerprint) is None
+    records.save(record.model_copy(update={"name": "other"}), tmp_path)
+    with pytest.warns(records.UnreadableRecordWarning):
+        assert records.find(tmp_path, "main", record.fingerprint) == record
+    assert records.read_all(tmp_path, "main") == ([record], []), "mended from the other study"
+
+
+@pytest.mark.parametrize("broken", ["json", "values"])
+def test_a_full_disk_leaves_the_former_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    former = whole()
+    records.save(former, tmp_path)
+    method = {"json": "write_text", "values": "write_bytes"}[broken]
+
+    def full(*arguments: object, **named: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, method, full)
+        with pytest.raises(OSError, match="No space"):
+            records.save(whole(140), tmp_path)
+    assert records.read_all(tmp_path) == ([former], [])
+
+
+def test_parts_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
+    path = records.save(whole(), tmp_path)
+    tree = json.loads(path.read_text())
+    del tree["protocols"]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(RecordError, match=r"record\.json: its parts do not fit together.*protocols"):
+        records.load(path)
+
+
+def test_a_former_record_is_read(tmp_path: Path) -> None:
+    record = whole()
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({**plain(record.model_dump()), "schema_version": 1}))
+    assert records.load(path) == record
+
+
+def test_one_function_makes_frames_of_cells_layers_and_windows() -> None:
+    record = whole()
+    layers = records.to_frame([record, record], per="layer")
+    assert len(layers) == 420
+    assert list(layers["layer"][:3]) == ["q", "k", "v"]
+    assert list(layers["error_after"][:210]) == [layer.error_after for layer in record.layers]
+    assert layers["null_space.spectrum"][0] == (1.0, 0.5)
+    assert layers["fingerprint"][0] == record.fingerprint
+    windows = records.to_frame([record], per="window")
+    losses = windows[windows["dataset"] == "wiki"]
+    assert tuple(losses["value"]) == record.metrics[0].per_window
+    assert list(losses["window"]) == list(range(141))
+    assert list(windows[windows["metric"] == "acc"]["right"]) == [False, True, True, False]
 
 
 def test_the_frame_has_one_row_per_cell_and_metric() -> None:
