@@ -20,7 +20,7 @@ from q2n.report.render import print_grids
 from q2n.report.sides import DEFAULT_FILE, compare_folders
 from q2n.report.study import FOLDER
 from q2n.report.text import to_grid
-from q2n.report.write import leftovers, no_published, published_grid, write_tables
+from q2n.report.write import leftovers, no_published, of_today, published_grid, write_tables
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--name", default=None, help="one study; then neither overview nor page (default: each in the folder)"
     )
+    parser.add_argument("--png", action="store_true", help="figures as PNG too, beside the SVG")
     parser.add_argument(
         "--compare",
         nargs=2,
@@ -68,15 +69,16 @@ def _report(options: argparse.Namespace, console: Console, complaints: Console) 
         where = results if options.name is None else results / options.name
         complaints.print(f"no finished cell under {where}; run.py makes them", markup=False, soft_wrap=True)
         return 1
-    studies = tuple(_written(study, results, console) for study in report.studies)
+    studies = tuple(_written(study, results, options.png, console) for study in report.studies)
     if options.name is None:
-        overview = write_overview(report.lines, results)
+        overview = write_overview(report.lines, results, options.png)
         whole = replace(report, studies=studies, overview=overview)
         _whole(whole, results, console)
+    _say(console, of_today(report, "today's code (python -m q2n.explain says why one is not)"))
     return 0
 
 
-def _written(study: StudyReport, results: Path, console: Console) -> StudyReport:
+def _written(study: StudyReport, results: Path, png: bool, console: Console) -> StudyReport:
     """The study on the terminal and in its files; the study with its figures."""
     console.rule(study.name)
     print_grids(map(to_grid, study.tables), console)
@@ -87,10 +89,10 @@ def _written(study: StudyReport, results: Path, console: Console) -> StudyReport
         print_grids([published_grid(study.published)], console)
     elif study.study is not None:
         _say(console, f"  {no_published()}")
-    figures = write_figures(study, results)
+    figures = write_figures(study, results, png)
     for path in (
         *write_tables(study, results),
-        *(results / path for item in figures for path in (item.svg, item.png)),
+        *(results / path for item in figures for path in item.files),
     ):
         _say(console, f"wrote {path}")
     return replace(study, figures=figures)
@@ -98,7 +100,7 @@ def _written(study: StudyReport, results: Path, console: Console) -> StudyReport
 
 def _whole(report: Report, results: Path, console: Console) -> None:
     """What is made of all studies together."""
-    files = (report.overview.svg, report.overview.png) if report.overview else ()
+    files = report.overview.files if report.overview else ()
     for path in (*(results / file for file in files), write_page(report, results)):
         _say(console, f"wrote {path}")
     for path in leftovers(report, results):

@@ -23,7 +23,7 @@ from q2n.report.page.drawing import inline, tallness
 from q2n.report.page.ledger import ledgers
 from q2n.report.page.prose import Prose
 from q2n.report.page.published import published_lines
-from q2n.report.write import no_published
+from q2n.report.write import no_published, of_today
 
 FILE_NAME = "index.html"
 PARTS = Path(__file__).with_name("page")
@@ -82,6 +82,7 @@ def render(report: Report, results_dir: Path) -> str:
             key: tree["files"][0][1] for part in ("cells", "failures") for key, tree in cells[part].items()
         },
         choices=_choices(report),
+        of_today=of_today(report, "the code that made this page"),
         faults=[fault.replace(f"{results_dir}/", "") for fault in report.faults],
     )
 

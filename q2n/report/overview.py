@@ -13,7 +13,7 @@ from q2n.report.experiments import Experiments
 from q2n.report.models import told_apart
 from q2n.report.pairs import Counts, Pair, count, pairs_of
 from q2n.report.published import Beside, PublishedValue, beside
-from q2n.report.select import latest
+from q2n.report.select import NO_CODES, Codes, kept_codes, latest, of_today
 from q2n.report.study import Study
 from q2n.report.tables import Table, build_tables
 from q2n.report.unfinished import Unfinished, failed
@@ -27,12 +27,16 @@ FIGURES = "figures"
 @dataclass(frozen=True)
 class Drawn:
     """A figure that was written: its kind, a sentence below it, and its files relative to the results folder
-    (``figures/<study>/differences.svg``)."""
+    (``figures/<study>/differences.svg``); None: no such file was asked for."""
 
     kind: str
     caption: str
     svg: str
-    png: str
+    png: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.svg,) if self.png is None else (self.svg, self.png)
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,18 @@ class StudyReport:
 @dataclass(frozen=True)
 class Report:
     """A results folder. ``faults`` are complaints about files that could not be read, ``overview`` is the
-    main figure."""
+    main figure, ``of_today`` counts the shown records that today's code would make again."""
 
     studies: tuple[StudyReport, ...]
     lines: tuple[Line, ...]
     faults: tuple[str, ...] = ()
     overview: Drawn | None = None
+    of_today: int = 0
+
+    @property
+    def shown(self) -> int:
+        """How many records are shown."""
+        return sum(len(study.records) for study in self.studies)
 
 
 def gather(
@@ -84,6 +94,7 @@ def gather(
     found, faults = read_all(results_dir, name)
     left, more = failures.read_all(results_dir, name)
     records, unfinished = told_apart(found, failed(left))
+    codes = kept_codes(records, results_dir)
     studies, names = experiments.studies, {record.name for record in records}
     ordered = [item for item in studies if item in names] + sorted(names - studies.keys())
     reports = tuple(
@@ -93,12 +104,13 @@ def gather(
             [cell for cell in unfinished if cell.failure and cell.failure.ref.name == item],
             studies.get(item),
             experiments.published,
+            codes,
         )
         for item in ordered
     )
     every = [record for report in reports for record in report.records]
     lines = over_all([pair for report in reports for pair in report.pairs], every)
-    return Report(reports, lines, (*faults, *more))
+    return Report(reports, lines, (*faults, *more), of_today=of_today(every))
 
 
 def study_report(
@@ -107,15 +119,19 @@ def study_report(
     unfinished: Sequence[Unfinished] = (),
     study: Study | None = None,
     published: Sequence[PublishedValue] = (),
+    codes: Codes = NO_CODES,
 ) -> StudyReport:
     """The report of the records of one name; ``published`` may hold other studies' numbers too.
+
+    Args:
+        codes: see :func:`q2n.report.select.code_notes`.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
     """
     records, unfinished = told_apart(records, unfinished)
     current, superseded = latest(records)
-    tables = tuple(build_tables(current, unfinished, superseded))
+    tables = tuple(build_tables(current, unfinished, superseded, codes))
     pairs = tuple(pair for table in tables for pair in pairs_of(table, name))
     empty = sum(map(_empty, tables))
     numbers = beside(published, name, tables, current)

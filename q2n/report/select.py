@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from q2n.fingerprint import canonical_json, relevant
 from q2n.record import RunRecord
+from q2n.source_code import CHECKOUT, Parts, kept, targets
+
+Codes = Mapping[str, Mapping[str, Parts]]
+"""Digests by key of a code, module and function (:mod:`q2n.source_code`)."""
+
+NO_CODES: Codes = MappingProxyType({})
 
 
 def latest(records: Iterable[RunRecord]) -> tuple[list[RunRecord], int]:
@@ -47,14 +56,50 @@ def by_protocol(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     return sorted(members, key=lambda group: order[id(group[0])])
 
 
-def code_notes(records: Sequence[RunRecord], superseded: int) -> list[str]:
-    """What a reader must know of the code behind the numbers: mixtures and what was left out."""
+def kept_codes(records: Iterable[RunRecord], results_dir: str | Path) -> Codes:
+    """The digests that the folder has of the records' codes."""
+    keys = {record.identity["code"] for record in records if "code" in record.identity}
+    return {key: found for key in sorted(keys) if (found := kept(results_dir, key))}
+
+
+def of_today(records: Iterable[RunRecord]) -> int:
+    """How many records come from code that does what the code running now does."""
+    made_by = ((record.identity.get("code"), record) for record in records)
+    return sum(key is not None and key == CHECKOUT.of_cell(record.config).key for key, record in made_by)
+
+
+def code_versions(records: Iterable[RunRecord], codes: Codes) -> int:
+    """How many versions of the code the records show: the most in which any part of the code comes.
+
+    Codes of cells with other options differ because other modules count. So what is compared is each module,
+    as far as ``codes`` has it, and the whole code of cells whose options are of the same modules.
+    """
+    seen: dict[object, set[str]] = defaultdict(set)
+    for record in records:
+        key = record.identity.get("code")
+        seen["sources"].add(canonical_json(record.identity.get("sources")))  # what older records have instead
+        if key is not None:
+            seen[frozenset(targets(record.config))].add(key)
+            for module, parts in codes.get(key, {}).items():
+                seen[module].add(canonical_json(parts))
+    return max(map(len, seen.values()), default=0)
+
+
+def code_notes(records: Sequence[RunRecord], superseded: int, codes: Codes = NO_CODES) -> list[str]:
+    """What a reader must know of the code behind the numbers: mixtures and what was left out.
+
+    Args:
+        codes: digests by key of a code, as far as they are known.
+    """
     notes = []
     if superseded:
         are = "record is" if superseded == 1 else "records are"
         notes.append(f"{superseded} older {are} left out: the same cells were computed again since")
-    for part, name in (("sources", "versions of the sources"), ("versions", "sets of library versions")):
-        kinds = len({canonical_json(record.identity.get(part)) for record in records})
+    libraries = len({canonical_json(record.identity.get("versions")) for record in records})
+    for kinds, name in (
+        (code_versions(records, codes), "versions of the sources"),
+        (libraries, "sets of library versions"),
+    ):
         if kinds > 1:
             notes.append(f"these records come from {kinds} different {name} (see python -m q2n.explain)")
     if any(record.provenance.git_dirty for record in records):

@@ -32,7 +32,16 @@ from q2n.report.lines import (
     without_correction,
 )
 from q2n.report.models import told_apart
-from q2n.report.select import allowed_notes, by_protocol, code_notes, latest, processor_notes, weights_notes
+from q2n.report.select import (
+    NO_CODES,
+    Codes,
+    allowed_notes,
+    by_protocol,
+    code_notes,
+    latest,
+    processor_notes,
+    weights_notes,
+)
 from q2n.report.unfinished import Unfinished, by_group
 
 T = TypeVar("T")
@@ -65,10 +74,16 @@ class Table:
 
 
 def build_tables(
-    records: Iterable[RunRecord], unfinished: Iterable[Unfinished] = (), superseded: int = 0
+    records: Iterable[RunRecord],
+    unfinished: Iterable[Unfinished] = (),
+    superseded: int = 0,
+    codes: Codes = NO_CODES,
 ) -> list[Table]:
     """All tables of a report; older records of a cell are left out and counted in a note (beside
     ``superseded`` that were left out before), cells without a result are marked in their place.
+
+    Args:
+        codes: see :func:`q2n.report.select.code_notes`.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
@@ -76,11 +91,14 @@ def build_tables(
     records, unfinished = told_apart(records, unfinished)
     current, older = latest(records)
     groups = by_group(by_protocol(current), unfinished)
-    return [build_table(group, superseded + older, rest) for group, rest in groups]
+    return [build_table(group, superseded + older, rest, codes) for group, rest in groups]
 
 
 def build_table(
-    records: Sequence[RunRecord], superseded: int = 0, unfinished: Sequence[Unfinished] = ()
+    records: Sequence[RunRecord],
+    superseded: int = 0,
+    unfinished: Sequence[Unfinished] = (),
+    codes: Codes = NO_CODES,
 ) -> Table:
     """One table of records that may stand in one table.
 
@@ -114,7 +132,7 @@ def build_table(
         (
             *notes,
             *allowed_notes(records),
-            *code_notes(records, superseded),
+            *code_notes(records, superseded, codes),
             *processor_notes(records, compared),
             *weights_notes(records),
         ),

@@ -48,7 +48,7 @@ def leftovers(report: Report, results_dir: Path) -> list[Path]:
     """Tables and figures below the folder that a whole report does not make (any more)."""
     drawn = [item for study in report.studies for item in study.figures]
     drawn += [report.overview] if report.overview else []
-    made = {results_dir / path for item in drawn for path in (item.svg, item.png)}
+    made = {results_dir / path for item in drawn for path in item.files}
     made |= {results_dir / FOLDER / f"{study.name}.{kind}" for study in report.studies for kind in KINDS}
     there = [path for part in (FOLDER, FIGURES) for path in sorted((results_dir / part).rglob("*"))]
     return [path for path in there if path.is_file() and path not in made]
@@ -70,6 +70,11 @@ def _markdown(report: StudyReport, grids: Sequence[Grid], titles: Sequence[str])
     elif report.study is not None:
         parts.append(f"{no_published()}\n")
     return "\n".join(parts)
+
+
+def of_today(report: Report, code: str) -> str:
+    """The sentence on how current the records are; ``code`` in words."""
+    return f"{report.of_today} of the {report.shown} records shown are of {code}."
 
 
 def no_published() -> str:

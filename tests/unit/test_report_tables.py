@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import math
 import re
 import shutil
@@ -20,16 +21,17 @@ from rich.console import Console
 from q2n import record as record_files
 from q2n.exceptions import RecordError
 from q2n.provenance import Provenance
-from q2n.record import Metric, RunRecord
+from q2n.record import Metric, RunRecord, save
 from q2n.report import print_report
 from q2n.report.__main__ import main
 from q2n.report.overview import study_report
-from q2n.report.select import latest
+from q2n.report.select import code_notes, code_versions, latest, of_today
 from q2n.report.settings import distinguishing
 from q2n.report.tables import Table, build_table, build_tables
 from q2n.report.text import EMPTY, amount, difference, to_grid
 from q2n.report.unfinished import Unfinished
 from q2n.report.write import write_tables
+from q2n.source_code import CHECKOUT, keep
 
 
 def cell(value: float, reference: float | None = 5.0, **changes: Any) -> RunRecord:
@@ -292,6 +294,58 @@ def test_an_older_record_of_a_cell_is_left_out_and_the_reader_told() -> None:
     assert value(table, "on") == 1.0
     assert any("1 older record is left out" in note for note in table.notes)
     assert any("2 different versions of the sources" in note for note in table.notes)
+
+
+def test_only_code_that_cells_share_tells_versions_apart() -> None:
+    """Cells with other options depend on other modules, so their codes differ whatever is changed."""
+    codes = {
+        "a" * 16: {"q2n.cell": {"run": "1"}, "q2n.corrections.on": {"": "1"}},
+        "b" * 16: {"q2n.cell": {"run": "1"}},
+        "c" * 16: {"q2n.cell": {"run": "2"}},
+    }
+    on, off, later = (
+        cell(1.0, q2n_fields={"_target_": f"q2n.corrections.{name}.X"}, identity={"code": key})
+        for name, key in zip(("on", "off", "off"), codes, strict=True)
+    )
+    assert code_versions([on, off], codes) == 1
+    assert code_versions([on, later], codes) == 2
+    assert code_versions([on, later], {}) == 1, "no more can be known without the digests"
+    assert code_versions([off, later], {}) == 2, "the same options"
+    assert code_versions([on, cell(1.0, identity={"sources": "old"})], codes) == 2
+    assert code_notes([on, off], 0, codes) == []
+    assert code_notes([on, later], 0, codes) == [
+        "these records come from 2 different versions of the sources (see python -m q2n.explain)"
+    ]
+
+
+def test_records_of_todays_code_are_counted() -> None:
+    config = {"baseline": {"_target_": "q2n.baselines.rtn.RTN"}}
+    today, older = (
+        cell(1.0, config=config, identity={"code": key}) for key in (CHECKOUT.of_cell(config).key, "0" * 16)
+    )
+    assert of_today([today, older, cell(1.0)]) == 1
+
+
+def test_the_report_notices_versions_and_says_how_many_records_are_of_today(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"baseline": {"_target_": "q2n.baselines.rtn.RTN"}}
+    code = CHECKOUT.of_cell(config)
+    keep(code, tmp_path)
+    old = {name: dict(module.parts) for name, module in code.items()}
+    old["q2n.cell"]["compute"] = "0" * 12
+    (tmp_path / "code" / ("0" * 16 + ".json")).write_text(json.dumps(old))
+    for correction, key in (("on", code.key), ("off", "0" * 16)):
+        tree = {**config, "q2n": {"_target_": f"q2n.corrections.no_{correction}.X"}}
+        save(
+            cell(1.0, correction=correction, config=tree, identity={"code": key, "of": correction}), tmp_path
+        )
+    assert main(["--results", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "2 different versions of the sources" in out
+    assert "1 of the 2 records shown are of today's code" in out
+    page = (tmp_path / "index.html").read_text()
+    assert '<p id="of-today">1 of the 2 records shown are of the code that made this page.</p>' in page
 
 
 def test_differences_between_two_kinds_of_processor_are_counted() -> None:

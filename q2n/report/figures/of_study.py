@@ -22,9 +22,12 @@ _PLAIN: tuple[FigureSpec, ...] = (Differences(), NullSpace())
 """What is drawn of records that belong to no study."""
 
 
-def write_figures(report: StudyReport, results_dir: Path) -> tuple[Drawn, ...]:
-    """``figures/<name>/<label>.svg`` and ``.png`` of every figure the study asks for and its records have the
-    numbers for, in the study's order.
+def write_figures(report: StudyReport, results_dir: Path, png: bool = False) -> tuple[Drawn, ...]:
+    """``figures/<name>/<label>.svg`` of every figure the study asks for and its records have the numbers for,
+    in the study's order.
+
+    Args:
+        png: whether ``<label>.png`` is written as well.
 
     Raises:
         OSError: the folder cannot be written.
@@ -34,14 +37,16 @@ def write_figures(report: StudyReport, results_dir: Path) -> tuple[Drawn, ...]:
     with style():
         for spec in specs:
             for label, figure, caption in _drawn(report, spec):
-                save(figure, results_dir / FIGURES / report.name, label)
                 place = f"{FIGURES}/{report.name}/{label}"
-                written[label] = Drawn(spec.kind, caption, f"{place}.svg", f"{place}.png")
+                written[label] = _write(figure, results_dir, place, spec.kind, caption, png)
     return tuple(written.values())
 
 
-def write_overview(lines: tuple[Line, ...], results_dir: Path) -> Drawn | None:
-    """``figures/overview.svg`` and ``.png``; None without differences.
+def write_overview(lines: tuple[Line, ...], results_dir: Path, png: bool = False) -> Drawn | None:
+    """``figures/overview.svg``, or None without differences.
+
+    Args:
+        png: whether ``figures/overview.png`` is written as well.
 
     Raises:
         OSError: the folder cannot be written.
@@ -50,10 +55,14 @@ def write_overview(lines: tuple[Line, ...], results_dir: Path) -> Drawn | None:
         figure = differences.draw_overview(lines)
         if figure is None:
             return None
-        save(figure, results_dir / FIGURES, OVERVIEW)
-    return Drawn(
-        "differences", differences.OVERVIEW, f"{FIGURES}/{OVERVIEW}.svg", f"{FIGURES}/{OVERVIEW}.png"
-    )
+        place = f"{FIGURES}/{OVERVIEW}"
+        return _write(figure, results_dir, place, "differences", differences.OVERVIEW, png)
+
+
+def _write(figure: Figure, results_dir: Path, place: str, kind: str, caption: str, png: bool) -> Drawn:
+    path = results_dir / place
+    save(figure, path.parent, path.name, ("svg", "png") if png else ("svg",))
+    return Drawn(kind, caption, f"{place}.svg", f"{place}.png" if png else None)
 
 
 def _drawn(report: StudyReport, spec: FigureSpec) -> Iterator[tuple[str, Figure, str]]:

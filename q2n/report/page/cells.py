@@ -1,6 +1,7 @@
 """What the page knows of every cell: the part of its record that a reader asks for, small enough to embed.
 
-Everything is in ``record.json``, whose place is given; left out here are the values a window and a layer.
+The whole is in ``record.json``, whose place is given, and beside it; left out here are the values per window
+and layer.
 Parts that many cells share (a group of the configuration, a protocol, a machine) are written once.
 """
 
