@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from q2n.record import RunRecord
+import numpy as np
+import pandas as pd
+
+from q2n.record import RunRecord, to_frame
 from q2n.report.figures.style import PALETTE, WIDTH, decades, signed_log, vary
 from q2n.report.lines import NO_CORRECTION, in_order, observations, row_of
-from q2n.types import LayerReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,8 +48,9 @@ def draw(report: StudyReport) -> Figure | None:
     kinds = dict.fromkeys(layer.name for records in groups.values() for layer in records[0].layers)
     tints = {kind: PALETTE[place % len(PALETTE)] for place, kind in enumerate(kinds)}
     for (before, after), (name, records) in zip(axes, shown, strict=True):
-        _before(before, records, tints)
-        _after(after, records, tints)
+        layers = to_frame(records, per="layer")
+        _before(before, layers, tints)
+        _after(after, layers, tints)
         before.set_title(", ".join(part for part in name if part))
     for axis in axes[-1]:
         axis.set_xlabel("block")
@@ -77,10 +80,10 @@ def _groups(records: Sequence[RunRecord]) -> dict[tuple[str, ...], list[RunRecor
     return groups
 
 
-def _before(axis: Axes, records: Sequence[RunRecord], tints: Mapping[str, str]) -> None:
+def _before(axis: Axes, layers: pd.DataFrame, tints: Mapping[str, str]) -> None:
     values: list[float] = []
     for kind, tint in tints.items():
-        curve = _mean(records, kind, lambda layer: layer.error_before)
+        curve = _mean(layers, kind, layers["error_before"])
         axis.plot(list(curve), list(curve.values()), color=tint, linewidth=1.1, label=kind.rpartition(".")[2])
         values += curve.values()
     if any(value > 0 for value in values):
@@ -89,14 +92,14 @@ def _before(axis: Axes, records: Sequence[RunRecord], tints: Mapping[str, str]) 
     axis.grid(color="#e6e6e6", linewidth=0.6)
 
 
-def _after(axis: Axes, records: Sequence[RunRecord], tints: Mapping[str, str]) -> None:
+def _after(axis: Axes, layers: pd.DataFrame, tints: Mapping[str, str]) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.axhline(0, color="#333333", linewidth=0.8)
     ends = [0.0]
     for kind, tint in tints.items():
-        for dashed, heldout in (("-", False), ("--", True)):
-            curve = _change(records, kind, heldout)
+        for dashed, inputs in (("-", ""), ("--", "heldout_")):
+            curve = _change(layers, kind, inputs)
             axis.plot(list(curve), list(curve.values()), color=tint, linewidth=1.1, linestyle=dashed)
             ends += curve.values()
     axis.set_ylim(min(*ends, -1) * 1.1, max(*ends, 1) * 1.1)
@@ -106,24 +109,14 @@ def _after(axis: Axes, records: Sequence[RunRecord], tints: Mapping[str, str]) -
     axis.grid(color="#e6e6e6", linewidth=0.6)
 
 
-def _change(records: Sequence[RunRecord], kind: str, heldout: bool) -> Curve:
+def _change(layers: pd.DataFrame, kind: str, inputs: str) -> Curve:
     """What became of the error, in per cent."""
-
-    def ratio(layer: LayerReport) -> float | None:
-        before, after = layer.error_before, layer.error_after
-        if heldout:
-            before, after = layer.heldout_error_before, layer.heldout_error_after
-        return after / before if before and after is not None else None
-
-    return {block: 100 * (value - 1) for block, value in _mean(records, kind, ratio).items()}
+    before, after = (layers[f"{inputs}error_{when}"].astype(float) for when in ("before", "after"))
+    return {block: 100 * (value - 1) for block, value in _mean(layers, kind, after / before).items()}
 
 
-def _mean(records: Sequence[RunRecord], kind: str, value: Callable[[LayerReport], float | None]) -> Curve:
+def _mean(layers: pd.DataFrame, kind: str, values: pd.Series[float]) -> Curve:
     """Geometric mean over seeds by block; blocks without a positive finite value are left out."""
-    logs: dict[int, list[float]] = defaultdict(list)
-    for record in records:
-        for layer in record.layers:
-            number = value(layer) if layer.name == kind else None
-            if number is not None and number > 0 and math.isfinite(number):
-                logs[layer.block].append(math.log(number))
-    return {block: math.exp(math.fsum(found) / len(found)) for block, found in sorted(logs.items())}
+    kept = values[(layers["layer"] == kind) & (values > 0) & np.isfinite(values)]
+    by_block = kept.groupby(layers["block"])
+    return {int(block): math.exp(math.fsum(map(math.log, found)) / len(found)) for block, found in by_block}
