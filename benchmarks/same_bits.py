@@ -66,13 +66,15 @@ BUNDLED = (
 
 READ = """
 import dataclasses, json, sys
+# The last one: versions differ in whether they note it where a cell does not read it.
+NOT_COMPARED = ("results_dir", "cache_dir", "name", "group_size")
 from q2n.record import read_all
 records, faults = read_all(sys.argv[1])
 assert not faults, faults
 json.dump(
     [
         {
-            "cell": sorted(o for o in r.overrides if not o.startswith(("results_dir", "cache_dir", "name"))),
+            "cell": sorted(o for o in r.overrides if not o.startswith(NOT_COMPARED)),
             "bits_per_weight": r.bits_per_weight,
             "layers": [dataclasses.asdict(layer) for layer in r.layers],
             "metrics": [metric.model_dump(mode="json") for metric in r.metrics],
