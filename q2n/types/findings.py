@@ -50,8 +50,8 @@ class LayerReport:
     name: str
     shape: tuple[int, int]
     bits_per_weight: float
-    error_before: float | None
-    error_after: float | None
+    error_before: float | None = None
+    error_after: float | None = None
     alpha_min: float | None = None
     alpha_max: float | None = None
     null_rank: int | None = None

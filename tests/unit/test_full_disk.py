@@ -21,6 +21,7 @@ from q2n.cell_log import CellLog
 from q2n.cli import CONFIG_DIR
 from q2n.data import cache
 from q2n.exceptions import ConfigurationError, StorageError
+from q2n.fingerprint import fingerprint
 from q2n.lease import Watch
 from q2n.models import convert
 from q2n.outcomes import exit_code, show
@@ -59,7 +60,7 @@ def command(tmp_path):
 
 
 def succeeding(config, identity, title, watch=None):
-    return make_record(fingerprint=run.fingerprints.fingerprint(identity), config=config.tree)
+    return make_record(fingerprint=fingerprint(identity), config=config.tree)
 
 
 def test_what_is_missing_and_what_is_there_is_said(tmp_path, broken):
@@ -114,7 +115,7 @@ def test_a_record_with_no_room_anywhere_is_on_the_terminal(command, broken, monk
 
 def test_a_record_may_take_the_room_of_its_checkpoint(command, broken, monkeypatch):
     config, folder = command.cells[0], command.folders[0]
-    checkpoint = record.checkpoint_folder(folder, "main", run.fingerprints.fingerprint(run.identify(config)))
+    checkpoint = record.checkpoint_folder(folder, "main", fingerprint(run.identify(config)))
     monkeypatch.setattr(cell, "compute", succeeding)
     checkpoint.mkdir(parents=True)
     save = record.save

@@ -26,7 +26,7 @@ from q2n.preflight import preflight
 from q2n.run import run_cell
 
 SMALL = [
-    "group_size=32",
+    "baseline.group_size=32",
     "dtype=float32",
     "bits=3",
     "q2n=off",

@@ -22,16 +22,8 @@ def command(tmp_path):
 
 def taken_up(command, number):
     """A cell that a process has taken up; its identity."""
-    config, identity = command.cells[number], run.identify(command.cells[number])
-    note = sweeps.Note(
-        key=config.key,
-        label=config.label,
-        name="main",
-        fingerprint=run.fingerprints.fingerprint(identity),
-        cell=config.cell,
-        decision="started",
-        identity=identity,
-    )
+    config = command.cells[number]
+    note = sweeps.Note(ref=config.ref(run.identify(config)), decision=sweeps.State.STARTED)
     sweeps.leave_note(command.folders[0], "s1", note)
     return note
 

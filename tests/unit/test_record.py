@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_the_former_record(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, method, full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match="no space"):
             records.save(whole(140), tmp_path)
     assert records.read_all(tmp_path) == ([former], [])
 

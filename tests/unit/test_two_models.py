@@ -149,7 +149,7 @@ def test_forest_and_curves_have_a_panel_or_head_per_model(two: list[RunRecord]) 
         record.model_copy(
             update={
                 "cell": record.cell.model_copy(update={"bits": bits}),
-                "config": {**record.config, "bits": bits},
+                "config": {**record.config, "baseline": {**record.config["baseline"], "bits": bits}},
             }
         )
         for record in two
