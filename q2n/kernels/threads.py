@@ -22,8 +22,10 @@ from q2n.interruption import shielded
 
 Work = Callable[[object], None]
 
-STEADY = 256
-"""Columns of a matrix up to which a second thread gains nothing in a decomposition."""
+STEADY = 1024
+"""Columns of a matrix up to which a decomposition takes one thread: a cell of the bundled model has one
+number, however many threads a launcher gives it. A second thread would halve the time (576 columns: 31 in
+place of 59 ms, 90 times per cell). For wider matrices it is used, and the last bits depend on it."""
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -32,8 +34,8 @@ _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def steady(columns: int = 0) -> Iterator[None]:
     """Inside, torch computes in one thread, if a matrix has no more than :data:`STEADY` columns.
 
-    Products, softmax and sums over one dimension have the same bits in any number of threads. Decompositions
-    and a sum of all entries have not: the library divides those sums among the threads.
+    Products, softmax and sums over one dimension have been found to have the same bits in one and two
+    threads. Decompositions and a sum of all entries have not: the library divides those sums among threads.
     """
     count = torch.get_num_threads()
     if columns > STEADY or count == 1:
