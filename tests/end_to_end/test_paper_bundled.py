@@ -58,10 +58,12 @@ def found(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_every_part_is_measured(found):
     assert {bits: set(metrics) for bits, metrics in found.items()} == {2: EXPECTED, 8: EXPECTED}
 
 
+@pytest.mark.slow
 def test_finer_weights_diverge_less(found):
     for text in ("wiki", "news"):
         coarse, fine = (found[bits]["kl_divergence", text] for bits in (2, 8))
@@ -70,6 +72,7 @@ def test_finer_weights_diverge_less(found):
         assert coarse["protocol"] == fine["protocol"] == found[2]["perplexity", text]["protocol"]
 
 
+@pytest.mark.slow
 def test_each_value_is_the_mean_of_its_parts(found):
     for metrics in found.values():
         for (name, _), metric in metrics.items():

@@ -68,7 +68,7 @@ def test_a_copy_elsewhere_is_the_same_code(copy: Path) -> None:
     assert keys(Checkout(copy)) == KEYS
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(FILES))
 def test_what_a_module_does_makes_just_the_cells_stale_that_need_it(copy: Path, file: str) -> None:
     needing = {name for name, tree in TREES.items() if name_of(file) in CHECKOUT.of_cell(tree)}
