@@ -314,6 +314,7 @@ def test_figures_and_page_have_infinite_values(reach, off, tmp_path):
     assert "Infinity" not in page
 
 
+@pytest.mark.slow
 def test_a_cell_whose_perplexity_overflows_finishes(tmp_path, monkeypatch):
     load = TinyModel.load
 
