@@ -77,13 +77,13 @@ def _short_tree(record: RunRecord, digest: str) -> dict[str, Any]:
     """What ``record.json`` has of a record: nothing twice.
 
     In the identity, keys of the configuration stand for their values, and ``provenance`` for the versions
-    there. In a metric, its key stands for the protocol, which several metrics may share.
+    there. In a metric, its key stands for the protocol, which several metrics may share. Fields of metrics
+    and protocols that have their defaults are left out.
     """
-    per_window = {"__all__": set(record_values.WINDOW_COLUMNS)}
-    tree: dict[str, Any] = plain(record.model_dump(exclude={"layers": True, "metrics": per_window}))
-    for metric, protocol in zip(tree["metrics"], (metric.protocol for metric in record.metrics), strict=True):
-        metric["protocol"] = protocol.key()
-    tree["protocols"] = {protocol.key(): plain(protocol.model_dump()) for protocol in record.protocols}
+    tree: dict[str, Any] = plain(record.model_dump(exclude={"layers", "metrics"}))
+    tree["metrics"] = [plain(_short_metric(metric)) for metric in record.metrics]
+    protocols = {protocol.key(): protocol for protocol in record.protocols}
+    tree["protocols"] = {key: plain(it.model_dump(exclude_defaults=True)) for key, it in protocols.items()}
     tree["layers"] = {"file": record_values.FILE_NAME, "sha256": digest}
     identity, config = tree["identity"], tree["identity"].get("config")
     if isinstance(config, dict) and canonical_json(config) == canonical_json(_chosen(tree["config"], config)):
@@ -91,6 +91,13 @@ def _short_tree(record: RunRecord, digest: str) -> dict[str, Any]:
     if identity.get("versions") == tree["provenance"]["versions"]:
         identity["versions"] = "provenance"
     return tree
+
+
+def _short_metric(metric: Metric) -> dict[str, Any]:
+    # A difference that is not said is told from the name, as in records of former versions.
+    said = {"difference": metric.difference, "count_unit": metric.count_unit}
+    fields = metric.model_dump(exclude=set(record_values.WINDOW_COLUMNS), exclude_defaults=True)
+    return {**fields, **said, "protocol": metric.protocol.key()}
 
 
 def _chosen(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

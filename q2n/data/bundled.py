@@ -61,7 +61,7 @@ class BundledText(TextSource):
         return {
             "text": self.name,
             "package": f"gensim {files[0].version}",
-            "sha256": " ".join(item.sha256 for item in files),
+            "sha256": sha256_text(" ".join(item.sha256 for item in files))[:16],
             "rule": RULE,
         }
 
