@@ -156,7 +156,7 @@ def test_every_engine_makes_the_records_and_tables_of_the_basic_launcher(
 def test_a_killed_worker_costs_its_cell_at_most(name, kills, code, engine, basic, tmp_path, cache):
     chosen = engine(name)
     process = start(tmp_path, cache, *chosen.arguments, **chosen.variables)
-    key = _kill_the_first_cell(tmp_path, kills, lambda: process.poll() is None)
+    label = _kill_the_first_cell(tmp_path, kills, lambda: process.poll() is None)
     out, err = process.communicate(timeout=240)
     assert process.returncode == code, err
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/main/*/record.json")}
@@ -166,7 +166,7 @@ def test_a_killed_worker_costs_its_cell_at_most(name, kills, code, engine, basic
         assert "Killed" in err
         (failure,) = [json.loads(path.read_text()) for path in tmp_path.glob("results/main/*/failure.json")]
         assert failure["error_type"] == "Killed"
-        assert failure["fingerprint"] == key
+        assert failure["ref"]["label"] == label
         again = run(tmp_path, cache, *chosen.arguments, **chosen.variables)
         assert "3 reused" in again
         assert "1 computed" in again
@@ -201,22 +201,22 @@ def test_slurms_warning_puts_a_cell_back_into_the_queue_and_it_goes_on(engine, t
 
 
 def _kill_the_first_cell(folder: Path, times: int, alive: Callable[[], bool]) -> str:
-    """SIGKILL whoever computes the cell that was taken up first, and whoever takes it up then."""
+    """SIGKILL whoever computes the cell that was taken up first, and whoever takes it up then; its label."""
     killed: set[int] = set()
-    key = ""
+    label = ""
     deadline = time.monotonic() + 120
     while len(killed) < times:
         assert alive(), "the sweep ended before its worker could be killed"
         assert time.monotonic() < deadline
         for note in notes(folder):
             fresh = note["decision"] == "started" and note["pid"] not in killed
-            if fresh and key in ("", note["fingerprint"]):
-                key = note["fingerprint"]
+            if fresh and label in ("", note["ref"]["label"]):
+                label = note["ref"]["label"]
                 killed.add(note["pid"])
                 os.kill(note["pid"], signal.SIGKILL)
                 break
         time.sleep(0.02)
-    return key
+    return label
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
