@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.commands import ROOT, SMALL, environment
+from helpers.commands import ROOT, SMALL, environment, records
 
 PAGE = ROOT / "docs" / "adding_a_baseline.md"
 # The folder stands for a file added to q2n/baselines.
@@ -62,8 +61,8 @@ def test_the_example_is_swept_beside_the_others(added, tmp_path):
     done = run(tmp_path, added, *sweep)
     assert done.returncode == 0, done.stderr
     assert "4 computed" in done.stdout
-    records = [json.loads(path.read_text()) for path in tmp_path.glob("results/main/*/record.json")]
-    cells = {(record["cell"]["baseline"], record["cell"]["correction"]): record for record in records}
+    found = records(tmp_path / "results").values()
+    cells = {(record["cell"]["baseline"], record["cell"]["correction"]): record for record in found}
     assert set(cells) == {(name, q2n) for name in ("plain_ldlq", "rtn") for q2n in ("on", "off")}
     on, off = cells["plain_ldlq", "on"], cells["plain_ldlq", "off"]
     assert off["config"]["baseline"] == {
