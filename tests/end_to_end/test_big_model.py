@@ -23,7 +23,8 @@ def test_only_one_block_is_in_memory(tmp_path):
     big_model.write(tmp_path)
     done = subprocess.run(
         [sys.executable, big_model.__file__, str(tmp_path), str(LIMIT), "rtn"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
+        # One arena: how many contending threads make, each with its own gaps, depends on the load.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1"},
         capture_output=True,
         text=True,
         check=False,
