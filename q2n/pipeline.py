@@ -76,7 +76,8 @@ def _at(block: DecoderBlock, *names: str) -> Iterator[None]:
 
 
 def require_finite_weights(block: DecoderBlock) -> None:
-    """
+    """Check a block before anything is measured with it.
+
     Raises:
         NumericalError: a parameter or buffer of the block is not finite; names block and layer.
     """

@@ -48,7 +48,8 @@ class SmoothQuant(LayerwiseBaseline):
         return frozenset({Statistic.GRAM} if self.weight_solver == "gptq" else ())
 
     def prepare_block(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
-        """
+        """Move the outliers of the inputs of a block into its weights.
+
         Raises:
             NumericalError: an input is not finite.
         """

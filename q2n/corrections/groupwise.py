@@ -41,7 +41,8 @@ class GroupwiseScale(RankFields, RowwiseCorrection):
         return frozenset({Statistic.GRAM})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
-        """
+        """Scale every group of the quantized weight.
+
         Raises:
             NumericalError: a product or a scale is not finite.
         """

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from helpers.runs import tiny
-from helpers.special_tokens import AROUND, BEFORE, with_tokens
+from helpers.special_tokens import AROUND, BEFORE, ROLLING, with_tokens
 
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.harness import Harness
@@ -102,21 +102,6 @@ def test_log_likelihoods_in_a_sliding_window(batch_size):
     assert_answers(HarnessModel(context(loaded), batch_size).loglikelihood(asked), expected)
 
 
-ROLLING = """
-task: texts
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: text
-metric_list:
-  - metric: word_perplexity
-  - metric: byte_perplexity
-  - metric: bits_per_byte
-"""
 TEXTS = [
     "The river runs past the old mill.",
     "Under two stone bridges it reaches the sea, and is no more." * 4,

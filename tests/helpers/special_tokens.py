@@ -32,3 +32,21 @@ def tokenizer(name):
 def with_tokens(loaded, name):
     """The model with another tokenizer."""
     return replace(loaded, tokenizer=tokenizer(name))
+
+
+ROLLING = """
+task: texts
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: text
+metric_list:
+  - metric: word_perplexity
+  - metric: byte_perplexity
+  - metric: bits_per_byte
+"""
+"""A task of rolling log-likelihoods over the texts of ``{file}``."""

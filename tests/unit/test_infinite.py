@@ -8,7 +8,7 @@ import torch
 from helpers.pages import folder, study
 from helpers.records import make_metric, make_protocol, make_record
 from helpers.runs import tiny, tokens
-from helpers.special_tokens import with_tokens
+from helpers.special_tokens import ROLLING, with_tokens
 
 from q2n import record as records
 from q2n.cli import CONFIG_DIR
@@ -168,23 +168,6 @@ def test_an_answer_that_is_not_a_number_has_no_probability():
     assert found["perplexity"].per_window == (math.inf,) * 6
     assert found["acc"].value == 0
     assert {metric.undefined for metric in found.values()} == {6}
-
-
-ROLLING = """
-task: texts
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: text
-metric_list:
-  - metric: word_perplexity
-  - metric: byte_perplexity
-  - metric: bits_per_byte
-"""
 
 
 @pytest.mark.parametrize(("factor", "undefined"), [(1e4, 0), (math.nan, 2)])
