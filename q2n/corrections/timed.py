@@ -29,7 +29,8 @@ class TimedCorrection:
         return self._inner.bind(baseline)
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
-        """
+        """Correct, and add the time to :attr:`seconds`.
+
         Raises:
             NumericalError: a number is not finite; where it was one of the solver's already, says so.
         """
