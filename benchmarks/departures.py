@@ -25,7 +25,7 @@ from golden.golden_data import Golden
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.corrections.recipes import ReleasedRecipe
 from q2n.corrections.released import BoundRelease, ReleasedScale
-from q2n.linalg import quadratic_rows
+from q2n.linalg.dense import quadratic_rows
 from q2n.types import Correction, LinearProblem, QuantizedLinear, Statistic
 
 LAYERWISE = (test_gptq, test_pbllm, test_leanquant, test_owq, test_quarot)

@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 from q2n.data.cache import cache_root
-from q2n.record import load_all
+from q2n.records.store import load_all
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"
 CLOCKS = ("wall", "processor")

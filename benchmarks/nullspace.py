@@ -24,10 +24,10 @@ from torch import Tensor
 from q2n.baselines.gptq import GPTQ
 from q2n.corrections.none import NoCorrection
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.linalg import symmetric_spectrum
-from q2n.nullspace.alpha import row_scale
-from q2n.nullspace.partial import NotPartialError, leading_spectrum
-from q2n.nullspace.rank import RankRule
+from q2n.corrections.nullspace.alpha import row_scale
+from q2n.corrections.nullspace.partial import NotPartialError, leading_spectrum
+from q2n.corrections.nullspace.rank import RankRule
+from q2n.linalg.dense import symmetric_spectrum
 from q2n.types import LinearProblem, Statistic, Statistics
 
 T = TypeVar("T")

@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 
 from q2n.cli import CONFIG_DIR
-from q2n.identity import identify
+from q2n.command.preflight import preflight
 from q2n.plan.memory import Memory, predict
 from q2n.plan.workload import workload
-from q2n.preflight import preflight
-from q2n.record import read_all
+from q2n.records.identity import identify
+from q2n.records.store import read_all
 
 ROOT = Path(__file__).resolve().parent.parent
 BOUND = 0.25

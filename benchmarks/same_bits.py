@@ -68,7 +68,10 @@ READ = """
 import dataclasses, json, sys
 # The last one: versions differ in whether they note it where a cell does not read it.
 NOT_COMPARED = ("results_dir", "cache_dir", "name", "group_size")
-from q2n.record import read_all
+try:
+    from q2n.records.store import read_all
+except ImportError:  # a checkout from before the package was laid out in rooms
+    from q2n.record import read_all
 records, faults = read_all(sys.argv[1])
 assert not faults, faults
 json.dump(

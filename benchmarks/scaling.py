@@ -33,14 +33,14 @@ def measure(width: int, blocks: int, sequences: int, length: int, threads: int) 
     """One quantization (GPTQ, 4 bit, groups of 64) of a random model whose MLP is twice as wide."""
     import torch
 
-    from q2n.activations import activation_store
-    from q2n.allocator import keep_freed_memory
     from q2n.baselines.gptq import GPTQ
-    from q2n.clock import WorkClock, clocked
     from q2n.corrections.none import NoCorrection
     from q2n.models.spec import TinyModel
-    from q2n.pipeline import Method, quantize_model
-    from q2n.provenance import peak_memory_bytes, reset_peak_memory
+    from q2n.pipeline.activations import activation_store
+    from q2n.pipeline.blocks import Method, quantize_model
+    from q2n.records.provenance import peak_memory_bytes, reset_peak_memory
+    from q2n.runtime.clock import WorkClock, clocked
+    from q2n.runtime.memory import keep_freed_memory
 
     torch.set_num_threads(threads)
     keep_freed_memory()

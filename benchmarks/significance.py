@@ -14,7 +14,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from q2n.evaluation.statistics import over_seeds
+from q2n.report.significance import over_seeds
 
 WINDOWS, RUNS, LEVEL = 32, 2000, 0.05
 SPREADS = {

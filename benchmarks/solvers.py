@@ -25,7 +25,7 @@ from q2n.baselines.quarot import QuaRot
 from q2n.baselines.quip import QuIP
 from q2n.baselines.rtn import RTN
 from q2n.corrections.none import NoCorrection
-from q2n.linalg import damped_inverse_factor, lower_factor
+from q2n.linalg.dense import damped_inverse_factor, lower_factor
 from q2n.types import Baseline, LinearProblem, Statistic, Statistics
 
 TOKENS = 4096

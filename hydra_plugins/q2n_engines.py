@@ -1,6 +1,6 @@
-"""Hydra takes launchers and sweepers from the namespace ``hydra_plugins`` only; see ``q2n/engines``."""
+"""Hydra takes launchers and sweepers from the namespace ``hydra_plugins`` only; see ``q2n/launchers``."""
 
-from q2n.engines import joblib, optuna, ray, submitit
+from q2n.launchers import joblib, optuna, ray, submitit
 
 
 class JoblibLauncher(joblib.JoblibLauncher):

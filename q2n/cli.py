@@ -27,18 +27,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from q2n import interruption, supervisor
+from q2n.cells.objective import objective
+from q2n.command import supervisor
+from q2n.command.hydra_errors import explain
+from q2n.command.preflight import config_folders, preflight
+from q2n.command.summary import Command, ended, exit_code, show, track
 from q2n.config import RunConfig
-from q2n.engines.extras import own_names
-from q2n.engines.trial import trial_of
 from q2n.exceptions import Q2NError, UnsupportedError
-from q2n.files import FULL
-from q2n.hydra_errors import explain
-from q2n.objective import objective
-from q2n.outcomes import Command, ended, exit_code, show, track
+from q2n.launchers.extras import own_names
+from q2n.launchers.trial import trial_of
 from q2n.plan.fit import misfit
-from q2n.preflight import config_folders, preflight
-from q2n.sweeps import VARIABLE, State, group_of, new_id, read_sweep
+from q2n.records.notes import VARIABLE, State, group_of, new_id, read_sweep
+from q2n.runtime import signals as interruption
+from q2n.runtime.files import FULL
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -132,7 +133,7 @@ def run_composed(composed: DictConfig) -> float | None:
 
 
 def _run_composed(composed: DictConfig, runtime: HydraConf) -> float | None:
-    from q2n.run import run_cell
+    from q2n.cells.run import run_cell
 
     watch = trial_of(runtime.sweeper)
     config = RunConfig.from_hydra(composed, runtime.runtime.choices, tuple(runtime.overrides.task))
@@ -167,7 +168,7 @@ def _cells(config: RunConfig, sweep: str | None) -> int | str:
 
 def _visit_busy_again(sweep: str) -> None:
     """Cells that another sweep was at when their turn came: reused where it has finished them by now."""
-    from q2n.run import run_cell
+    from q2n.cells.run import run_cell
 
     for config, title, group in _busy:
         run_cell(config, sweep, title, group)

@@ -12,17 +12,17 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, Field, StringConstraints
 
 from q2n.baselines.fields import Bits, GroupSize
-from q2n.evaluation.known import known_values
 from q2n.exceptions import ConfigurationError
-from q2n.fingerprint import NEUTRAL_KEYS, SOURCES, canonical_json, flatten, relevant
 from q2n.models.spec import ModelSpec, Streaming
 from q2n.options import as_read, build, construct, did_you_mean, option, unread
+from q2n.records.fingerprint import NEUTRAL_KEYS, SOURCES, canonical_json, flatten, relevant
+from q2n.records.known_values import known_values
 
 if TYPE_CHECKING:
     from q2n.data.sources import CalibrationOption
     from q2n.diagnostics.base import Diagnostics
     from q2n.evaluation.base import Evaluation
-    from q2n.schema import Cell, CellRef
+    from q2n.records.schema import Cell, CellRef
     from q2n.tracking.base import Tracking
     from q2n.types import Baseline, Correction
 
@@ -153,7 +153,7 @@ class RunConfig:
     @property
     def cell(self) -> Cell:
         """The cell's place in the tables."""
-        from q2n.schema import Cell
+        from q2n.records.schema import Cell
 
         bits = self.baseline.code_bits
         return Cell(
@@ -176,7 +176,7 @@ class RunConfig:
         Args:
             identity: None: it is not known yet.
         """
-        from q2n.schema import CellRef
+        from q2n.records.schema import CellRef
 
         return CellRef(
             name=self.scalars.name,

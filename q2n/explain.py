@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from q2n import source_code
 from q2n.exceptions import ConfigurationError, Q2NError
-from q2n.fingerprint import canonical_json, difference, flatten, library_versions, plain
 from q2n.options import did_you_mean
-from q2n.record import RunRecord, read_all
-from q2n.source_code import CHECKOUT
-from q2n.sweeps import FOLDER, Note, State, last_sweep, read_notes
+from q2n.records import source_code
+from q2n.records.fingerprint import canonical_json, difference, flatten, library_versions, plain
+from q2n.records.notes import FOLDER, Note, State, last_sweep, read_notes
+from q2n.records.source_code import CHECKOUT
+from q2n.records.store import RunRecord, read_all
 
 _LINES = 8
 """Lines of one list without ``--all``."""

@@ -38,7 +38,7 @@ class Model:
 
 
 def operations(model: Model, sequences: int, length: int) -> dict[str, float]:
-    """Floating-point operations by kind of work (names of :mod:`q2n.clock`).
+    """Floating-point operations by kind of work (names of :mod:`q2n.runtime.clock`).
 
     A product of ``(a, b)`` and ``(b, c)`` counts ``2abc``; causal attention and Gram matrices count half, the
     inverse of a Cholesky factor ``2/3 C^3`` with the factorisation, errors pushed to later columns ``R C^2``.

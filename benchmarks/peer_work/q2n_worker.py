@@ -8,15 +8,15 @@ import yaml
 from measure import JOB
 
 from q2n import __version__
-from q2n.activations import activation_store
-from q2n.allocator import keep_freed_memory
 from q2n.baselines.gptq import GPTQ
-from q2n.clock import WorkClock, clocked
 from q2n.corrections.none import NoCorrection
 from q2n.models.loading import LoadedModel
 from q2n.models.spec import HubModel, TinyModel
 from q2n.options import build
-from q2n.pipeline import Method, quantize_model
+from q2n.pipeline.activations import activation_store
+from q2n.pipeline.blocks import Method, quantize_model
+from q2n.runtime.clock import WorkClock, clocked
+from q2n.runtime.memory import keep_freed_memory
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 OPTIONS = {"q2n": "off", "fields": {}, "stages": "true_sequential", "warm": False}

@@ -15,8 +15,8 @@ from q2n.types import LinearProblem, QuantizedLinear, Statistic
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from q2n.grids.awq import AwqGrid
     from q2n.models.adapter import DecoderBlock
+    from q2n.quantization.formats.awq import AwqSpec
 
 UNCLIPPED = ("q_proj", "k_proj")
 """Layers whose outputs are multiplied with each other: a clipped range harms them."""
@@ -43,27 +43,27 @@ class AWQ(LayerwiseBaseline):
         return frozenset({Statistic.TOKEN_SAMPLE} if self.clip else ())
 
     def prepare_block(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
-        from q2n.grids.awq import AwqGrid
-        from q2n.transforms.awq_scales import fold_scales, search_scales
-        from q2n.transforms.block_inputs import group_inputs, spread_sequences
+        from q2n.quantization.formats.awq import AwqSpec
+        from q2n.quantization.transforms.awq_scales import fold_scales, search_scales
+        from q2n.quantization.transforms.block_inputs import group_inputs, spread_sequences
 
         read = group_inputs(block, spread_sequences(inputs, self.search_tokens))
-        grid = AwqGrid(self.bits, self.group_size)
+        grid = AwqSpec(self.bits, self.group_size)
         fold_scales(block, search_scales(block, read, grid, self.scale_steps))
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         """Corrections compare with the scaled weight as it was before clipping."""
-        from q2n.grids.awq import AwqGrid
+        from q2n.quantization.formats.awq import AwqSpec
 
-        grid = AwqGrid(self.bits, self.group_size)
+        grid = AwqSpec(self.bits, self.group_size)
         form = grid.quantize(self.clipped(problem, grid) if self.clip else problem.weight)
         return QuantizedLinear(form, problem.weight, problem.weight)
 
-    def clipped(self, problem: LinearProblem, grid: AwqGrid) -> Tensor:
+    def clipped(self, problem: LinearProblem, grid: AwqSpec) -> Tensor:
         """The weight with each group clamped to its limit, except in layers that are not clipped."""
         import torch
 
-        from q2n.grids.awq import clamp_groups, clip_limits
+        from q2n.quantization.formats.awq import clamp_groups, clip_limits
 
         tokens = problem.stats[Statistic.TOKEN_SAMPLE]
         tokens = tokens[:: max(1, len(tokens) // self.clip_tokens)]

@@ -12,7 +12,7 @@ from q2n.options import ReadIf, ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 if TYPE_CHECKING:
-    from q2n.grids.base import Grid
+    from q2n.quantization.formats.base import FormatSpec
 
 WHOLE = ("lut", "per_tensor")
 """Grids whose parameters belong to whole rows or to the matrix."""
@@ -59,11 +59,11 @@ class Composed(LayerwiseBaseline):
         return frozenset() if self.solver == "rtn" else frozenset({Statistic.GRAM})
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        from q2n.grids.per_tensor import PerTensorGrid
-        from q2n.linalg import within_range
-        from q2n.solvers.ldlq import solve_ldlq
-        from q2n.solvers.obs import activation_order, solve_obs
-        from q2n.solvers.rtn import solve_rtn
+        from q2n.linalg.dense import within_range
+        from q2n.quantization.formats.per_tensor import PerTensorSpec
+        from q2n.quantization.solvers.ldlq import solve_ldlq
+        from q2n.quantization.solvers.obs import activation_order, solve_obs
+        from q2n.quantization.solvers.rtn import solve_rtn
 
         grid = self._grid()
         if self.solver == "rtn":
@@ -74,25 +74,25 @@ class Composed(LayerwiseBaseline):
         hessian = within_range(problem.stats.gram).clone()
         hessian.diagonal().add_(self.percdamp * hessian.diagonal().mean())
         # QuIP's solver aims at the weight clipped to the range of its one scale.
-        target = grid.target(problem.weight) if isinstance(grid, PerTensorGrid) else None
+        target = grid.target(problem.weight) if isinstance(grid, PerTensorSpec) else None
         return solve_ldlq(problem, grid, hessian, self.npasses, target)
 
-    def _grid(self) -> Grid:
-        from q2n.grids.centred import CentredGrid
-        from q2n.grids.lut import LutGrid
-        from q2n.grids.mse2d import Mse2dGrid
-        from q2n.grids.per_tensor import PerTensorGrid
-        from q2n.grids.uniform import UniformGrid
+    def _grid(self) -> FormatSpec:
+        from q2n.quantization.formats.centred import CentredSpec
+        from q2n.quantization.formats.lut import LutSpec
+        from q2n.quantization.formats.mse2d import Mse2dSpec
+        from q2n.quantization.formats.per_tensor import PerTensorSpec
+        from q2n.quantization.formats.uniform import UniformSpec
 
         static = self.static_groups or self.solver == "ldlq"
         match self.grid:
             case "lut":
-                return LutGrid(self.bits, self.exponent)
+                return LutSpec(self.bits, self.exponent)
             case "per_tensor":
-                return PerTensorGrid(self.bits)
+                return PerTensorSpec(self.bits)
             case "centred":
-                return CentredGrid(self.bits, self.group_size, symmetric=True, static_groups=static)
+                return CentredSpec(self.bits, self.group_size, symmetric=True, static_groups=static)
             case "mse2d":
-                return Mse2dGrid(self.bits, self.group_size, static_groups=static)
+                return Mse2dSpec(self.bits, self.group_size, static_groups=static)
             case "uniform":
-                return UniformGrid(self.bits, self.group_size, static_groups=static)
+                return UniformSpec(self.bits, self.group_size, static_groups=static)

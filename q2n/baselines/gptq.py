@@ -30,9 +30,9 @@ class GPTQ(LayerwiseBaseline):
     released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False, alpha="adam20")
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        from q2n.grids.uniform import UniformGrid
-        from q2n.solvers.obs import activation_order, solve_obs
+        from q2n.quantization.formats.uniform import UniformSpec
+        from q2n.quantization.solvers.obs import activation_order, solve_obs
 
-        grid = UniformGrid(self.bits, self.group_size, self.sym, self.clip, self.static_groups)
+        grid = UniformSpec(self.bits, self.group_size, self.sym, self.clip, self.static_groups)
         order = activation_order(problem.stats.gram) if self.act_order else None
         return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule], order)

@@ -34,9 +34,9 @@ class LeanQuant(LayerwiseBaseline):
         return "a codebook per row"
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        from q2n.grids.lut import LutGrid
-        from q2n.solvers.obs import activation_order, solve_obs
+        from q2n.quantization.formats.lut import LutSpec
+        from q2n.quantization.solvers.obs import activation_order, solve_obs
 
-        grid = LutGrid(self.bits, self.exponent, self.kmeans_seed)
+        grid = LutSpec(self.bits, self.exponent, self.kmeans_seed)
         order = activation_order(problem.stats.gram) if self.act_order else None
         return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule], order)

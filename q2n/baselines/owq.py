@@ -16,8 +16,8 @@ from q2n.types import LinearProblem, QuantizedLinear
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from q2n.grids.uniform import UniformGrid
     from q2n.models.adapter import ModelAdapter
+    from q2n.quantization.formats.uniform import UniformSpec
 
 LAYER_TYPES = 7
 """Linear layers of a block of the served families, among which the budget is divided."""
@@ -96,25 +96,25 @@ class OWQ(LayerwiseBaseline):
             )
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        from q2n.grids.kept import KeptColumnsGrid
-        from q2n.solvers.obs import solve_obs
+        from q2n.quantization.formats.kept import KeptColumnsSpec
+        from q2n.quantization.solvers.obs import solve_obs
 
         count = max(self.kept_count(name, problem.weight.shape[1]) for name in problem.names)
         order = self._order(problem, count) if count or self.act_order else None
-        grid = KeptColumnsGrid(self._grid(self.group_size, coarse=self.group_size != -1))
+        grid = KeptColumnsSpec(self._grid(self.group_size, coarse=self.group_size != -1))
         return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule], order, kept=count)
 
-    def _grid(self, group_size: int, coarse: bool) -> UniformGrid:
-        from q2n.grids.mse2d import STEPS_COARSE, STEPS_MAIN, Mse2dGrid
-        from q2n.grids.uniform import UniformGrid
+    def _grid(self, group_size: int, coarse: bool) -> UniformSpec:
+        from q2n.quantization.formats.mse2d import STEPS_COARSE, STEPS_MAIN, Mse2dSpec
+        from q2n.quantization.formats.uniform import UniformSpec
 
         if self.tuning == "minmax":
-            return UniformGrid(self.bits, group_size)
-        return Mse2dGrid(self.bits, group_size, steps=STEPS_COARSE if coarse else STEPS_MAIN)
+            return UniformSpec(self.bits, group_size)
+        return Mse2dSpec(self.bits, group_size, steps=STEPS_COARSE if coarse else STEPS_MAIN)
 
     def sensitivity(self, problem: LinearProblem) -> Tensor:
         """Cost of rounding each column, ``(C,)``."""
-        from q2n.grids.uniform import column_errors
+        from q2n.quantization.formats.uniform import column_errors
 
         diagonal = problem.stats.gram.diagonal()
         if not self.frobenius:

@@ -56,11 +56,11 @@ class PBLLM(LayerwiseBaseline):
         return round(self.low_frac + (1 - self.low_frac) * self.high_bits, 4)
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        from q2n.grids.masked import SalientGrid
-        from q2n.grids.uniform import UniformGrid
-        from q2n.grids.xnor import XnorGrid
-        from q2n.solvers.obs import solve_obs
+        from q2n.quantization.formats.masked import SalientSpec
+        from q2n.quantization.formats.uniform import UniformSpec
+        from q2n.quantization.formats.xnor import XnorSpec
+        from q2n.quantization.solvers.obs import solve_obs
 
-        low, high = XnorGrid(self.group_size), UniformGrid(self.high_bits)
-        grid = SalientGrid(low, high, self.low_fraction, self.saliency)
+        low, high = XnorSpec(self.group_size), UniformSpec(self.high_bits)
+        grid = SalientSpec(low, high, self.low_fraction, self.saliency)
         return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule])

@@ -23,8 +23,8 @@ from q2n.options import ReadIf, ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 if TYPE_CHECKING:
-    from q2n.grids.activation import ActivationQuantizer
     from q2n.models.adapter import ModelAdapter
+    from q2n.quantization.formats.activation import ActivationQuantizer
 
 
 @option
@@ -77,7 +77,7 @@ class QuaRot(LayerwiseBaseline):
         return self.released if self.weight_solver == "gptq" else None
 
     def check(self, adapter: ModelAdapter) -> None:
-        from q2n.transforms.hadamard_orders import require_hadamard
+        from q2n.quantization.transforms.hadamard_orders import require_hadamard
 
         super().check(adapter)
         if self.rotation == "hadamard":
@@ -107,13 +107,13 @@ class QuaRot(LayerwiseBaseline):
 
     def rotates_across_heads(self, num_heads: int) -> bool:
         """What ``head_rotation`` comes to for a model."""
-        from q2n.transforms.hadamard_orders import hadamard_order
+        from q2n.quantization.transforms.hadamard_orders import hadamard_order
 
         exists = num_heads > 1 and hadamard_order(num_heads) is not None
         return self.head_rotation != "per_head" and exists
 
     def rewrite(self, adapter: ModelAdapter) -> None:
-        from q2n.transforms.rotation import random_rotation, rotate_model
+        from q2n.quantization.transforms.rotation import random_rotation, rotate_model
 
         rotate_model(
             adapter,
@@ -123,19 +123,19 @@ class QuaRot(LayerwiseBaseline):
         )
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        from q2n.grids.centred import CentredGrid
-        from q2n.solvers.obs import activation_order, solve_obs
-        from q2n.solvers.rtn import solve_rtn
+        from q2n.quantization.formats.centred import CentredSpec
+        from q2n.quantization.solvers.obs import activation_order, solve_obs
+        from q2n.quantization.solvers.rtn import solve_rtn
 
-        grid = CentredGrid(self.bits, self.group_size, self.sym, self.clip)
+        grid = CentredSpec(self.bits, self.group_size, self.sym, self.clip)
         if self.weight_solver == "rtn":
             return solve_rtn(problem, grid)
         order = activation_order(problem.stats.gram) if self.act_order else None
         return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule], order)
 
     def finish(self, adapter: ModelAdapter) -> None:
-        from q2n.transforms.kv_cache import QuantizedCache, quantize_cache
-        from q2n.transforms.online import quantize_inputs
+        from q2n.quantization.transforms.kv_cache import QuantizedCache, quantize_cache
+        from q2n.quantization.transforms.online import quantize_inputs
 
         inputs = _quantizer(self.a_bits, self.a_sym, self.a_clip_ratio, self.a_group_size)
         if inputs is not None:
@@ -149,6 +149,6 @@ class QuaRot(LayerwiseBaseline):
 
 
 def _quantizer(bits: int, symmetric: bool, ratio: float, group_size: int = -1) -> ActivationQuantizer | None:
-    from q2n.grids.activation import ActivationQuantizer
+    from q2n.quantization.formats.activation import ActivationQuantizer
 
     return None if bits == 16 else ActivationQuantizer(bits, symmetric, ratio, group_size)

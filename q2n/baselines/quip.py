@@ -16,7 +16,7 @@ from q2n.types import Correction, LinearProblem, Quantize, QuantizedLinear, Solu
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from q2n.transforms.incoherence import Incoherence
+    from q2n.quantization.transforms.incoherence import Incoherence
 
 TRACE_FLOOR = 0.01
 """Added to the Hessian's diagonal once its mean is 1, before rotation and damping (upstream's
@@ -54,8 +54,8 @@ class QuIP(LayerwiseBaseline):
     def solve(
         self, problem: LinearProblem, correction: Correction, quantize: Quantize | None = None
     ) -> Solution:
-        from q2n.linalg import within_range
-        from q2n.transforms.incoherence import draw_incoherence
+        from q2n.linalg.dense import within_range
+        from q2n.quantization.transforms.incoherence import draw_incoherence
 
         gram = within_range(problem.stats.gram)
         seen = replace(problem, stats=replace(problem.stats, values={Statistic.GRAM: gram}))
@@ -78,22 +78,22 @@ class QuIP(LayerwiseBaseline):
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         """The problem in the basis it is given in, without rotations."""
-        from q2n.grids.per_tensor import PerTensorGrid
-        from q2n.grids.uniform import UniformGrid
-        from q2n.solvers.ldlq import solve_ldlq
+        from q2n.quantization.formats.per_tensor import PerTensorSpec
+        from q2n.quantization.formats.uniform import UniformSpec
+        from q2n.quantization.solvers.ldlq import solve_ldlq
 
         hessian, damping = self._hessian(problem.stats.gram)
         if self.grid == "uniform":
-            uniform = UniformGrid(self.bits, self.group_size, static_groups=True)
+            uniform = UniformSpec(self.bits, self.group_size, static_groups=True)
             result = solve_ldlq(problem, uniform, hessian, self.npasses)
         else:
-            grid = PerTensorGrid(self.bits)
+            grid = PerTensorSpec(self.bits)
             result = solve_ldlq(problem, grid, hessian, self.npasses, grid.target(problem.weight))
         return replace(result, diagnostics={**result.diagnostics, "damping": damping})
 
     def _hessian(self, gram: Tensor) -> tuple[Tensor, float]:
         """Mean diagonal 1, plus the floor, plus ``percdamp`` of the new mean; and that fraction."""
-        from q2n.linalg import within_range
+        from q2n.linalg.dense import within_range
 
         gram = within_range(gram)
         hessian = gram * (len(gram) / gram.trace())
@@ -103,7 +103,7 @@ class QuIP(LayerwiseBaseline):
 
 def _back(problem: LinearProblem, rotated: QuantizedLinear, basis: Incoherence) -> QuantizedLinear:
     """A rotated result as one of the layer: a format that rotates back."""
-    from q2n.transforms.incoherence import TransformedFormat
+    from q2n.quantization.transforms.incoherence import TransformedFormat
 
     return replace(
         rotated.with_format(TransformedFormat(rotated.format, basis)),

@@ -24,7 +24,7 @@ class RTN(LayerwiseBaseline):
         return frozenset()
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        from q2n.grids.uniform import UniformGrid
-        from q2n.solvers.rtn import solve_rtn
+        from q2n.quantization.formats.uniform import UniformSpec
+        from q2n.quantization.solvers.rtn import solve_rtn
 
-        return solve_rtn(problem, UniformGrid(self.bits, self.group_size, self.sym, self.clip))
+        return solve_rtn(problem, UniformSpec(self.bits, self.group_size, self.sym, self.clip))

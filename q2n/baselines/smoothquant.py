@@ -53,10 +53,10 @@ class SmoothQuant(LayerwiseBaseline):
         Raises:
             NumericalError: an input is not finite.
         """
-        from q2n.linalg import require_finite
+        from q2n.linalg.dense import require_finite
         from q2n.models.groups import GATE_UP, QKV
-        from q2n.transforms.block_inputs import largest_inputs
-        from q2n.transforms.scaling import migrate
+        from q2n.quantization.transforms.block_inputs import largest_inputs
+        from q2n.quantization.transforms.scaling import migrate
 
         for group, largest in largest_inputs(block, inputs, (QKV, GATE_UP)).items():
             norm, linears = block.norm_before(group), [block.linear(name) for name in group.linears]
@@ -73,18 +73,18 @@ class SmoothQuant(LayerwiseBaseline):
         return (strength / columns.clamp(min=MIN_SCALE) ** (1 - self.alpha)).clamp(min=MIN_SCALE)
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        from q2n.grids.centred import CentredGrid
-        from q2n.solvers.obs import solve_obs
-        from q2n.solvers.rtn import solve_rtn
+        from q2n.quantization.formats.centred import CentredSpec
+        from q2n.quantization.solvers.obs import solve_obs
+        from q2n.quantization.solvers.rtn import solve_rtn
 
-        grid = CentredGrid(self.bits, self.group_size, self.sym, self.clip)
+        grid = CentredSpec(self.bits, self.group_size, self.sym, self.clip)
         if self.weight_solver == "rtn":
             return solve_rtn(problem, grid)
         return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule])
 
     def finish(self, adapter: ModelAdapter) -> None:
-        from q2n.grids.activation import ActivationQuantizer
-        from q2n.transforms.online import quantize_inputs
+        from q2n.quantization.formats.activation import ActivationQuantizer
+        from q2n.quantization.transforms.online import quantize_inputs
 
         if self.a_bits < 16:
             quantize_inputs(adapter, ActivationQuantizer(self.a_bits, self.a_sym, self.a_clip_ratio))

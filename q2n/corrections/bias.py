@@ -51,7 +51,7 @@ def mean_error(error: Tensor, mean: Tensor) -> Tensor:
     Raises:
         NumericalError: an input is not finite.
     """
-    from q2n.linalg import require_finite
+    from q2n.linalg.dense import require_finite
 
     bias = error.double() @ mean.double()
     require_finite(bias, "mean output error (weight, quantized weight or mean input)")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from q2n.corrections.output_error import ROUND_OFF, magnitudes
-from q2n.linalg import require_finite
+from q2n.linalg.dense import require_finite
 
 ENTRIES = 1 << 24
 """Entries of the largest intermediate tensor: rows are taken in parts."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from q2n.corrections.base import RowwiseCorrection, free_rows, scaled_part
+from q2n.corrections.nullspace.rank import RuleName
 from q2n.corrections.rank import RankFields
-from q2n.nullspace.rank import RuleName
 from q2n.options import ReadIf, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
@@ -46,8 +46,8 @@ class GroupwiseScale(RankFields, RowwiseCorrection):
         Raises:
             NumericalError: a product or a scale is not finite.
         """
-        from q2n.grids.scales import scale_groups
-        from q2n.linalg import require_finite
+        from q2n.linalg.dense import require_finite
+        from q2n.quantization.formats.scales import scale_groups
 
         free = free_rows(problem, self.skip)
         if free is None:
@@ -59,7 +59,7 @@ class GroupwiseScale(RankFields, RowwiseCorrection):
 
     def _factors(self, problem: LinearProblem, quantized: QuantizedLinear) -> tuple[Tensor, dict[str, int]]:
         from q2n.corrections.group_systems import null_space_factors, output_factors
-        from q2n.grids.scales import scale_count, scale_index
+        from q2n.quantization.formats.scales import scale_count, scale_index
 
         form = quantized.format
         error, scaled = quantized.original - quantized.weight, scaled_part(quantized)

@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from q2n.corrections.base import RowwiseCorrection, free_rows
+from q2n.corrections.nullspace.alpha import (
+    adam_row_scale,
+    adam_to_convergence,
+    closed_form,
+    reached,
+    row_norms,
+)
+from q2n.corrections.nullspace.estimator import Decomposition, Estimator, NullSpace, Precision, Signs
+from q2n.corrections.nullspace.moments import Moment
 from q2n.corrections.rank import RankFields
-from q2n.nullspace.alpha import adam_row_scale, adam_to_convergence, closed_form, reached, row_norms
-from q2n.nullspace.estimator import Decomposition, Estimator, NullSpace, Precision, Signs
-from q2n.nullspace.moments import Moment
 from q2n.options import ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 

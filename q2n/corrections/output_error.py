@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from q2n.corrections.base import scaled_part
-from q2n.linalg import quadratic_rows, require_finite, row_parts
+from q2n.linalg.dense import quadratic_rows, require_finite, row_parts
 from q2n.types import LinearProblem, QuantizedLinear, Statistic, Statistics
 
 ROUND_OFF = torch.finfo(torch.float32).eps

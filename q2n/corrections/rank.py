@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from q2n.nullspace.rank import IndexRule, RankRule, RuleName
+from q2n.corrections.nullspace.rank import IndexRule, RankRule, RuleName
 from q2n.options import ReadIf, option
 
 
 @option
 class RankFields:
-    """``rank_rule`` says where the null space begins (:class:`q2n.nullspace.rank.RankRule`).
+    """``rank_rule`` says where the null space begins (:class:`q2n.corrections.nullspace.rank.RankRule`).
 
     ``t``, ``index_rule`` and ``drop_first`` (the leading eigenvalue is left out of the comparison) belong to
     ``prefix_suffix``, ``energy`` (also with ``drop_first``), ``nscl_a`` and ``rank`` to the rules ``energy``,

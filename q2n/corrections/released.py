@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from q2n.corrections.base import free_rows
+from q2n.corrections.nullspace.alpha import adam_row_scale, row_norms, row_scale
+from q2n.corrections.nullspace.rank import RankRule
 from q2n.corrections.recipes import ReleasedRecipe
 from q2n.exceptions import UnsupportedError
-from q2n.nullspace.alpha import adam_row_scale, row_norms, row_scale
-from q2n.nullspace.rank import RankRule
 from q2n.options import option
 from q2n.types import Baseline, Correction, LinearProblem, QuantizedLinear, Statistic
 

@@ -58,8 +58,8 @@ def rounded_towards(
         NumericalError: the output error of a row is not finite.
     """
     from q2n.corrections.output_error import output_errors
-    from q2n.grids.scales import requantized
-    from q2n.linalg import quadratic_rows, require_finite
+    from q2n.linalg.dense import quadratic_rows, require_finite
+    from q2n.quantization.formats.scales import requantized
 
     form, weight, wanted, gram = quantized.format, quantized.weight, problem.weight, problem.stats.gram
     least = output_errors(problem, quantized, problem.stats)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from q2n.clock import timed
 from q2n.exceptions import NumericalError
-from q2n.linalg import require_finite
+from q2n.linalg.dense import require_finite
+from q2n.runtime.clock import timed
 from q2n.types import Baseline, Correction, LinearProblem, QuantizedLinear, Statistic
 
 

@@ -22,7 +22,7 @@ from q2n.types import LinearProblem, QuantizedLinear, Statistic
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from q2n.nullspace.rank import RankRule
+    from q2n.corrections.nullspace.rank import RankRule
 
 NonNegative = Annotated[float, Field(ge=0)]
 HELD_OUT = 8
@@ -87,7 +87,7 @@ class TunedNullSpaceScale(RankFields, RowwiseCorrection):
         self, problem: LinearProblem, error: Tensor, scaled: Tensor
     ) -> list[tuple[Tensor, dict[str, float]]]:
         """Row scales of every pair, with what the record says of it."""
-        from q2n.nullspace.alpha import closed_form
+        from q2n.corrections.nullspace.alpha import closed_form
 
         spectrum = problem.stats.spectrum(Statistic.GRAM)
         values, vectors = spectrum.values.clamp(min=0), spectrum.vectors

@@ -20,7 +20,7 @@ from q2n.data.clean import before_filter, paragraphs, without_tags
 from q2n.data.packages import PackagedFile, packaged_file
 from q2n.data.text import Split, TextSource
 from q2n.exceptions import DataError
-from q2n.files import sha256_file, sha256_text, write_json_atomic
+from q2n.runtime.files import sha256_file, sha256_text, write_json_atomic
 
 RULE = "articles-2"
 """Changes whenever the same files would give other text or another split."""

@@ -28,8 +28,8 @@ from q2n.data.text import (
     tokenizer_digest,
 )
 from q2n.exceptions import DataError
-from q2n.files import sha256_text
-from q2n.fingerprint import canonical_json
+from q2n.records.fingerprint import canonical_json
+from q2n.runtime.files import sha256_text
 
 Variant = Literal["gptq", "new_eval", "pbllm"]
 Boundary = Literal["exclusive", "inclusive"]

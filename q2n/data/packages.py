@@ -10,7 +10,7 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
-from q2n.files import sha256_file
+from q2n.runtime.files import sha256_file
 
 
 @dataclass(frozen=True)

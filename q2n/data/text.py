@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from q2n.data.heldout import heldout_starts
 from q2n.exceptions import DataError
-from q2n.files import sha256_text
+from q2n.runtime.files import sha256_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from typing import Any
 
 from q2n.data.text import Split, TextSource
 from q2n.exceptions import DataError
-from q2n.files import sha256_file
+from q2n.runtime.files import sha256_file
 
 JSON_NAMES = (".json", ".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 from pydantic import Field
 
+from q2n.corrections.nullspace.estimator import Estimator
 from q2n.corrections.rank import RankFields
-from q2n.nullspace.estimator import Estimator
 from q2n.options import option
 from q2n.types import LinearProblem, NullSpaceReport, Solution, Statistic, Statistics
 
 if TYPE_CHECKING:
-    from q2n.nullspace.estimator import NullSpace
+    from q2n.corrections.nullspace.estimator import NullSpace
 
 ANGLES = 17
 """Evenly spaced quantiles of the principal angles that are kept."""
@@ -55,7 +55,7 @@ class NullSpaceMeasures(RankFields):
         return self.heldout_sequences
 
     def measure(self, problem: LinearProblem, solution: Solution) -> list[NullSpaceReport | None]:
-        from q2n.nullspace import measures
+        from q2n.corrections.nullspace import measures
 
         estimator = Estimator(rule=self.rule)
         stats = problem.stats
@@ -81,7 +81,7 @@ class NullSpaceMeasures(RankFields):
         return reports
 
     def _of_inputs(self, stats: Statistics, null_space: NullSpace, estimator: Estimator) -> _OfInputs:
-        from q2n.nullspace import measures
+        from q2n.corrections.nullspace import measures
 
         values = null_space.spectrum.values.clamp(min=0)
         heldout = stats.heldout

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from q2n.data.text import TokenSet
     from q2n.models.loading import LoadedModel
     from q2n.models.outline import Outline
-    from q2n.schema import Metric
+    from q2n.records.schema import Metric
 
 
 @dataclass(frozen=True)

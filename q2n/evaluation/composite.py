@@ -14,7 +14,7 @@ from q2n.options import build, option
 if TYPE_CHECKING:
     from q2n.data.text import TokenSet
     from q2n.models.outline import Outline
-    from q2n.schema import Metric
+    from q2n.records.schema import Metric
 
 
 def _built(sections: Any) -> Any:

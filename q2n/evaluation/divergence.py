@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from q2n.evaluation.original import Original
     from q2n.models.adapter import ModelAdapter
-    from q2n.schema import EvaluationProtocol, Metric
+    from q2n.records.schema import EvaluationProtocol, Metric
 
 HEAD_ROWS = 256
 """Tokens whose two rows of logits exist at the same time."""
@@ -95,7 +95,7 @@ def _metric(
     common: Mapping[str, Any],
 ) -> Metric:
     from q2n.evaluation.spread import mean_and_stderr
-    from q2n.schema import Metric
+    from q2n.records.schema import Metric
 
     value, stderr = mean_and_stderr(values)
     return Metric(

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from q2n.data.cache import cache_root, kept
 from q2n.evaluation.reference import reference_identity
-from q2n.files import make_folder_atomic
-from q2n.fingerprint import fingerprint
+from q2n.records.fingerprint import fingerprint
+from q2n.runtime.files import make_folder_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from q2n.models.adapter import ModelAdapter
-    from q2n.schema import Metric
+    from q2n.records.schema import Metric
 
 HEAD_ROWS = 128
 """Tokens whose logits exist at the same time: few enough for the processor's cache."""
@@ -59,7 +59,7 @@ class Perplexity(WindowedText):
         return [self._measure(context, name) for name in self.datasets]
 
     def _measure(self, context: EvaluationContext, dataset: str) -> Metric:
-        from q2n.schema import Metric
+        from q2n.records.schema import Metric
 
         began = time.perf_counter()
         text = self.text(context, dataset)

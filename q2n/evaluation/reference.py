@@ -10,11 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from q2n.data.cache import cache_root, kept
 from q2n.evaluation.base import Evaluation, EvaluationContext
-from q2n.files import write_json_atomic
-from q2n.fingerprint import fingerprint, plain
-from q2n.schema import Metric
-from q2n.source_code import CHECKOUT, targets
-from q2n.stages.ledger import Ledger
+from q2n.records.fingerprint import fingerprint, plain
+from q2n.records.reuse import Ledger
+from q2n.records.schema import Metric
+from q2n.records.source_code import CHECKOUT, targets
+from q2n.runtime.files import write_json_atomic
 
 _METRICS = TypeAdapter(list[Metric])
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from q2n.data.text import TextSource, TokenSet
     from q2n.models.adapter import ModelAdapter
     from q2n.models.outline import Outline
-    from q2n.schema import EvaluationProtocol
+    from q2n.records.schema import EvaluationProtocol
 
 
 @option
@@ -85,7 +85,7 @@ class WindowedText(Evaluation):
     def protocol(self, context: EvaluationContext, text: TokenSet, dataset: str) -> EvaluationProtocol:
         from q2n.data.sources import HUB_PATHS
         from q2n.models.outline import context_length
-        from q2n.schema import EvaluationProtocol
+        from q2n.records.schema import EvaluationProtocol
 
         positions = context_length(context.loaded.adapter.model.config)
         return EvaluationProtocol(

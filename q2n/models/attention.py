@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from q2n.onednn import has_amx
+from q2n.linalg.bf16_product import has_amx
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

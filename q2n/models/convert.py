@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from q2n.data.cache import cache_root, kept
 from q2n.exceptions import ModelError
-from q2n.files import make_folder_atomic, sha256_file, sha256_text, write_json_atomic
+from q2n.runtime.files import make_folder_atomic, sha256_file, sha256_text, write_json_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

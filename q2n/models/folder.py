@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from q2n.exceptions import ModelError
-from q2n.files import sha256_file, sha256_text
+from q2n.runtime.files import sha256_file, sha256_text
 
 SMALL_FILES = ("json", "txt", "model", "py")
 """Suffixes of configuration, tokenizer and code in a model's folder."""

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from q2n.kernels import usable_halves
-from q2n.kernels.threads import over_rows
+from q2n.linalg.kernels import usable_halves
+from q2n.linalg.kernels.threads import over_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from q2n.kernels import Floats
+    from q2n.linalg.kernels import Floats
 
 NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 NETWORKS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
@@ -51,7 +51,7 @@ class RMSNorm(nn.Module):
             wide = hidden_states.float()
             scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
             return weight * (wide * scale).to(hidden_states.dtype)
-        from q2n.kernels.forward import norm_rows
+        from q2n.linalg.kernels.forward import norm_rows
 
         normed = torch.empty_like(hidden_states)
         rows = _rows(hidden_states)
@@ -75,7 +75,7 @@ class GatedMLP(nn.Module):
         fusable = type(self.act_fn).__name__ in SILU and _fusable(gates, inputs)
         if not (fusable and gates.is_contiguous() and inputs.is_contiguous()):
             return cast("Tensor", self.act_fn(gates) * inputs)
-        from q2n.kernels.forward import multiply_activated
+        from q2n.linalg.kernels.forward import multiply_activated
 
         rows = _rows(gates)
         over_rows(multiply_activated, len(rows), rows, _silu_table(), _rows(inputs), rows)

@@ -17,12 +17,12 @@ from transformers.utils import logging as transformers_logging
 
 from q2n.data.text import tokenizer_digest
 from q2n.exceptions import ModelError
-from q2n.hardware import MEMORY_SHARE, available_memory
 from q2n.models import attention
 from q2n.models.adapter import ModelAdapter, adapt, require_family
 from q2n.models.fused import fuse
 from q2n.models.outline import Outline, require_tokenizer_files
 from q2n.models.streaming import WeightFiles, stream_blocks, streamed_model
+from q2n.runtime.device import MEMORY_SHARE, available_memory
 
 if TYPE_CHECKING:
     import torch

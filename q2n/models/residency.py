@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from q2n.files import sha256_file, write_atomic, write_text_atomic
+from q2n.runtime.files import sha256_file, write_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     import torch

@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from q2n import failure as failures
-from q2n import lease
-from q2n import record as records
 from q2n.exceptions import Q2NError, RecordError
-from q2n.identity import identify
 from q2n.plan.disk import disk
 from q2n.plan.fit import misfit
 from q2n.plan.machine import device_memory, host_memory
@@ -19,11 +15,15 @@ from q2n.plan.memory import Memory, predict
 from q2n.plan.remedies import GIB, advice, fits, size
 from q2n.plan.time import Duration, Past, duration, read_past
 from q2n.plan.workload import workload
-from q2n.sweeps import State
+from q2n.records import failure as failures
+from q2n.records import lease
+from q2n.records import store as records
+from q2n.records.identity import identify
+from q2n.records.notes import State
 
 if TYPE_CHECKING:
     from q2n.config import RunConfig
-    from q2n.schema import CellRef
+    from q2n.records.schema import CellRef
 
 MARKS = {"records": "", "scaled": " *", "estimate": " ?"}
 """Beside a time: where it comes from."""

@@ -11,8 +11,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from q2n.plan.workload import Workload
-from q2n.provenance import cpu_model
-from q2n.record import FILE_NAME
+from q2n.records.provenance import cpu_model
+from q2n.records.store import FILE_NAME
 
 if TYPE_CHECKING:
     from q2n.config import RunConfig

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from q2n.evaluation.composite import Composite
 from q2n.evaluation.divergence import Divergence
 from q2n.evaluation.windows import WindowedText
-from q2n.hardware import MEMORY_SHARE, available_memory
 from q2n.models.spec import TinyModel
+from q2n.runtime.device import MEMORY_SHARE, available_memory
 
 if TYPE_CHECKING:
     from q2n.config import RunConfig

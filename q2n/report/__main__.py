@@ -11,16 +11,16 @@ from pathlib import Path
 from rich.console import Console
 
 from q2n.exceptions import Q2NError
-from q2n.report.experiments import load_experiments
 from q2n.report.figures.of_study import write_figures, write_overview
-from q2n.report.html import write_page
 from q2n.report.overview import Report, StudyReport, gather
-from q2n.report.pairs import counted
-from q2n.report.render import print_grids
-from q2n.report.sides import DEFAULT_FILE, compare_folders
-from q2n.report.study import FOLDER
-from q2n.report.text import to_grid
-from q2n.report.write import leftovers, no_published, of_today, published_grid, write_tables
+from q2n.report.page.html import write_page
+from q2n.report.render.files import leftovers, no_published, of_today, published_grid, write_tables
+from q2n.report.render.terminal import print_grids
+from q2n.report.render.text import to_grid
+from q2n.report.studies.experiments import load_experiments
+from q2n.report.studies.study import FOLDER
+from q2n.report.tables.pairs import counted
+from q2n.report.tables.sides import DEFAULT_FILE, compare_folders
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from q2n import failure as failures
-from q2n.record import RunRecord, read_all
-from q2n.report.every_difference import Line, over_all
-from q2n.report.experiments import Experiments
-from q2n.report.models import told_apart
-from q2n.report.pairs import Counts, Pair, count, pairs_of
-from q2n.report.published import Beside, PublishedValue, beside
-from q2n.report.select import NO_CODES, Codes, kept_codes, latest, of_today
-from q2n.report.study import Study
-from q2n.report.tables import Table, build_tables
-from q2n.report.unfinished import Unfinished, failed
+from q2n.records import failure as failures
+from q2n.records.store import RunRecord, read_all
+from q2n.report.studies.experiments import Experiments
+from q2n.report.studies.published import Beside, PublishedValue, beside
+from q2n.report.studies.study import Study
+from q2n.report.tables.every_difference import Line, over_all
+from q2n.report.tables.models import told_apart
+from q2n.report.tables.pairs import Counts, Pair, count, pairs_of
+from q2n.report.tables.select import NO_CODES, Codes, kept_codes, latest, of_today
+from q2n.report.tables.table import Table, build_tables
+from q2n.report.tables.unfinished import Unfinished, failed
 
 NO_EXPERIMENTS = Experiments()
 
@@ -124,7 +124,7 @@ def study_report(
     """The report of the records of one name; ``published`` may hold other studies' numbers too.
 
     Args:
-        codes: see :func:`q2n.report.select.code_notes`.
+        codes: see :func:`q2n.report.tables.select.code_notes`.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from q2n.record import RunRecord
+    from q2n.records.store import RunRecord
 
 
 class Tracking(Protocol):

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from q2n.record import RunRecord, to_frame
+from q2n.records.store import RunRecord, to_frame
 from q2n.types import LayerReport
 
 _SECRET = re.compile(r"(^|_)(token|api_?key|secret|password|passwd|credentials?|auth)$", re.IGNORECASE)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from q2n.fingerprint import canonical_json
-from q2n.record import RunRecord
+from q2n.records.fingerprint import canonical_json
+from q2n.records.store import RunRecord
 from q2n.report.figures.values import Point, baseline, bits, by_panel, line, model, points, settings
-from q2n.report.lines import observations
 from q2n.report.overview import StudyReport
+from q2n.report.tables.lines import observations
 from q2n.tracking.content import finite
 
 

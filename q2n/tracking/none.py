@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from q2n.options import option
 
 if TYPE_CHECKING:
-    from q2n.record import RunRecord
+    from q2n.records.store import RunRecord
 
 
 @option

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from q2n.record import RunRecord
+from q2n.records.store import RunRecord
 from q2n.report.figures.style import vary
-from q2n.report.frame import long_frame
-from q2n.report.lines import observations, row_of
 from q2n.report.overview import StudyReport, study_report
+from q2n.report.tables.frame import long_frame
+from q2n.report.tables.lines import observations, row_of
 from q2n.tracking.content import finite, without_secrets
 from q2n.tracking.heat_maps import HeatMap, heat_maps
 from q2n.types import LayerReport

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from q2n.files import write_text_atomic
 from q2n.options import option
+from q2n.runtime.files import write_text_atomic
 from q2n.tracking.content import config_of, history_of, run_name, summary_of, table_of
 
 if TYPE_CHECKING:
-    from q2n.record import RunRecord
+    from q2n.records.store import RunRecord
     from q2n.tracking.heat_maps import HeatMap
     from q2n.tracking.sweep import Curves, Sheet, SweepContent
 

@@ -18,8 +18,8 @@ def share(part: float, whole: float) -> float | None:
 @dataclass(frozen=True)
 class NullSpaceReport:
     """Measures of the null space of a layer's inputs, from their Gram matrix in the layer's own basis
-    (:mod:`q2n.nullspace.measures` defines each). ``spectrum`` holds eigenvalues over the largest at
-    ``spectrum_places``, counted from 1. Names with ``half`` compare two halves of the calibration
+    (:mod:`q2n.corrections.nullspace.measures` defines each). ``spectrum`` holds eigenvalues over the largest
+    at ``spectrum_places``, counted from 1. Names with ``half`` compare two halves of the calibration
     sequences."""
 
     spectrum: tuple[float, ...]

@@ -127,7 +127,7 @@ class QuantizedLinear:
 
     def weight_rows(self, rows: slice) -> Tensor:
         """Rows of :attr:`weight`; of a large one nothing else is made, unless rows cannot be told apart."""
-        from q2n.linalg import ENTRIES_AT_ONCE
+        from q2n.linalg.dense import ENTRIES_AT_ONCE
 
         if "weight" not in self.__dict__ and math.prod(self.format.shape) > ENTRIES_AT_ONCE:
             with suppress(UnsupportedError):
@@ -138,8 +138,8 @@ class QuantizedLinear:
         """``compute()``, once: what follows from this layer and the objects ``of``, as long as those are the
         very same ones.
 
-        Cells that differ after the solver only may share a layer (:mod:`q2n.stages`); what is asked of it
-        under the same ``what`` must follow from it and ``of`` alone.
+        Cells that differ after the solver only may share a layer (:mod:`q2n.pipeline.sharing`); what is asked
+        of it under the same ``what`` must follow from it and ``of`` alone.
         """
         known = self._recalled.get(what)
         if known is None or not all(ref() is item for ref, item in zip(known[0], of, strict=True)):
@@ -163,7 +163,7 @@ class QuantizedLinear:
         Raises:
             NumericalError: ``alpha`` is not finite.
         """
-        from q2n.linalg import require_finite
+        from q2n.linalg.dense import require_finite
 
         require_finite(alpha, "row scale alpha (the weight, or a product exceeds float32)")
         scaled = self.with_format(self.format.scale_rows(alpha), alpha=alpha, **diagnostics)

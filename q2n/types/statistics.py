@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from q2n.linalg import Spectrum
+    from q2n.linalg.dense import Spectrum
 
 T = TypeVar("T")
 
@@ -22,7 +22,8 @@ class Statistic(StrEnum):
     GRAM = "gram"
     """``H = (2/n) sum_s X_s^T X_s``, ``(C, C)`` float32; ``n`` counts sequences (GPTQ's convention)."""
     TRIANGLE = "triangle"
-    """The lower triangle of that, packed by :func:`q2n.gram.triangle`: enough to measure errors with."""
+    """The lower triangle of that, packed by :func:`q2n.linalg.gram.triangle`: enough to measure errors
+    with."""
     HALF_GRAM = "half_gram"
     """The Gram matrix of every other sequence, from the first, normalised by their number."""
     POSITION_MEAN = "position_mean"
@@ -59,7 +60,8 @@ class Statistics:
     tokens: int
     heldout: Statistics | None = None
     decompose: Callable[[Tensor], Spectrum] | None = field(default=None, repr=False, compare=False)
-    """How a symmetric ``(C, C)`` float64 matrix is decomposed; None: by ``q2n.linalg.symmetric_spectrum``."""
+    """How a symmetric ``(C, C)`` float64 matrix is decomposed; None: by
+    ``q2n.linalg.dense.symmetric_spectrum``."""
 
     def __getitem__(self, statistic: Statistic) -> Tensor:
         return self.values[statistic]
@@ -75,7 +77,7 @@ class Statistics:
     @property
     def output_form(self) -> Tensor:
         """The Gram matrix, or its packed triangle where that is all there is, for
-        :func:`q2n.linalg.quadratic_rows`."""
+        :func:`q2n.linalg.dense.quadratic_rows`."""
         return self.values[Statistic.GRAM if Statistic.GRAM in self.values else Statistic.TRIANGLE]
 
     @property
@@ -112,7 +114,7 @@ class Statistics:
         Raises:
             NumericalError: the statistic is not finite.
         """
-        from q2n.linalg import symmetric_spectrum
+        from q2n.linalg.dense import symmetric_spectrum
 
         def compute() -> Spectrum:
             value = self.values[statistic].double()

@@ -11,8 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import SearchPathException
 
 from q2n.cli import CONFIG_DIR
+from q2n.command.preflight import config_folders, preflight
 from q2n.exceptions import ConfigurationError
-from q2n.preflight import config_folders, preflight
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from q2n.cli import CONFIG_DIR
-from q2n.preflight import preflight
+from q2n.command.preflight import preflight
 
 OPTIONS = [
     (path.parent.name, path.stem)

@@ -14,13 +14,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from q2n.cli import CONFIG_DIR
+from q2n.command.preflight import preflight
 from q2n.exceptions import ConfigurationError
-from q2n.fingerprint import SOURCES, flatten
-from q2n.grids.kept import KeptFormat
-from q2n.grids.masked import MaskedFormat
-from q2n.identity import identify
 from q2n.options import ReadIf, ReadUnless, as_read, build, fields_of, unread
-from q2n.preflight import preflight
+from q2n.quantization.formats.kept import KeptFormat
+from q2n.quantization.formats.masked import MaskedFormat
+from q2n.records.fingerprint import SOURCES, flatten
+from q2n.records.identity import identify
 from q2n.types import Statistic
 
 BASELINES = sorted(path.stem for path in (CONFIG_DIR / "baseline").glob("*.yaml"))

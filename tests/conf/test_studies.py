@@ -10,9 +10,9 @@ from helpers.studies import EXAMPLES, EXPERIMENTS, NAMES, axes, commands, last_c
 from omegaconf import OmegaConf
 
 from q2n.cli import CONFIG_DIR
-from q2n.fingerprint import flatten
-from q2n.preflight import preflight
-from q2n.report.study import QUESTIONS, HeatMap, Lines, load_studies
+from q2n.command.preflight import preflight
+from q2n.records.fingerprint import flatten
+from q2n.report.studies.study import QUESTIONS, HeatMap, Lines, load_studies
 
 STUDIES = load_studies(EXPERIMENTS)
 INDEX = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")

@@ -11,10 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from q2n.cells.run import run_cell
 from q2n.cli import CONFIG_DIR
 from q2n.config import GROUPS, RunConfig
 from q2n.data.sources import CalibrationOption
-from q2n.run import run_cell
 
 BASELINES = sorted(path.stem for path in (CONFIG_DIR / "baseline").glob("*.yaml"))
 CORRECTIONS = ("off", "on", "released")

@@ -20,9 +20,9 @@ from helpers.runs import tiny
 from q2n.baselines.quarot import QuaRot
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.harness import Harness
-from q2n.evaluation.harness_model import HarnessModel
-from q2n.evaluation.harness_surroundings import quiet_harness
-from q2n.evaluation.harness_tasks import load_tasks
+from q2n.evaluation.harness.model import HarnessModel
+from q2n.evaluation.harness.surroundings import quiet_harness
+from q2n.evaluation.harness.tasks import load_tasks
 from q2n.exceptions import ConfigurationError, DataError, UnsupportedError
 
 ROOT = Path(__file__).resolve().parents[2]

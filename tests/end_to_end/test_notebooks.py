@@ -11,7 +11,7 @@ import pytest
 from helpers.commands import ROOT
 from helpers.records import make_record
 
-from q2n.record import save
+from q2n.records.store import save
 
 pytestmark = pytest.mark.slow
 

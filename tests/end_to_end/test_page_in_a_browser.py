@@ -13,7 +13,7 @@ from helpers.pages import failed, folder, pairs
 from helpers.records import make_metric, make_record
 
 from q2n.report.figures.of_study import write_figures, write_overview
-from q2n.report.html import write_page
+from q2n.report.page.html import write_page
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install q2n[dev])")
 PROGRAMS = {name: shutil.which(name) for name in ("chromium", "chromedriver")}

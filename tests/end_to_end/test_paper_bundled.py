@@ -14,9 +14,9 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from q2n.cli import CONFIG_DIR
+from q2n.command.hydra_errors import explain
+from q2n.command.preflight import preflight
 from q2n.exceptions import ConfigurationError
-from q2n.hydra_errors import explain
-from q2n.preflight import preflight
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [

@@ -6,7 +6,7 @@ import pytest
 from helpers.commands import ROOT
 from helpers.static import numbers, static_cell, write_texts
 
-from q2n.stages.store import SUFFIX
+from q2n.pipeline.sharing.store import SUFFIX
 
 RELEASED = ("gptq", "leanquant", "owq", "pbllm", "quarot_kv4", "quip")
 OTHERS = ("awq", "composed", "rtn", "smoothquant")
@@ -122,7 +122,7 @@ def test_damaged_and_deleted_entries_are_made_again(baseline, text, tmp_path):
 def test_what_is_deleted_while_a_cell_runs_is_still_there_for_it(text, tmp_path, monkeypatch):
     import shutil
 
-    from q2n.stages import static
+    from q2n.pipeline.sharing import static
 
     cold = numbers(static_cell(text, tmp_path))
     genuine = static.StaticStages.measure
@@ -178,7 +178,7 @@ def test_layers_are_independent_of_each_other(text, tmp_path):
 def test_a_static_cell_goes_on_from_its_checkpoint(deleted, text, tmp_path, monkeypatch):
     import shutil
 
-    from q2n.stages.static import StaticStages
+    from q2n.pipeline.sharing.static import StaticStages
 
     cell = (text, tmp_path, "checkpoint_every=1")
     undisturbed = numbers(static_cell(*cell, cache="other"))

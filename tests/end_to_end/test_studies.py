@@ -8,13 +8,13 @@ import pytest
 from helpers.static import write_texts
 from helpers.studies import EXPERIMENTS, NAMES, around_the_first, axes
 
+from q2n.cells.run import run_cell
 from q2n.cli import CONFIG_DIR
+from q2n.command.preflight import preflight
 from q2n.plan.fit import misfit
-from q2n.preflight import preflight
-from q2n.record import load_all
+from q2n.records.store import load_all
 from q2n.report.__main__ import main as report
-from q2n.report.study import load_study
-from q2n.run import run_cell
+from q2n.report.studies.study import load_study
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def arguments(name, small):
 
 
 # the tiny model's null spaces begin too late for a partial decomposition, which is said and made whole
-@pytest.mark.filterwarnings("ignore::q2n.nullspace.decompose.FullDecompositionWarning")
+@pytest.mark.filterwarnings("ignore::q2n.corrections.nullspace.decompose.FullDecompositionWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_runs_and_its_report_is_drawn(name, small, capsys):
     cells = preflight(CONFIG_DIR, arguments(name, small)).cells

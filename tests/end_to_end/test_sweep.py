@@ -14,10 +14,10 @@ import pytest
 from helpers.commands import ROOT, SMALL, numbers, records, run, start
 
 from q2n.cli import CONFIG_DIR
-from q2n.identity import identify
+from q2n.command.preflight import preflight
 from q2n.plan.memory import predict
 from q2n.plan.workload import workload
-from q2n.preflight import preflight
+from q2n.records.identity import identify
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from helpers.special_tokens import AROUND, BEFORE, ROLLING, with_tokens
 
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.harness import Harness
-from q2n.evaluation.harness_model import HarnessModel
-from q2n.evaluation.harness_surroundings import quiet_harness
-from q2n.evaluation.harness_tasks import Selection, load_tasks
+from q2n.evaluation.harness.model import HarnessModel
+from q2n.evaluation.harness.surroundings import quiet_harness
+from q2n.evaluation.harness.tasks import Selection, load_tasks
 from q2n.exceptions import ConfigurationError, UnsupportedError
 from q2n.models.outline import Outline
 

@@ -7,7 +7,7 @@ from helpers.commands import records, run
 from helpers.folders import model_folder
 
 
-@pytest.mark.slow  # tests/unit/test_two_models.py has every table, figure and page
+@pytest.mark.slow  # tests/unit/report/test_models.py has every table, figure and page
 def test_two_folders_of_one_name_are_two_models(tmp_path):
     paths = [model_folder(tmp_path / place / "model", seed=seed) for seed, place in enumerate("ab")]
     sweep = ["-m", "model=path", f"model.path={paths[0]},{paths[1]}", "q2n=off,on", "dtype=float32"]

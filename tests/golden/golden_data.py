@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from q2n.calibration import Accumulators
 from q2n.corrections.null_space import NullSpaceScale
+from q2n.pipeline.calibration import Accumulators
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 DATA = Path(__file__).parent / "data"

@@ -11,12 +11,12 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from q2n.baselines.awq import AWQ
-from q2n.calibration import Accumulators
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.grids.awq import AwqGrid, clamp_groups
 from q2n.models.block import DecoderBlock
 from q2n.models.groups import DOWN, GATE_UP, O_PROJ, QKV
-from q2n.transforms.awq_scales import fold_scales, mean_magnitude, search_scales
+from q2n.pipeline.calibration import Accumulators
+from q2n.quantization.formats.awq import AwqSpec, clamp_groups
+from q2n.quantization.transforms.awq_scales import fold_scales, mean_magnitude, search_scales
 from q2n.types import LinearProblem, Statistic
 
 FEATURES = {QKV: "feat__qkv", O_PROJ: "feat__o", GATE_UP: "feat__mlp_in", DOWN: "feat__down"}
@@ -33,7 +33,7 @@ def key(group):
 
 
 def grid():
-    return AwqGrid(DATA.settings["bits"], DATA.settings["group"])
+    return AwqSpec(DATA.settings["bits"], DATA.settings["group"])
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from golden.golden_data import Golden, relative
 
 from q2n.baselines.gptq import GPTQ
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.grids.uniform import UniformFormat, UniformGrid
-from q2n.nullspace.rank import prefix_suffix_rank
+from q2n.corrections.nullspace.rank import prefix_suffix_rank
+from q2n.quantization.formats.uniform import UniformFormat, UniformSpec
 from q2n.types import Statistic
 
 CASES = [
@@ -97,7 +97,7 @@ def test_null_index_agrees_on_every_spectrum():
 def test_uniform_grid(bits, symmetry, clip, group_size):
     data = Golden("rtn_uniform_grid")
     key = f"b{bits}_{symmetry}_{clip}_g{group_size}"
-    form = UniformGrid(bits, group_size, symmetry == "sym", clip).quantize(data["W"])
+    form = UniformSpec(bits, group_size, symmetry == "sym", clip).quantize(data["W"])
     assert torch.equal(form.codes, data[f"{key}__codes"])
     assert torch.equal(form.zero, data[f"{key}__zero"])
     assert relative(form.scale, data[f"{key}__scale"]) < 1e-6

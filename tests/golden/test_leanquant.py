@@ -7,9 +7,9 @@ from golden.golden_data import Golden, check_row_scales, relative
 from sklearn.cluster import KMeans
 
 from q2n.baselines.leanquant import LeanQuant
-from q2n.grids.kmeans import cluster_rows
-from q2n.grids.lut import LutGrid
-from q2n.solvers.obs import activation_order, solve_obs
+from q2n.quantization.formats.kmeans import cluster_rows
+from q2n.quantization.formats.lut import LutSpec
+from q2n.quantization.solvers.obs import activation_order, solve_obs
 
 CASES = ["leanquant_w2_p4", "leanquant_w2_p4_actorder", "leanquant_w3_p3_actorder"]
 
@@ -49,7 +49,7 @@ def test_solver_with_the_official_tables(case):
     data = Golden(case)
     problem = data.problem()
     settings = data.settings
-    grid = LutGrid(settings["bits"], settings["exponent"], tables=data["lut"])
+    grid = LutSpec(settings["bits"], settings["exponent"], tables=data["lut"])
     order = activation_order(problem.stats.gram) if settings["act_order"] else None
     result = solve_obs(problem, grid, [settings["percdamp"]], order)
     assert torch.equal(result.format.codes, ascending(data)[1])

@@ -8,12 +8,12 @@ from golden.golden_data import Golden, check_row_scales, relative
 
 from q2n.baselines.quarot import QuaRot
 from q2n.corrections.released import ReleasedScale
-from q2n.grids.activation import ActivationQuantizer
-from q2n.transforms.hadamard import hadamard_transform
-from q2n.transforms.hadamard_matrices import hadamard_matrix
-from q2n.transforms.hadamard_orders import hadamard_order
-from q2n.transforms.online import OnlineHadamard
-from q2n.transforms.rotation import DenseOrthogonal, RandomHadamard
+from q2n.quantization.formats.activation import ActivationQuantizer
+from q2n.quantization.transforms.hadamard import hadamard_transform
+from q2n.quantization.transforms.hadamard_matrices import hadamard_matrix
+from q2n.quantization.transforms.hadamard_orders import hadamard_order
+from q2n.quantization.transforms.online import OnlineHadamard
+from q2n.quantization.transforms.rotation import DenseOrthogonal, RandomHadamard
 
 CASES = ["quarot_gptq_w4_asym_clip_g64_rotated", "quarot_gptq_w4_sym_clip_rotated"]
 WIDTHS = [

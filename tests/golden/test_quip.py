@@ -8,8 +8,8 @@ from q2n.baselines.quip import QuIP
 from q2n.corrections.none import NoCorrection
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.corrections.released import ReleasedScale
-from q2n.transforms.incoherence import Incoherence, rescaling
-from q2n.transforms.kronecker import KroneckerOrthogonal
+from q2n.quantization.transforms.incoherence import Incoherence, rescaling
+from q2n.quantization.transforms.kronecker import KroneckerOrthogonal
 from q2n.types import Statistic
 
 CASES = ["quip_w2_ldlq_np0", "quip_w2_ldlq_np1", "quip_w3_ldlq_np0", "quip_w3_ldlq_np1"]

@@ -8,12 +8,12 @@ from golden import test_gptq, test_leanquant, test_owq, test_pbllm, test_quarot
 from golden.golden_data import Golden, relative
 
 from q2n.baselines.rtn import RTN
-from q2n.calibration import Accumulators
 from q2n.corrections.null_space import NullSpaceScale
+from q2n.corrections.nullspace.alpha import adam_row_scale
+from q2n.corrections.nullspace.rank import prefix_suffix_rank
 from q2n.corrections.released import BoundRelease, ReleasedScale
 from q2n.exceptions import UnsupportedError
-from q2n.nullspace.alpha import adam_row_scale
-from q2n.nullspace.rank import prefix_suffix_rank
+from q2n.pipeline.calibration import Accumulators
 from q2n.types import Statistic
 
 CASES = [

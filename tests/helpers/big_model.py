@@ -78,16 +78,16 @@ def weight(shape, generator):
 
 def main(folder: str, limit: int, name: str) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    from q2n import provenance
-    from q2n.activations import activation_store
     from q2n.baselines.gptq import GPTQ
     from q2n.baselines.rtn import RTN
-    from q2n.checkpoint import Checkpoint
     from q2n.corrections.none import NoCorrection
     from q2n.evaluation.windows import last_hidden_states
-    from q2n.interruption import Interrupted
     from q2n.models.spec import HubModel
-    from q2n.pipeline import Method, quantize_model
+    from q2n.pipeline.activations import activation_store
+    from q2n.pipeline.blocks import Method, quantize_model
+    from q2n.pipeline.checkpoint import Checkpoint
+    from q2n.records import provenance
+    from q2n.runtime.signals import Interrupted
 
     cpu = torch.device("cpu")
     tokens = torch.randint(0, 256, TOKENS, generator=torch.Generator().manual_seed(0))

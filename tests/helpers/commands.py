@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from q2n.fingerprint import plain
-from q2n.record import load
+from q2n.records.fingerprint import plain
+from q2n.records.store import load
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [

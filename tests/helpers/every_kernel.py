@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
-from q2n import kernels
-from q2n.grids.power import minorants
-from q2n.kernels import columns, forward, kmeans, rounding, search
-from q2n.kernels.jit import jit
+from q2n.linalg import kernels
+from q2n.linalg.kernels import columns, forward, kmeans, rounding, search
+from q2n.linalg.kernels.jit import jit
+from q2n.quantization.formats.power import minorants
 
 Array = np.ndarray[Any, Any]
 Arguments = list[Any]
@@ -177,7 +177,7 @@ def _spoil(value: Any, kind: str) -> Any:
 def compiled() -> dict[str, Any]:
     """Every function of the package that is compiled, by name."""
     found = {}
-    for module in pkgutil.iter_modules(kernels.__path__, "q2n.kernels."):
+    for module in pkgutil.iter_modules(kernels.__path__, "q2n.linalg.kernels."):
         for name, value in vars(importlib.import_module(module.name)).items():
             if isinstance(value, Dispatcher):
                 found[f"{module.name}.{name}"] = value

@@ -2,15 +2,15 @@
 
 import torch
 
-from q2n.activations import activation_store
 from q2n.diagnostics.null_space import NullSpaceMeasures
 from q2n.models.spec import TinyModel
-from q2n.pipeline import Method, quantize_model
-from q2n.stages.context import StageContext
-from q2n.stages.keys import StageKeys
-from q2n.stages.memory import StageMemory
-from q2n.stages.static import StaticStages
-from q2n.stages.store import StageStore
+from q2n.pipeline.activations import activation_store
+from q2n.pipeline.blocks import Method, quantize_model
+from q2n.pipeline.sharing.context import StageContext
+from q2n.pipeline.sharing.keys import StageKeys
+from q2n.pipeline.sharing.memory import StageMemory
+from q2n.pipeline.sharing.static import StaticStages
+from q2n.pipeline.sharing.store import StageStore
 
 
 def ordinary(sequences, tokens, columns):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from q2n.fingerprint import fingerprint
-from q2n.provenance import Provenance
-from q2n.record import Cell, EvaluationProtocol, Metric, RunRecord
-from q2n.schema import CellRef
+from q2n.records.fingerprint import fingerprint
+from q2n.records.provenance import Provenance
+from q2n.records.schema import CellRef
+from q2n.records.store import Cell, EvaluationProtocol, Metric, RunRecord
 
 
 def make_protocol(**changes: Any) -> EvaluationProtocol:

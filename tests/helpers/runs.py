@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from q2n.activations import activation_store
 from q2n.corrections.none import NoCorrection
 from q2n.diagnostics.base import NoDiagnostics
 from q2n.models.spec import TinyModel
-from q2n.pipeline import Method, quantize_model
+from q2n.pipeline.activations import activation_store
+from q2n.pipeline.blocks import Method, quantize_model
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 HEAD_DIM = {"qwen3": 32}

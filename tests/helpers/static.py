@@ -12,9 +12,9 @@ from helpers.commands import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from q2n.cells.run import run_cell
 from q2n.config import GROUPS, RunConfig
-from q2n.run import run_cell
-from q2n.stages.memory import MEMORY
+from q2n.pipeline.sharing.memory import MEMORY
 
 
 def write_texts(folder: Path) -> Path:

@@ -2,10 +2,10 @@
 
 import torch
 
-from q2n.activations import activation_store
 from q2n.corrections.none import NoCorrection
 from q2n.models.spec import TinyModel
-from q2n.pipeline import Method, quantize_model
+from q2n.pipeline.activations import activation_store
+from q2n.pipeline.blocks import Method, quantize_model
 
 SHAPES = {
     "llama": {"family": "llama"},

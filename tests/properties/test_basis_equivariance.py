@@ -9,8 +9,8 @@ from q2n.baselines.leanquant import LeanQuant
 from q2n.baselines.owq import OWQ
 from q2n.baselines.rtn import RTN
 from q2n.corrections.null_space import NullSpaceScale
+from q2n.corrections.nullspace.alpha import row_scale
 from q2n.corrections.released import ReleasedScale
-from q2n.nullspace.alpha import row_scale
 from q2n.types import LinearProblem, Statistic, Statistics
 
 R, C = 24, 40

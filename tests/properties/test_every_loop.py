@@ -13,7 +13,6 @@ import torch
 from helpers.every_kernel import calls, compiled
 from helpers.layers import layer
 
-from q2n import kernels
 from q2n.baselines.awq import AWQ
 from q2n.baselines.composed import Composed
 from q2n.baselines.gptq import GPTQ
@@ -26,10 +25,11 @@ from q2n.baselines.rtn import RTN
 from q2n.baselines.smoothquant import SmoothQuant
 from q2n.corrections.none import NoCorrection
 from q2n.exceptions import NumericalError, UnsupportedError
-from q2n.grids.activation import ActivationQuantizer
-from q2n.grids.kmeans import cluster_rows
+from q2n.linalg import kernels
 from q2n.models.fused import GatedMLP, RMSNorm
-from q2n.transforms.hadamard import hadamard_transform
+from q2n.quantization.formats.activation import ActivationQuantizer
+from q2n.quantization.formats.kmeans import cluster_rows
+from q2n.quantization.transforms.hadamard import hadamard_transform
 from q2n.types import LinearProblem, Statistic, Statistics
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,43 +7,43 @@ from helpers.layers import layer
 from q2n.baselines.quip import QuIP
 from q2n.corrections.none import NoCorrection
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.grids.awq import AwqGrid
-from q2n.grids.base import SolverView
-from q2n.grids.centred import CentredGrid
-from q2n.grids.kept import KeptColumnsGrid
-from q2n.grids.lut import LutGrid
-from q2n.grids.masked import SalientGrid
-from q2n.grids.mse2d import Mse2dGrid
-from q2n.grids.per_tensor import PerTensorGrid
-from q2n.grids.uniform import UniformGrid
-from q2n.grids.xnor import XnorGrid
-from q2n.solvers.obs import activation_order, solve_obs
+from q2n.quantization.formats.awq import AwqSpec
+from q2n.quantization.formats.base import SolverView
+from q2n.quantization.formats.centred import CentredSpec
+from q2n.quantization.formats.kept import KeptColumnsSpec
+from q2n.quantization.formats.lut import LutSpec
+from q2n.quantization.formats.masked import SalientSpec
+from q2n.quantization.formats.mse2d import Mse2dSpec
+from q2n.quantization.formats.per_tensor import PerTensorSpec
+from q2n.quantization.formats.uniform import UniformSpec
+from q2n.quantization.formats.xnor import XnorSpec
+from q2n.quantization.solvers.obs import activation_order, solve_obs
 
 R, C = 24, 40
 CODES = R * C
 SCALE = 16
 SOLVED = {
-    "uniform": (UniformGrid(3, 16), False, CODES * 3 + R * 3 * (SCALE + 3)),
-    "uniform, one group": (UniformGrid(3), True, CODES * 3 + R * (SCALE + 3)),
-    "uniform, symmetric": (UniformGrid(3, 16, symmetric=True), False, CODES * 3 + R * 3 * SCALE),
-    "uniform, clipped": (UniformGrid(3, 16, clip="mse"), False, CODES * 3 + R * 3 * (SCALE + 3)),
+    "uniform": (UniformSpec(3, 16), False, CODES * 3 + R * 3 * (SCALE + 3)),
+    "uniform, one group": (UniformSpec(3), True, CODES * 3 + R * (SCALE + 3)),
+    "uniform, symmetric": (UniformSpec(3, 16, symmetric=True), False, CODES * 3 + R * 3 * SCALE),
+    "uniform, clipped": (UniformSpec(3, 16, clip="mse"), False, CODES * 3 + R * 3 * (SCALE + 3)),
     # Groups of a changed order of columns: the group of each column is stored, in two bits of three groups.
-    "permuted": (UniformGrid(3, 16), True, CODES * 3 + R * 3 * (SCALE + 3) + C * 2),
-    "static": (UniformGrid(3, 16, static_groups=True), True, CODES * 3 + R * 3 * (SCALE + 3)),
-    "centred": (CentredGrid(4, symmetric=True), False, CODES * 4 + R * SCALE),
-    "centred, asymmetric": (CentredGrid(4, 20), False, CODES * 4 + R * 2 * (SCALE + 4)),
-    "searched step": (Mse2dGrid(2, 16, steps=10), False, CODES * 2 + R * 3 * (SCALE + 2)),
-    "awq": (AwqGrid(3, 16), False, CODES * 3 + R * 3 * (SCALE + 3)),
-    "lut": (LutGrid(3, 4.0), True, CODES * 3 + R * 8 * SCALE),
-    "xnor": (XnorGrid(16), False, CODES + R * 3 * (SCALE + SCALE)),
-    "per tensor": (PerTensorGrid(2), False, CODES * 2 + SCALE),
+    "permuted": (UniformSpec(3, 16), True, CODES * 3 + R * 3 * (SCALE + 3) + C * 2),
+    "static": (UniformSpec(3, 16, static_groups=True), True, CODES * 3 + R * 3 * (SCALE + 3)),
+    "centred": (CentredSpec(4, symmetric=True), False, CODES * 4 + R * SCALE),
+    "centred, asymmetric": (CentredSpec(4, 20), False, CODES * 4 + R * 2 * (SCALE + 4)),
+    "searched step": (Mse2dSpec(2, 16, steps=10), False, CODES * 2 + R * 3 * (SCALE + 2)),
+    "awq": (AwqSpec(3, 16), False, CODES * 3 + R * 3 * (SCALE + 3)),
+    "lut": (LutSpec(3, 4.0), True, CODES * 3 + R * 8 * SCALE),
+    "xnor": (XnorSpec(16), False, CODES + R * 3 * (SCALE + SCALE)),
+    "per tensor": (PerTensorSpec(2), False, CODES * 2 + SCALE),
     "kept": (
-        KeptColumnsGrid(UniformGrid(3, 16)),
+        KeptColumnsSpec(UniformSpec(3, 16)),
         True,
         # 36 columns in three groups whose columns are not in order; 4 of 40 columns take 6 bits each to name.
         (CODES - 4 * R) * 3 + R * 3 * (SCALE + 3) + 36 * 2 + 4 * R * SCALE + 4 * 6,
     ),
-    "masked": (SalientGrid(XnorGrid(16), UniformGrid(8), 0.75, "hessian"), False, None),
+    "masked": (SalientSpec(XnorSpec(16), UniformSpec(8), 0.75, "hessian"), False, None),
 }
 ROTATED = {
     "transformed": (QuIP(bits=2), CODES * 2 + SCALE + C * SCALE + 64),

@@ -11,13 +11,17 @@ from helpers.layers import layer
 
 from q2n.baselines.gptq import GPTQ
 from q2n.baselines.rtn import RTN
-from q2n.calibration import ACCUMULATORS, Accumulators
 from q2n.corrections.bias import OutputBias
 from q2n.corrections.group_systems import null_space_factors, output_factors
 from q2n.corrections.groupwise import GroupwiseScale
 from q2n.corrections.lstsq import LeastSquaresScale
 from q2n.corrections.none import NoCorrection
 from q2n.corrections.null_space import NullSpaceScale
+from q2n.corrections.nullspace import partial
+from q2n.corrections.nullspace.alpha import adam_row_scale, adam_to_convergence
+from q2n.corrections.nullspace.estimator import Estimator
+from q2n.corrections.nullspace.partial import NotPartialError, leading_spectrum
+from q2n.corrections.nullspace.rank import RankRule
 from q2n.corrections.released import ReleasedScale
 from q2n.corrections.requantize import RequantizeProjected
 from q2n.corrections.timed import TimedCorrection
@@ -25,11 +29,7 @@ from q2n.corrections.tuned import TunedNullSpaceScale
 from q2n.diagnostics.layers import layer_reports
 from q2n.diagnostics.null_space import NullSpaceMeasures
 from q2n.exceptions import NumericalError
-from q2n.nullspace import partial
-from q2n.nullspace.alpha import adam_row_scale, adam_to_convergence
-from q2n.nullspace.estimator import Estimator
-from q2n.nullspace.partial import NotPartialError, leading_spectrum
-from q2n.nullspace.rank import RankRule
+from q2n.pipeline.calibration import ACCUMULATORS, Accumulators
 from q2n.types import LinearProblem, Solution, share
 
 R, C, N, T = 10, 24, 5, 16
@@ -191,7 +191,7 @@ RULES = [
 @pytest.mark.parametrize("decomposition", ["auto", "eigh", "partial", "svd"])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("inputs", SMALL)
-@pytest.mark.filterwarnings("ignore::q2n.nullspace.decompose.FullDecompositionWarning")
+@pytest.mark.filterwarnings("ignore::q2n.corrections.nullspace.decompose.FullDecompositionWarning")
 def test_every_estimate_has_a_rank_and_a_basis(inputs, precision, decomposition):
     for columns in (1, 2, C):
         stats = measured(SMALL[inputs], columns)
@@ -207,7 +207,7 @@ def test_every_estimate_has_a_rank_and_a_basis(inputs, precision, decomposition)
                 assert torch.allclose(vectors.T @ vectors, size, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore::q2n.nullspace.decompose.FullDecompositionWarning")
+@pytest.mark.filterwarnings("ignore::q2n.corrections.nullspace.decompose.FullDecompositionWarning")
 def test_a_moment_too_large_for_the_precision_is_refused():
     stats = measured(SMALL["large"], C)
     stats = replace(stats, values={name: value * 1e10 for name, value in stats.values.items()})

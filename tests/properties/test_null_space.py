@@ -9,7 +9,7 @@ from helpers.layers import layer
 from q2n.baselines.gptq import GPTQ
 from q2n.baselines.rtn import RTN
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.nullspace.alpha import adam_row_scale, row_scale
+from q2n.corrections.nullspace.alpha import adam_row_scale, row_scale
 from q2n.types import LinearProblem, Statistic, Statistics
 
 R, C = 24, 40

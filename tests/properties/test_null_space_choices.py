@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from q2n.baselines.gptq import GPTQ
 from q2n.baselines.owq import OWQ
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.nullspace.rank import prefix_suffix_rank
+from q2n.corrections.nullspace.rank import prefix_suffix_rank
 from q2n.types import LinearProblem, Statistic, Statistics
 
 R, C = 24, 40

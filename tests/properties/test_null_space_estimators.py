@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2n.baselines.gptq import GPTQ
-from q2n.calibration import Accumulators
 from q2n.corrections.null_space import NullSpaceScale
+from q2n.corrections.nullspace import decompose as decompositions
+from q2n.corrections.nullspace.decompose import FullDecompositionWarning, decompose
+from q2n.corrections.nullspace.estimator import Estimator
+from q2n.corrections.nullspace.partial import NotPartialError, leading_spectrum
+from q2n.corrections.nullspace.rank import RankRule
 from q2n.exceptions import NumericalError
-from q2n.linalg import symmetric_spectrum
-from q2n.nullspace import decompose as decompositions
-from q2n.nullspace.decompose import FullDecompositionWarning, decompose
-from q2n.nullspace.estimator import Estimator
-from q2n.nullspace.partial import NotPartialError, leading_spectrum
-from q2n.nullspace.rank import RankRule
+from q2n.linalg.dense import symmetric_spectrum
+from q2n.pipeline.calibration import Accumulators
 from q2n.types import LinearProblem, Statistic, Statistics
 
 C = 40
@@ -179,7 +179,7 @@ def test_a_wrong_iteration_is_not_taken_for_a_result(monkeypatch, fault):
             found[:, 3] += 1e-3 * vectors[:, 70]
         return values[places], found
 
-    monkeypatch.setattr("q2n.nullspace.partial._extended", extended)
+    monkeypatch.setattr("q2n.corrections.nullspace.partial._extended", extended)
     with pytest.raises(NotPartialError, match=fault):
         leading_spectrum(matrix, RankRule("fixed", rank=40), 100)
 

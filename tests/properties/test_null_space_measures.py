@@ -9,12 +9,12 @@ from helpers.layers import layer
 from helpers.runs import run
 
 from q2n.baselines.gptq import GPTQ
-from q2n.calibration import Accumulators
 from q2n.corrections.null_space import NullSpaceScale
+from q2n.corrections.nullspace import measures
+from q2n.corrections.nullspace.estimator import Estimator
+from q2n.corrections.nullspace.rank import RankRule
 from q2n.diagnostics.null_space import ANGLES, NullSpaceMeasures
-from q2n.nullspace import measures
-from q2n.nullspace.estimator import Estimator
-from q2n.nullspace.rank import RankRule
+from q2n.pipeline.calibration import Accumulators
 from q2n.types import LinearProblem, NullSpaceReport, Statistic, Statistics
 
 R, C, N, T = 24, 40, 5, 60

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from q2n.baselines.gptq import GPTQ
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.nullspace.alpha import adam_row_scale, adam_to_convergence
+from q2n.corrections.nullspace.alpha import adam_row_scale, adam_to_convergence
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 R, C = 24, 40

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2n.baselines.gptq import GPTQ
-from q2n.grids.lut import LutGrid
-from q2n.grids.masked import SalientGrid
-from q2n.grids.uniform import UniformGrid
-from q2n.grids.xnor import XnorGrid
-from q2n.solvers import obs
-from q2n.solvers.ldlq import solve_ldlq
-from q2n.solvers.obs import activation_order, solve_obs
+from q2n.quantization.formats.lut import LutSpec
+from q2n.quantization.formats.masked import SalientSpec
+from q2n.quantization.formats.uniform import UniformSpec
+from q2n.quantization.formats.xnor import XnorSpec
+from q2n.quantization.solvers import obs
+from q2n.quantization.solvers.ldlq import solve_ldlq
+from q2n.quantization.solvers.obs import activation_order, solve_obs
 from q2n.types import LinearProblem, Statistic, Statistics
 
 DEAD = (0, 5, 17, 39)
@@ -114,8 +114,8 @@ def test_uncorrelated_inputs_make_it_round_to_nearest(
     problem = LinearProblem(("self_attn.q_proj",), (rows,), weight, stats)
     size = -1 if group_size == -1 else min(group_size, columns)
     order = torch.arange(columns - 1, -1, -1) if reverse and (static or size == -1) else None
-    result = solve_obs(problem, UniformGrid(bits, size, symmetric, static_groups=static), [0.01], order)
-    nearest = UniformGrid(bits, size, symmetric).quantize(weight)
+    result = solve_obs(problem, UniformSpec(bits, size, symmetric, static_groups=static), [0.01], order)
+    nearest = UniformSpec(bits, size, symmetric).quantize(weight)
     assert torch.equal(result.format.codes, nearest.codes)
     assert torch.equal(result.weight, nearest.dequantize())
     assert torch.equal(result.compensated, weight)
@@ -153,7 +153,7 @@ def test_block_decides_what_groups_are_fitted_on(monkeypatch, block):
 
 
 @pytest.mark.parametrize(
-    "grid", [LutGrid(3, 4.0), XnorGrid(40), SalientGrid(XnorGrid(), UniformGrid(4), 0.7, "hessian")]
+    "grid", [LutSpec(3, 4.0), XnorSpec(40), SalientSpec(XnorSpec(), UniformSpec(4), 0.7, "hessian")]
 )
 def test_block_size_does_not_matter_to_grids_fitted_ahead(monkeypatch, grid):
     problem = layer(16, 150, seed=7)
@@ -175,7 +175,7 @@ def test_ldlq_is_optimal_brain_quantization_from_the_last_column(bits, group_siz
     _, hessian = prepared(problem.weight.double(), problem.stats.gram.double(), 0.01)
     backwards = torch.arange(columns - 1, -1, -1)
     expected = naive_obq(problem, bits, group_size, order=backwards, static=True)
-    result = solve_ldlq(problem, UniformGrid(bits, group_size, static_groups=True), hessian)
+    result = solve_ldlq(problem, UniformSpec(bits, group_size, static_groups=True), hessian)
     clear = expected.clear
     assert torch.equal(result.format.codes[clear], expected.codes[clear])
     assert torch.allclose(result.weight[clear].double(), expected.weight[clear], rtol=0, atol=2e-6)
@@ -183,7 +183,7 @@ def test_ldlq_is_optimal_brain_quantization_from_the_last_column(bits, group_siz
 
 def test_ldlq_of_uncorrelated_inputs_is_round_to_nearest():
     problem = layer(16, 150)
-    grid = UniformGrid(3, 23, static_groups=True)
+    grid = UniformSpec(3, 23, static_groups=True)
     for npasses in (0, 2):
         result = solve_ldlq(problem, grid, torch.eye(150) * 7, npasses)
         assert torch.equal(result.format.codes, grid.quantize(problem.weight).codes)

@@ -13,7 +13,7 @@ from q2n.baselines.quip import QuIP
 from q2n.corrections.none import NoCorrection
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.options import build
-from q2n.transforms.incoherence import TransformedFormat, draw_incoherence
+from q2n.quantization.transforms.incoherence import TransformedFormat, draw_incoherence
 from q2n.types import LinearProblem, Statistic
 
 CONF = Path(__file__).parents[2] / "conf" / "baseline"

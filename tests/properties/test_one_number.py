@@ -10,8 +10,8 @@ import torch
 from helpers.folders import KINDS, model_folder
 from helpers.static import numbers, small_cell, static_cell, write_texts
 
-from q2n.interruption import Interrupted
-from q2n.run import run_cell
+from q2n.cells.run import run_cell
+from q2n.runtime.signals import Interrupted
 
 SIZES = ("calibration.seqlen=32", "evaluation.seqlen=96", "evaluation.windows=2", "baseline=gptq", "q2n=on")
 """Evaluation is longer than calibration, and both lie on other sides of what some models were trained on."""

@@ -12,27 +12,27 @@ from helpers.runs import run, same_state, tiny, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q2n.activations import activation_store
 from q2n.baselines.gptq import GPTQ
 from q2n.baselines.quip import QuIP
 from q2n.baselines.rtn import RTN
-from q2n.checkpoint import Checkpoint
 from q2n.cli import CONFIG_DIR
+from q2n.command.preflight import preflight
 from q2n.corrections.bias import OutputBias
 from q2n.corrections.groupwise import GroupwiseScale
 from q2n.corrections.lstsq import LeastSquaresScale
 from q2n.corrections.null_space import NullSpaceScale
+from q2n.corrections.nullspace.rank import RankRule
 from q2n.corrections.requantize import RequantizeProjected
 from q2n.corrections.tuned import TunedNullSpaceScale
 from q2n.diagnostics.layers import layer_reports
 from q2n.exceptions import ConfigurationError, NumericalError, UnsupportedError
-from q2n.grids.awq import AwqGrid
-from q2n.grids.centred import CentredGrid
-from q2n.grids.mse2d import Mse2dGrid
-from q2n.grids.scales import requantized
-from q2n.nullspace.rank import RankRule
-from q2n.pipeline import Method, quantize_model
-from q2n.preflight import preflight
+from q2n.pipeline.activations import activation_store
+from q2n.pipeline.blocks import Method, quantize_model
+from q2n.pipeline.checkpoint import Checkpoint
+from q2n.quantization.formats.awq import AwqSpec
+from q2n.quantization.formats.centred import CentredSpec
+from q2n.quantization.formats.mse2d import Mse2dSpec
+from q2n.quantization.formats.scales import requantized
 from q2n.types import LinearProblem, Solution, Statistic, Statistics
 
 NAMES = list(BASELINES)
@@ -167,9 +167,9 @@ def test_a_model_with_new_biases_goes_on_from_a_checkpoint(tmp_path):
 # --- requantize ---------------------------------------------------------------------------------------------
 
 GRIDS = {
-    "centred": CentredGrid(3, 16, symmetric=True),
-    "awq": AwqGrid(3, 16),
-    "searched": Mse2dGrid(2, 16, steps=10),
+    "centred": CentredSpec(3, 16, symmetric=True),
+    "awq": AwqSpec(3, 16),
+    "searched": Mse2dSpec(2, 16, steps=10),
 }
 
 

@@ -9,7 +9,6 @@ from helpers.hard_inputs import STAGES, quantized
 from helpers.runs import run, tokens
 from helpers.static import static_cell, write_texts
 
-from q2n import calibration, pipeline
 from q2n.baselines.gptq import GPTQ
 from q2n.baselines.leanquant import LeanQuant
 from q2n.baselines.rtn import RTN
@@ -18,6 +17,8 @@ from q2n.corrections.none import NoCorrection
 from q2n.diagnostics.base import NoDiagnostics
 from q2n.exceptions import NumericalError
 from q2n.models.spec import TinyModel
+from q2n.pipeline import blocks as pipeline
+from q2n.pipeline import calibration
 
 NAMES = ("input_layernorm", "self_attn.k_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 BASELINES = [GPTQ(bits=3, group_size=16), RTN(bits=3, group_size=16)]

@@ -11,12 +11,12 @@ import torch
 from helpers.baselines import BASELINES, ON
 from helpers.runs import tiny, tokens
 
-from q2n.activations import activation_store
 from q2n.baselines.gptq import GPTQ
-from q2n.checkpoint import MANIFEST, Checkpoint, seed_block
 from q2n.exceptions import CheckpointError
-from q2n.interruption import Interrupted
-from q2n.pipeline import Method, quantize_model
+from q2n.pipeline.activations import activation_store
+from q2n.pipeline.blocks import Method, quantize_model
+from q2n.pipeline.checkpoint import MANIFEST, Checkpoint, seed_block
+from q2n.runtime.signals import Interrupted
 
 BLOCKS = 4
 
@@ -144,7 +144,7 @@ def edit(path):
 
 
 def of_another_cell(path):
-    from q2n.checkpoint import _signature
+    from q2n.pipeline.checkpoint import _signature
 
     tree = {**json.loads(path.read_text()), "fingerprint": "f" * 16}
     del tree["signature"]
@@ -198,7 +198,7 @@ def test_a_full_disk_costs_only_the_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     whole = quantized(tmp_path / "whole", BASELINES["rtn"])
-    monkeypatch.setattr("q2n.checkpoint.write_tensors", full)
+    monkeypatch.setattr("q2n.pipeline.checkpoint.write_tensors", full)
     said = []
     expect_equal(whole, quantized(tmp_path, BASELINES["rtn"], say=said.append))
     assert "No space left" in said[0]

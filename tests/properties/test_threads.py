@@ -9,11 +9,11 @@ import torch
 from helpers.baselines import BASELINES, ON
 from helpers.runs import run, same_state, tokens
 
+from q2n.corrections.nullspace.decompose import singular_spectrum
 from q2n.diagnostics.null_space import NullSpaceMeasures
-from q2n.kernels.threads import STEADY, steady
-from q2n.linalg import invert_factor, symmetric_spectrum
-from q2n.nullspace.decompose import singular_spectrum
-from q2n.transforms import kronecker, rotation
+from q2n.linalg.dense import invert_factor, symmetric_spectrum
+from q2n.linalg.kernels.threads import STEADY, steady
+from q2n.quantization.transforms import kronecker, rotation
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,14 @@ import pytest
 from helpers.commands import ROOT
 from helpers.records import make_record, make_ref
 
-from q2n import explain, record, source_code, sweeps
-from q2n.fingerprint import library_versions
-from q2n.schema import Reuse
-from q2n.source_code import CHECKOUT, Code, Module
-from q2n.sweeps import AnnouncedCell, Note, Sweep
+from q2n import explain
+from q2n.records import notes as sweeps
+from q2n.records import source_code
+from q2n.records import store as record
+from q2n.records.fingerprint import library_versions
+from q2n.records.notes import AnnouncedCell, Note, Sweep
+from q2n.records.schema import Reuse
+from q2n.records.source_code import CHECKOUT, Code, Module
 
 
 def identity(bits: int, **changes: object) -> dict[str, object]:
@@ -61,9 +64,9 @@ def test_last_says_which_keys_made_a_cell_new(tmp_path: Path, capsys: pytest.Cap
 def older_code(tmp_path: Path) -> str:
     """The key of code that differs from today's in one function, with its digests kept."""
     code = CHECKOUT.of_cell({})
-    module = code["q2n.linalg"]
+    module = code["q2n.linalg.dense"]
     other = Module({**module.parts, "row_dots": "0" * 12}, module.imports)
-    changed = Code({**code, "q2n.linalg": other})
+    changed = Code({**code, "q2n.linalg.dense": other})
     source_code.keep(changed, tmp_path)
     return changed.key
 
@@ -74,11 +77,11 @@ def test_changed_code_is_named_by_module_and_function(tmp_path: Path) -> None:
         make_record(identity={**identity(9), "config": {"far": 1, "off": 2}, "versions": {}}), tmp_path
     )
     leave(tmp_path, note("computed", identity(2)))
-    assert "    code: q2n.linalg: row_dots\n" in explain.explain_last(tmp_path) + "\n"
+    assert "    code: q2n.linalg.dense: row_dots\n" in explain.explain_last(tmp_path) + "\n"
 
 
 def test_a_version_without_digests_by_function_is_said_to_be_one(tmp_path: Path) -> None:
-    old = {**identity(2), "sources": {"q2n/linalg.py": "0" * 64}}
+    old = {**identity(2), "sources": {"q2n/linalg/dense.py": "0" * 64}}
     del old["code"]
     record.save(make_record(identity=old), tmp_path)
     leave(tmp_path, note("computed", identity(2)))
@@ -124,7 +127,7 @@ def test_a_record_says_whether_todays_code_would_reuse_it(tmp_path: Path) -> Non
     for item in (same, changed):
         record.save(item, tmp_path)
     assert "reuse it" in explain.explain_cell(tmp_path, same.fingerprint[:6])
-    assert "code: q2n.linalg: row_dots" in explain.explain_cell(tmp_path, changed.fingerprint)
+    assert "code: q2n.linalg.dense: row_dots" in explain.explain_cell(tmp_path, changed.fingerprint)
 
 
 def test_an_unknown_or_ambiguous_prefix_exits_2_with_the_alternatives(

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from q2n.record import RunRecord
-from q2n.report.comparisons import FEWEST_SEEDS, Difference
+from q2n.records.store import RunRecord
 from q2n.report.figures.forest import shape, shapes_legend
 from q2n.report.figures.style import WIDTH, colours, decades, signed_log, vary
-from q2n.report.pairs import Pair
+from q2n.report.tables.comparisons import FEWEST_SEEDS, Difference
+from q2n.report.tables.pairs import Pair
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,7 +20,7 @@ from q2n.report.figures.values import (
     points,
     settings,
 )
-from q2n.report.lines import in_order
+from q2n.report.tables.lines import in_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from q2n.report.every_difference import MAIN, Line, main_lines
 from q2n.report.figures.forest import Entry, Panel, forest
 from q2n.report.figures.style import vary
-from q2n.report.lines import NO_CORRECTION
-from q2n.report.pairs import Pair
+from q2n.report.tables.every_difference import MAIN, Line, main_lines
+from q2n.report.tables.lines import NO_CORRECTION
+from q2n.report.tables.pairs import Pair
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from q2n.files import write_atomic
+from q2n.runtime.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

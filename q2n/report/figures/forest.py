@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from q2n.report.comparisons import FEWEST_SEEDS, Difference
 from q2n.report.figures.style import WIDTH, colours, signed_log
-from q2n.report.pairs import USELESS
+from q2n.report.tables.comparisons import FEWEST_SEEDS, Difference
+from q2n.report.tables.pairs import USELESS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

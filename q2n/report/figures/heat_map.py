@@ -20,7 +20,7 @@ from q2n.report.figures.values import (
     points,
     settings,
 )
-from q2n.report.pairs import Pair
+from q2n.report.tables.pairs import Pair
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

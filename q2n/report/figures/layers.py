@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from q2n.record import RunRecord, to_frame
+from q2n.records.store import RunRecord, to_frame
 from q2n.report.figures.style import PALETTE, WIDTH, decades, signed_log, vary
-from q2n.report.lines import NO_CORRECTION, in_order, observations, row_of
+from q2n.report.tables.lines import NO_CORRECTION, in_order, observations, row_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from q2n.record import RunRecord
-from q2n.report.lines import observations
-from q2n.report.settings import Settings
+from q2n.records.store import RunRecord
+from q2n.report.tables.lines import observations
+from q2n.report.tables.settings import Settings
 from q2n.types import LayerReport, NullSpaceReport
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from q2n.report.every_difference import Line
 from q2n.report.figures import cost_gain, curves, differences, heat_map, layers, null_space
 from q2n.report.figures.files import save
 from q2n.report.figures.style import style
 from q2n.report.overview import FIGURES, Drawn, StudyReport
-from q2n.report.study import CostGain, Differences, FigureSpec, HeatMap, Layers, Lines, NullSpace
+from q2n.report.studies.study import CostGain, Differences, FigureSpec, HeatMap, Layers, Lines, NullSpace
+from q2n.report.tables.every_difference import Line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from q2n.report.lines import NO_CORRECTION
+from q2n.report.tables.lines import NO_CORRECTION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

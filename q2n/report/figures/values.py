@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from q2n.record import Metric, RunRecord
+from q2n.records.store import Metric, RunRecord
 from q2n.report.figures.style import vary
-from q2n.report.lines import NO_CORRECTION, Row, in_order, observations, row_of
 from q2n.report.overview import StudyReport
-from q2n.report.settings import Settings, values_by_key
+from q2n.report.tables.lines import NO_CORRECTION, Row, in_order, observations, row_of
+from q2n.report.tables.settings import Settings, values_by_key
 
 
 @dataclass(frozen=True)

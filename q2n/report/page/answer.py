@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from q2n.report.comparisons import FEWEST_SEEDS, LEVEL
-from q2n.report.every_difference import MAIN, main_lines
-from q2n.report.lines import NO_CORRECTION
 from q2n.report.overview import Report
 from q2n.report.page.ledger import Number, of_pair
-from q2n.report.pairs import USELESS, Counts, Pair, count
-from q2n.report.text import amount
+from q2n.report.render.text import amount
+from q2n.report.tables.comparisons import FEWEST_SEEDS, LEVEL
+from q2n.report.tables.every_difference import MAIN, main_lines
+from q2n.report.tables.lines import NO_CORRECTION
+from q2n.report.tables.pairs import USELESS, Counts, Pair, count
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from q2n.failure import FILE_NAME as FAILURE_FILE
-from q2n.failure import Failure
-from q2n.fingerprint import NEUTRAL_KEYS, canonical_json, plain
-from q2n.record import FILE_NAME, Cell, Metric, RunRecord
+from q2n.records.failure import FILE_NAME as FAILURE_FILE
+from q2n.records.failure import Failure
+from q2n.records.fingerprint import NEUTRAL_KEYS, canonical_json, plain
+from q2n.records.store import FILE_NAME, Cell, Metric, RunRecord
 from q2n.report.overview import StudyReport
 from q2n.types import LayerReport
 

@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from q2n.report.columns import Column, column_of
-from q2n.report.lines import NO_CORRECTION, Row
 from q2n.report.overview import StudyReport
-from q2n.report.pairs import Pair
-from q2n.report.tables import Table
-from q2n.report.text import EMPTY, HUGE, amount, compared_notes, difference, interval, p_text, signed
+from q2n.report.render.text import EMPTY, HUGE, amount, compared_notes, difference, interval, p_text, signed
+from q2n.report.tables.columns import Column, column_of
+from q2n.report.tables.lines import NO_CORRECTION, Row
+from q2n.report.tables.pairs import Pair
+from q2n.report.tables.table import Table
 
 ONE_SEED, FAILED, NOT_RUN = "one seed", "failed", "not run"
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from q2n.report.page.ledger import Number, finite
-from q2n.report.published import Beside
-from q2n.report.text import amount
+from q2n.report.render.text import amount
+from q2n.report.studies.published import Beside
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,296 @@
+"""What became of each cell of a command, read back from disk, and how that is shown at the end.
+
+Cells may have been run by any process on any machine, so nothing here comes from memory: the same table and
+the same exit code follow whoever ran them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import gethostname
+from typing import TYPE_CHECKING
+
+from q2n.command.grid import Grid
+from q2n.exceptions import ConfigurationError, RecordError, StorageError
+from q2n.records import failure as failures
+from q2n.records import killed, lease
+from q2n.records import store as records
+from q2n.records.failure import Failure
+from q2n.records.notes import (
+    FINISHED,
+    AnnouncedCell,
+    Note,
+    State,
+    Sweep,
+    announce,
+    group_of,
+    leave_note,
+    read_note,
+    read_notes,
+)
+from q2n.records.store import RunRecord
+from q2n.runtime.files import FULL
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from q2n.command.supervisor import Death
+    from q2n.config import RunConfig
+    from q2n.records.schema import CellRef
+
+UNFINISHED = (State.FAILED, State.MISSING, State.STARTED, State.INTERRUPTED, State.BUSY)
+"""Results that make a sweep fail; a cell that does not fit or was left out on purpose does not."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One cell. ``failure`` is what was left of the last try where that one did not succeed; ``reason`` is
+    why there is no record."""
+
+    ref: CellRef
+    decision: State
+    results_dir: str
+    record: RunRecord | None = None
+    failure: Failure | None = None
+    reason: str = ""
+    exit_code: int = 0
+
+    @property
+    def why(self) -> str:
+        """Why there is no record."""
+        return self.reason or (self.failure.reason if self.failure else "")
+
+
+@dataclass
+class Command:
+    """What one command was asked for. ``cells`` are all of them, unless a sweeper chooses as it goes
+    (``complete=False``): then those that left a note count. ``grid`` made them of the axes' product."""
+
+    sweep: str
+    cells: Sequence[RunConfig] = ()
+    complete: bool = True
+    multirun: bool = False
+    grid: Grid = field(default_factory=Grid)
+    _announced: bool = field(default=False, repr=False)
+
+    def announce(self, misfits: Sequence[tuple[RunConfig, ConfigurationError]] = ()) -> None:
+        """Write down what is about to run, in each results folder of the cells.
+
+        Args:
+            misfits: cells that cannot run, and why.
+
+        Raises:
+            ConfigurationError: a results folder cannot be written.
+            StorageError: there is no room in one.
+        """
+        for folder in self.folders:
+            cells = tuple(
+                AnnouncedCell(key=config.key, label=config.label, name=config.scalars.name)
+                for config in self.cells
+                if config.scalars.results_dir == folder and self.complete
+            )
+            try:
+                announce(folder, Sweep(id=self.sweep, alone=not self.multirun, cells=cells))
+            except OSError as error:
+                kind = StorageError if error.errno in FULL else ConfigurationError
+                raise kind(f"results_dir={folder}: cannot be written: {error}") from None
+        for config, why in misfits:
+            leave_note(config.scalars.results_dir, self.sweep, _misfit_note(config, why))
+        self._announced = True
+
+    def goes_on(self, death: Death) -> bool:
+        """Take the command over from a process that was killed: the cell it was at has failed. Whether that
+        process had come to the end of a cell, or can have been killed by one."""
+        self._announced = True
+        notes = [(folder, note) for folder in self.folders for note in read_notes(folder, self.sweep)]
+        left = [
+            (folder, note) for folder, note in notes if (note.pid, note.host) == (death.pid, gethostname())
+        ]
+        for folder, note in left:
+            if note.decision is State.STARTED:
+                killed.give_up(note, folder, self.sweep, death.how)
+        return bool(left)
+
+    def ordered(self) -> Grid:
+        """The grid with those cells last whose process was killed when they were last tried, so that what
+        ended one command does not end the next before the other cells have run."""
+        tries = {folder: killed.last_tries(folder) for folder in self.folders}
+        late = {
+            config.overrides: tried
+            for config in self.cells
+            if (tried := tries[config.scalars.results_dir].get(killed.key_of(config.tree)))
+        }
+        return self.grid.with_last(late)
+
+    @property
+    def folders(self) -> list[str]:
+        return list(dict.fromkeys(config.scalars.results_dir for config in self.cells))
+
+    def outcomes(self) -> list[Outcome]:
+        """Every cell's, in the order they were asked for."""
+        if not self._announced:
+            return []
+        notes = {folder: read_notes(folder, self.sweep) for folder in self.folders}
+        if not self.complete:
+            return [_of_note(note, folder, self.sweep) for folder, found in notes.items() for note in found]
+        by_key = {(folder, note.ref.key): note for folder, found in notes.items() for note in found}
+        outcomes = []
+        for config in self.cells:
+            folder = config.scalars.results_dir
+            note = by_key.get((folder, config.key))
+            outcomes.append(_of_note(note, folder, self.sweep) if note else _missing(config))
+        return outcomes
+
+
+def ended(config: RunConfig, sweep: str) -> Outcome | None:
+    """The outcome of a cell that this command has come to the end of before."""
+    folder = config.scalars.results_dir
+    note = read_note(folder, sweep, config.key)
+    done = note is not None and note.decision not in (State.STARTED, State.BUSY, State.INTERRUPTED)
+    return _of_note(note, folder, sweep) if note is not None and done else None
+
+
+def _misfit_note(config: RunConfig, error: ConfigurationError) -> Note:
+    return Note(
+        ref=config.ref(),
+        decision=State.UNSUPPORTED,
+        reason=f"{type(error).__name__}: {error}",
+        exit_code=error.exit_code,
+    )
+
+
+def _of_note(note: Note, results_dir: str, sweep: str) -> Outcome:
+    record = failure = None
+    reason = note.reason
+    try:
+        if note.decision is State.FAILED:
+            failure = failures.find(results_dir, note.ref)
+        elif note.decision in FINISHED:
+            record = records.look_up(results_dir, note.ref.name, note.ref.fingerprint)
+    except RecordError as error:
+        reason = str(error)
+    if note.decision is State.STARTED:
+        return _of_silent(note, results_dir, sweep)
+    if note.decision is State.INTERRUPTED:
+        reason = "interrupted by a signal; the same command goes on with it"
+    if record is None and note.decision in FINISHED:
+        return Outcome(
+            note.ref, State.MISSING, results_dir, reason=reason or "its record is gone", exit_code=1
+        )
+    return Outcome(note.ref, note.decision, results_dir, record, failure, reason, note.exit_code)
+
+
+def _of_silent(note: Note, results_dir: str, sweep: str) -> Outcome:
+    """A cell that was taken up and of whose end nothing is known: its process lives, or was killed."""
+    who = f"process {note.pid} on {note.host}"
+    folder = failures.folder_of(results_dir, note.ref)
+    if not lease.abandoned(folder):
+        held = lease.holder_of(folder) is not None
+        reason = f"{who} is at work still, or was killed" if held else f"{who} was interrupted"
+        return Outcome(note.ref, State.STARTED, results_dir, reason=reason, exit_code=1)
+    failure = killed.give_up(note, results_dir, sweep, killed.UNKNOWN)
+    return Outcome(note.ref, State.FAILED, results_dir, failure=failure, reason=failure.reason, exit_code=1)
+
+
+def _missing(config: RunConfig) -> Outcome:
+    reason = "the command ended before this cell's turn"
+    return Outcome(config.ref(), State.MISSING, config.scalars.results_dir, reason=reason, exit_code=1)
+
+
+def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
+    """0 if nothing failed.
+
+    In a sweep, cells whose parts do not fit each other are expected and only listed; a command that asked for
+    nothing else fails.
+    """
+    if outcomes and all(outcome.decision is State.UNSUPPORTED for outcome in outcomes):
+        return ConfigurationError.exit_code
+    if multirun:
+        return int(any(outcome.decision in UNFINISHED for outcome in outcomes))
+    return max((outcome.exit_code for outcome in outcomes), default=0)
+
+
+def show(outcomes: Sequence[Outcome]) -> bool:
+    """The table of all cells with a record, the reasons of those without, and what was written; whether all
+    that is to be written was."""
+    if not outcomes:
+        return True
+    from rich.console import Console
+
+    from q2n.report import print_report
+    from q2n.report.tables.unfinished import Unfinished
+
+    console, complaints = Console(), Console(stderr=True)
+    finished = [outcome.record for outcome in outcomes if outcome.record is not None]
+    unfinished = [
+        Unfinished(outcome.ref.axes, outcome.ref.configuration, outcome.decision.word, outcome.failure)
+        for outcome in outcomes
+        if outcome.record is None
+    ]
+    if finished:
+        print_report(finished, console, unfinished)
+    for outcome in outcomes:
+        if outcome.record is None:
+            _complain(outcome, complaints, alone=len(outcomes) == 1)
+    _say(console, _counts(outcomes))
+    whole = True
+    for folder, name in sorted({(item.results_dir, item.record.name) for item in outcomes if item.record}):
+        try:
+            _write(folder, name, console, complaints)
+        except OSError as error:
+            _say(complaints, f"FAILED: tables of {Path(folder) / name}: {error}")
+            whole = False
+    return whole
+
+
+def track(command: Command, outcomes: Sequence[Outcome]) -> None:
+    """Tell the trackers of a sweep what it came to; whoever ran its cells, this happens once."""
+    records = list({item.record.fingerprint: item.record for item in outcomes if item.record}.values())
+    if not command.multirun or not records:
+        return
+    for tracking in dict.fromkeys(config.tracking for config in command.cells):
+        tracking.log_sweep(records, group_of(command.sweep))
+
+
+def _complain(outcome: Outcome, complaints: Console, alone: bool) -> None:
+    loud = {State.FAILED: "FAILED", State.STARTED: "FAILED", State.STOPPED: "stopped"}
+    _say(complaints, f"{loud.get(outcome.decision, 'not run')}: {outcome.ref.label}: {outcome.why}")
+    if outcome.failure is None:
+        return
+    # A mistake that is explained needs no traceback; of any other a lone cell shows it, a sweep says where.
+    if alone and outcome.failure.unexpected:
+        _say(complaints, outcome.failure.traceback)
+    elif (Path(outcome.results_dir) / outcome.failure.log).is_file():
+        _say(complaints, f"  log: {Path(outcome.results_dir) / outcome.failure.log}")
+
+
+def _counts(outcomes: Sequence[Outcome]) -> str:
+    counts = Counter(item.decision for item in outcomes)
+    parts = ", ".join(f"{count} {decision}" for decision, count in counts.items())
+    return f"cells    {parts} (why: python -m q2n.explain last --results {outcomes[0].results_dir})"
+
+
+def _write(folder: str, name: str, console: Console, complaints: Console) -> None:
+    """The files of the report hold every record of that name, not only this command's."""
+    from q2n.report.overview import gather
+    from q2n.report.render.files import write_tables
+    from q2n.report.studies.experiments import Experiments, load_experiments
+
+    try:
+        experiments = load_experiments()
+    except ConfigurationError as error:  # how it is reported is no reason to lose the report of a sweep
+        _say(complaints, str(error))
+        experiments = Experiments()
+    report = gather(folder, experiments, name)
+    for fault in report.faults:
+        _say(complaints, f"left out of the tables: {fault}")
+    written = [path for study in report.studies for path in write_tables(study, folder)]
+    _say(console, f"records  {Path(folder) / name}")
+    _say(console, f"tables   {' '.join(str(path) for path in written)}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,68 @@
+"""From a layer's statistics to its null space: which second moment, which decomposition, which rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from q2n.corrections.nullspace.moments import Moment, needed
+from q2n.corrections.nullspace.rank import RankRule
+
+if TYPE_CHECKING:
+    from q2n.linalg.dense import Spectrum
+    from q2n.types import Statistic, Statistics
+
+Decomposition = Literal["auto", "eigh", "partial", "svd"]
+Precision = Literal["float64", "float32"]
+Signs = Literal["clamp", "abs"]
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """The first ``rank`` eigenvectors of ``spectrum`` span the inputs' range, everything orthogonal to them
+    the null space."""
+
+    spectrum: Spectrum
+    rank: int
+
+    @property
+    def dimension(self) -> int:
+        """Directions of the null space."""
+        return len(self.spectrum.vectors) - self.rank
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Every choice by which a null space is estimated; equal choices on one layer share a decomposition."""
+
+    moment: Moment = "gram"
+    decomposition: Decomposition = "eigh"
+    precision: Precision = "float64"
+    rule: RankRule = field(default_factory=RankRule)
+    signs: Signs = "clamp"
+
+    @property
+    def requires(self) -> frozenset[Statistic]:
+        return needed(self.moment, rows=self.decomposition == "svd")
+
+    def estimate(self, stats: Statistics) -> NullSpace:
+        """
+        Raises:
+            NumericalError: the statistic is not finite.
+        """
+        spectrum = self.spectrum(stats)
+        values = spectrum.values.abs() if self.signs == "abs" else spectrum.values.clamp(min=0)
+        rank = self.rule.of(values, len(spectrum.vectors), spectrum.total)
+        assert rank is not None  # a partial spectrum is as long as its rule needs
+        return NullSpace(spectrum, rank)
+
+    def spectrum(self, stats: Statistics) -> Spectrum:
+        """The decomposition, made once for all layers that share the input."""
+        from q2n.corrections.nullspace.decompose import decompose
+
+        how = (self.moment, self.decomposition, self.precision)
+        whole = self.decomposition in ("eigh", "svd")
+        key = how if whole else (*how, self.rule)
+        return stats.cached(
+            key, lambda: decompose(stats, self.moment, self.decomposition, self.precision, self.rule)
+        )

@@ -1,0 +1,78 @@
+"""What identifies tasks and their data, without loading either: for fingerprints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from q2n.evaluation.harness import bundled
+from q2n.records.fingerprint import fingerprint
+from q2n.runtime.files import sha256_file, sha256_text
+
+BUNDLED = Path(__file__).parent / "task_files"
+
+
+def identity(tasks: Sequence[str], include_path: Sequence[str], data_dir: str | None) -> dict[str, Any]:
+    """For each task the digest of its settings if it is bundled, of its file if it is the user's (lm-eval's
+    own follow from its version), for local data and everything in ``include_path`` a digest of names, sizes
+    and times.
+
+    Raises:
+        DataError: the text of a bundled task is not installed.
+    """
+    found: dict[str, Any] = {name: _task(name) for name in tasks}
+    folders = {"include_path": include_path, "data_dir": [data_dir] if data_dir else []}
+    for key, paths in folders.items():
+        if paths:
+            found[key] = listing(Path(path).expanduser() for path in paths)
+    return found
+
+
+def _task(name: str) -> dict[str, str]:
+    shipped = BUNDLED / f"{name}.yaml"
+    if shipped.is_file():
+        tree = _plain(shipped)
+        return {"task": fingerprint(tree), **bundled.identity(tree["dataset_kwargs"]["text"])}
+    file = Path(name).expanduser()
+    if not file.is_file():
+        return {"task": name}
+    # Functions and included files usually lie beside it.
+    beside = [path for path in file.parent.iterdir() if path.suffix in (".py", ".yaml", ".yml")]
+    local = [Path(text).expanduser() for text in _strings(_plain(file)) if _is_path(text)]
+    return {"task": sha256_file(file), "beside": listing(beside), "data": listing(local)}
+
+
+def listing(paths: Iterable[Path]) -> str:
+    """Digest of names, sizes and modification times of files and of all files in folders."""
+    files = sorted({item for path in paths for item in ([path] if path.is_file() else path.rglob("*"))})
+    status = [(path, path.stat()) for path in files if path.is_file()]
+    return sha256_text("\n".join(f"{path} {item.st_size} {item.st_mtime_ns}" for path, item in status))
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML whose ``!function`` is the text that follows it."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def _plain(file: Path) -> Any:
+    return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+
+
+def _strings(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _strings(item)
+    elif isinstance(tree, list):
+        for item in tree:
+            yield from _strings(item)
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text and "\n" not in text and len(text) < 1000 and Path(text).expanduser().exists()

@@ -1,0 +1,226 @@
+"""The model in memory as lm-eval sees it.
+
+Whatever the model does while it runs (online rotations, rounding of activations, a quantized cache) is part
+of its modules and therefore in force.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from q2n.data.text import encode
+from q2n.evaluation.harness.prefixes import Batch, Request, Tree, batches, collate, grow
+from q2n.evaluation.harness.requests import Reader, generated, pair_length, prompt_length, require_fit
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from torch import Tensor
+
+    from q2n.evaluation.base import EvaluationContext
+    from q2n.evaluation.harness.requests import Length
+
+CPU_TOKENS, DEVICE_TOKENS = 2048, 32768
+"""Tokens of a forward pass when the batch size is automatic; halved whenever memory runs out."""
+CPU_TEXTS, DEVICE_TEXTS = 8, 32
+"""Texts that are generated at a time when the batch size is automatic."""
+HEAD_ROWS = 128
+"""Tokens whose logits exist at the same time."""
+
+Answer = tuple[float, bool]
+"""Log-likelihood of a continuation, and whether it is what greedy decoding gives."""
+
+
+class HarnessModel(HFLM):  # type: ignore[misc]
+    """lm-eval's Hugging Face model, with its own way to score continuations: common beginnings are computed
+    once (:mod:`q2n.evaluation.harness.prefixes`), logits only where they are asked for and in float32. The
+    tokens of requests are made by :class:`q2n.evaluation.harness.requests.Reader`.
+
+    ``lengths`` has the tokens of every request so far, by its strings, as they were run; ``cut`` the strings
+    of those that lost their beginning, ``undefined`` of those for which the model's output was not a number.
+    """
+
+    def __init__(self, context: EvaluationContext, batch_size: int | str, truncation: bool = True) -> None:
+        loaded = context.loaded
+        cpu = context.device.type == "cpu"
+        self._rows = None if batch_size == "auto" else int(batch_size)
+        self._tokens = CPU_TOKENS if cpu else DEVICE_TOKENS
+        self.reader = Reader.of(cast(Any, loaded.model).config, loaded.tokenizer)
+        super().__init__(
+            pretrained=loaded.model,
+            tokenizer=copy.deepcopy(loaded.tokenizer),  # lm-eval may give it a padding token
+            batch_size=self._rows or (CPU_TEXTS if cpu else DEVICE_TEXTS),
+            softmax_dtype="float32",
+            max_length=self.reader.window,
+        )
+        if self.tokenizer.pad_token_id >= self.config.vocab_size:  # made up: the embedding has no row for it
+            self.tokenizer: Any = loaded.tokenizer
+            self.batch_size_per_gpu = 1  # nothing to pad
+        self._adapter = loaded.adapter
+        self._progress = context.progress
+        self._truncation = truncation
+        self.lengths: dict[tuple[str, ...], int] = {}
+        self.cut: set[tuple[str, ...]] = set()
+        self.undefined: set[tuple[str, ...]] = set()
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        if add_special_tokens is False:
+            return encode(self.tokenizer, string, special=False)
+        return self.reader.ids(string)
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> Any:
+        if tokens is None:  # the EOS of a tokenizer that has none
+            return None
+        return super().tok_decode(tokens, skip_special_tokens)
+
+    def tok_batch_encode(
+        self, strings: Sequence[str], left_truncate_len: int | None = None, **_: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and attention mask ``(B, T)`` of prompts, padded and cut on the left."""
+        rows = [self.reader.prompt(text, "")[-(left_truncate_len or 0) :] for text in strings]
+        ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, -len(row) :] = torch.tensor(row)
+            mask[place, -len(row) :] = 1
+        return ids, mask
+
+    def loglikelihood(self, requests: list[Instance], **_: Any) -> list[Answer]:
+        pairs = [
+            self.reader.pair(context, continuation, str(request.task_name))
+            for request in requests
+            for context, continuation in [cast(tuple[str, str], request.args)]
+        ]
+        lengths = [pair_length(request, *pair) for request, pair in zip(requests, pairs, strict=True)]
+        self._note(requests, lengths, 1)
+        answers = self._loglikelihood_tokens(
+            [(request.args, *pair) for request, pair in zip(requests, pairs, strict=True)]
+        )
+        return [
+            (self._defined(request, likelihood), hit)
+            for request, (likelihood, hit) in zip(requests, answers, strict=True)
+        ]
+
+    def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
+        self._progress(0.0, f"{len(requests)} texts to generate")
+        rooms = [generated(request.args[1]) for request in requests]
+        prompts = [len(self.reader.prompt(request.args[0], str(request.task_name))) for request in requests]
+        self._note(requests, list(map(prompt_length, requests, prompts, rooms)))
+        texts: list[str] = super().generate_until(requests, disable_tqdm=True)
+        for request, text, prompt, room in zip(requests, texts, prompts, rooms, strict=True):
+            written = len(self.tok_encode(text, add_special_tokens=False))
+            self.lengths[request.args[0],] = min(prompt, self.max_length - room) + written
+        return texts
+
+    def loglikelihood_rolling(self, requests: list[Instance], **_: Any) -> list[float]:
+        for request in requests:
+            self.reader.length(request)
+            self.lengths[request.args] = len(self.tok_encode(request.args[0]))
+        sums: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        return [self._defined(request, total) for request, total in zip(requests, sums, strict=True)]
+
+    def _defined(self, request: Instance, likelihood: float) -> float:
+        """The log-likelihood; that of no probability where the model's output is not a number."""
+        if not math.isnan(likelihood):
+            return likelihood
+        self.undefined.add(request.args)
+        return -math.inf
+
+    def _note(self, requests: Sequence[Instance], lengths: Sequence[Length], unread: int = 0) -> None:
+        """Count what is longer than the window.
+
+        Args:
+            unread: tokens of a request that do not go through the model.
+
+        Raises:
+            ConfigurationError: it may not or cannot be cut.
+        """
+        require_fit(lengths, self.max_length, self._truncation)
+        for request, length in zip(requests, lengths, strict=True):
+            strings = tuple(part for part in request.args if isinstance(part, str))
+            self.lengths[strings] = min(length.tokens, self.max_length) + unread
+            if length.tokens > self.max_length:
+                self.cut.add(strings)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[Answer]:
+        """Answers to ``((context, continuation), context ids, continuation ids)``, in order."""
+        scored = [
+            Request(index, tuple((before + after)[-(self.max_length + 1) :][:-1]), tuple(after))
+            for index, (_, before, after) in enumerate(requests)
+        ]
+        window = getattr(self.config, "sliding_window", None)
+        if window and max(len(request.tokens) for request in scored) > window:
+            # Which ancestors are within the window is the model's own affair.
+            return cast(list[Answer], super()._loglikelihood_tokens(requests, disable_tqdm=True))
+        answers: dict[int, Answer] = {}
+        for alike in self._rotated_alike(scored):
+            for batch in batches(grow(alike), self._tokens, self._rows):
+                answers.update(self._within_memory(batch))
+                self._progress(len(answers) / len(scored), f"{len(answers)} of {len(scored)} answers")
+        return [answers[index] for index in range(len(scored))]
+
+    def _rotated_alike(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        """Requests that may stand in one batch: all, or, where the longest decides how a batch is rotated,
+        those of one length."""
+        by_length: dict[int, list[Request]] = defaultdict(list)
+        for request in requests:
+            by_length[len(request.tokens) if self._adapter.rotates_by_length else 0].append(request)
+        for length in sorted(by_length, reverse=True):  # what does not fit into memory fails at once
+            yield by_length[length]
+
+    def _within_memory(self, trees: Sequence[Tree]) -> Iterator[tuple[int, Answer]]:
+        """The answers to a batch; one half after the other where the whole is too much."""
+        try:
+            answers = list(self._score(collate(trees)))
+        except torch.OutOfMemoryError:
+            if len(trees) == 1:
+                raise
+            torch.cuda.empty_cache()
+            half = len(trees) // 2
+            yield from self._within_memory(trees[:half])
+            yield from self._within_memory(trees[half:])
+        else:
+            yield from answers
+
+    @torch.no_grad()
+    def _score(self, batch: Batch) -> Iterator[tuple[int, Answer]]:
+        hidden = self._adapter.base(
+            input_ids=batch.ids.to(self.device),
+            attention_mask=batch.mask.to(self.device),
+            position_ids=batch.positions.to(self.device),
+            use_cache=False,
+        ).last_hidden_state
+        asked = [(row, *place) for row, tree in enumerate(batch.trees) for place in tree.places]
+        rows = torch.tensor([row for row, _, nodes in asked for _ in nodes])
+        nodes = torch.tensor([node for _, _, nodes in asked for node in nodes])
+        targets = torch.tensor([target for _, request, _ in asked for target in request.targets])
+        likelihoods, greedy = self._predictions(hidden[rows, nodes], targets.to(self.device))
+        counts = [len(request.targets) for _, request, _ in asked]
+        parts = zip(asked, likelihoods.split(counts), greedy.split(counts), strict=True)
+        for (_, request, _), likelihood, hit in parts:
+            yield request.index, (float(likelihood.sum()), bool(hit.all()))
+
+    def _predictions(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target ``(m,)`` after its state ``(m, D)``; whether it is the likeliest."""
+        likelihoods, greedy = [], []
+        for states, wanted in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+            logits = self._adapter.lm_head(states).float().log_softmax(dim=-1)
+            likelihoods.append(logits.gather(1, wanted[:, None])[:, 0].cpu())
+            greedy.append((logits.argmax(dim=-1) == wanted).cpu())
+        return torch.cat(likelihoods).double(), torch.cat(greedy)
+
+
+@contextmanager
+def harness_model(
+    context: EvaluationContext, batch_size: int | str, truncation: bool
+) -> Iterator[HarnessModel]:
+    """The model on its device as a whole, and back on the CPU afterwards."""
+    with context.loaded.adapter.on(context.device):
+        yield HarnessModel(context, batch_size, truncation)

@@ -1,0 +1,114 @@
+"""``hydra/launcher=joblib``: cells side by side in the processes of one machine.
+
+Joblib's pool breaks as a whole when one of its processes is killed, as the kernel does with the one that
+takes too much memory. The cells that were at work are then run again one at a time (from their checkpoints,
+where there are some): one that is killed when it is alone is the culprit, and is given up; the others go on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn
+
+from q2n.launchers.base import Engine, Job, Lost, say
+from q2n.launchers.workers import Share, share
+
+_slots: dict[Path, tuple[int, Any]] = {}
+"""In a worker: the slot it holds, with the lock that shows it, by the pool's folder."""
+
+
+class JoblibLauncher(Engine):
+    """``n_jobs`` workers at a time, with their share of threads and one device each.
+
+    Raises:
+        ValueError: ``n_jobs`` or ``threads`` is below 1.
+    """
+
+    package = "joblib"
+
+    def __init__(
+        self,
+        n_jobs: int | None = None,
+        threads: int | None = None,
+        devices: Sequence[str | int] | None = None,
+    ) -> None:
+        for key, value in {"n_jobs": n_jobs, "threads": threads}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"hydra.launcher.{key}={value}: must be at least 1, or null")
+        self.n_jobs, self.threads, self.devices = n_jobs, threads, devices
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]:
+        division = share(self.n_jobs, self.threads, self.devices)
+        say(f"{len(jobs)} cells in {division.workers} workers, {division.threads} threads each")
+        at_once = 1 if division.workers == 1 else len(jobs)
+        with tempfile.TemporaryDirectory(prefix="q2n-joblib-") as folder:
+            waiting = {job.number: job for job in jobs}
+            while waiting:
+                reason = ""
+                for number, result in _pool(list(waiting.values())[:at_once], division, Path(folder)):
+                    if isinstance(result, Lost):
+                        reason = result.reason
+                    else:
+                        del waiting[number]
+                        yield number, result
+                suspects = [job for job in waiting.values() if _mark(Path(folder), job).exists()]
+                if reason and not suspects:  # no worker gets as far as a cell
+                    yield from ((number, Lost(reason)) for number in waiting)
+                    return
+                for job in suspects:
+                    del waiting[job.number]
+                    say(f"a worker died ({reason}); alone, again: {job.label}")
+                    yield from _pool([job], division, Path(folder))
+
+
+def _pool(jobs: list[Job], division: Share, folder: Path) -> Iterator[tuple[int, JobReturn | Lost]]:
+    """Results as they come; if the pool breaks, one more of a job that did not come back, :class:`Lost`."""
+    from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    left = {job.number for job in jobs}
+    # n_jobs=1 would run the cell in this very process
+    with parallel_config("loky", n_jobs=max(division.workers, 2), inner_max_num_threads=division.threads):
+        results = Parallel(return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1)(
+            delayed(_work)(job, division, folder) for job in jobs
+        )
+        try:
+            for number, result in results:
+                left.discard(number)
+                yield number, result
+        except BrokenProcessPool as error:
+            codes = str(error).rpartition("exit codes of the workers are ")[2].strip("{}. ")
+            yield min(left), Lost(f"worker ended with {codes or error}")
+
+
+def _work(job: Job, division: Share, folder: Path) -> tuple[int, JobReturn]:
+    """What a worker does with a cell."""
+    _mark(folder, job).touch()
+    return job.number, job.run(division.worker(_slot(folder, division.workers)))
+
+
+def _mark(folder: Path, job: Job) -> Path:
+    """A file that is there once a worker has taken the cell up."""
+    return folder / f"{job.number}.taken"
+
+
+def _slot(folder: Path, slots: int) -> int:
+    """The lowest slot no living worker of this pool holds; the kernel frees it when its holder dies."""
+    from filelock import FileLock, Timeout
+
+    if folder not in _slots:
+        for slot in range(slots):
+            lock = FileLock(folder / f"{slot}.slot")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            _slots[folder] = slot, lock
+            break
+        else:  # a worker that is going away still holds its slot
+            return 0
+    return _slots[folder][0]

@@ -1,0 +1,221 @@
+"""``hydra/sweeper=optuna``: search settings instead of running every combination, with any launcher.
+
+The study is a file below the results folder, named after everything that could change a value, so the same
+command goes on where an earlier one ended, and no other command's trials are mixed in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from q2n.exceptions import ConfigurationError
+from q2n.launchers.base import say
+from q2n.launchers.space import Search, search
+from q2n.launchers.trial import STOPPED, open_storage
+from q2n.records.fingerprint import fingerprint, library_versions
+from q2n.records.source_code import CHECKOUT, Code
+
+if TYPE_CHECKING:
+    import optuna
+
+RESULTS = "optimization_results.yaml"
+"""In the sweep's folder, with the keys that Hydra's sweepers use."""
+
+
+class OptunaSweeper(Sweeper):
+    """``n_trials`` cells, ``n_jobs`` at a time; see ``conf/hydra/sweeper/optuna.yaml``.
+
+    Raises:
+        ConfigurationError: a setting is out of range.
+    """
+
+    package = "optuna"
+
+    def __init__(
+        self,
+        direction: str,
+        n_trials: int,
+        n_jobs: int,
+        sampler: DictConfig,
+        pruner: DictConfig | None,
+        storage: str | None = None,
+        study_name: str | None = None,
+        params: DictConfig | None = None,
+        trial: int | None = None,
+    ) -> None:
+        if direction not in ("minimize", "maximize"):
+            raise ConfigurationError(f"hydra.sweeper.direction={direction}: must be minimize or maximize")
+        for key, value in {"n_trials": n_trials, "n_jobs": n_jobs}.items():
+            if value < 1:
+                raise ConfigurationError(f"hydra.sweeper.{key}={value}: must be at least 1")
+        self.direction, self.n_trials, self.n_jobs = direction, n_trials, n_jobs
+        self.sampler, self.pruner = sampler, pruner
+        self.params: Mapping[str, Any] = {} if params is None else {str(key): params[key] for key in params}
+        self.storage, self.study_name = storage, study_name
+        self._number = 0
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._config, self._loader = config, hydra_context.config_loader
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        space = search(self.params, arguments)
+        name = self.study_name or self._name_of(space)
+        where = self.storage or str(self._folder() / f"{name}.journal")
+        with _alone(where):
+            study = self._study(name, where)
+            _give_up_what_was_running(study)
+            self._search(study, space, where)
+        self._report(study)
+
+    def _search(self, study: optuna.Study, space: Search, where: str) -> None:
+        from optuna.trial import TrialState
+
+        distributions = space.distributions()
+        done = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+        complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
+        if done:
+            say(f"study {study.study_name}: {len(done)} of {self.n_trials} trials are there")
+        if complete:  # found again by their records, for the table
+            self._launch([[*space.fixed, *_overrides(trial.params)] for trial in complete])
+        left = self.n_trials - len(done)
+        while left > 0:
+            trials = [study.ask(distributions) for _ in range(min(left, self.n_jobs))]
+            left -= len(trials)
+            cells = [
+                [*space.fixed, *_overrides(trial.params), *_handle(trial.number, study.study_name, where)]
+                for trial in trials
+            ]
+            for trial, result in zip(trials, self._launch(cells), strict=True):
+                _tell(study, trial.number, result)
+
+    def _launch(self, cells: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+        returned = self._launcher.launch(cells, initial_job_idx=self._number)
+        self._number += len(cells)
+        return returned
+
+    def _study(self, name: str, where: str) -> optuna.Study:
+        import optuna
+        from hydra.utils import instantiate
+
+        storage = open_storage(where)
+        known = name in optuna.get_all_study_names(storage)
+        earlier = len(optuna.load_study(study_name=name, storage=storage).trials) if known else 0
+        seed = self.sampler.get("seed")
+        # A sampler that started again from the same seed would ask for its first points once more.
+        again = {} if seed is None else {"seed": int(seed) + earlier}
+        return optuna.create_study(
+            study_name=name,
+            storage=storage,
+            sampler=instantiate(self.sampler, **again),
+            pruner=instantiate(self.pruner) if self.pruner else optuna.pruners.NopPruner(),
+            direction=self.direction,
+            load_if_exists=True,
+        )
+
+    def _name_of(self, space: Search) -> str:
+        identity = {
+            "axes": [axis.input_line for axis in space.axes],
+            "fixed": [item for item in space.fixed if not item.lstrip("+~").startswith("hydra")],
+            "objective": self._config.get("objective"),
+            "direction": self.direction,
+            "sampler": OmegaConf.to_container(self.sampler, resolve=True),
+            "pruner": OmegaConf.to_container(self.pruner, resolve=True) if self.pruner else None,
+            "code": self._code(space).key,
+            "versions": library_versions(),
+        }
+        return f"study-{fingerprint(identity)}"
+
+    def _code(self, space: Search) -> Code:
+        """What any cell of the search depends on."""
+        cells = (self._loader.load_sweep_config(self._config, cell) for cell in space.extremes())
+        return CHECKOUT.of_cell({"cells": [OmegaConf.to_container(cell) for cell in cells]})
+
+    def _folder(self) -> Path:
+        results = Path(str(self._config.results_dir)).expanduser()
+        folder = (results / str(self._config.name) / "studies").absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _report(self, study: optuna.Study) -> None:
+        from optuna.trial import TrialState
+
+        complete = study.get_trials(states=(TrialState.COMPLETE,))
+        pruned = study.get_trials(states=(TrialState.PRUNED,))
+        say(f"study {study.study_name}: {len(complete)} trials complete, {len(pruned)} stopped early")
+        if not complete:
+            return
+        best = study.best_trial
+        say(f"best ({self.direction}): {best.value:.6g} with {' '.join(_overrides(best.params))}")
+        results = {"name": "optuna", "best_params": dict(best.params), "best_value": best.value}
+        OmegaConf.save(OmegaConf.create(results), Path(str(self._config.hydra.sweep.dir)) / RESULTS)
+
+
+def _overrides(params: dict[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in params.items()]
+
+
+def _handle(number: int, study: str, where: str) -> list[str]:
+    """By which the cell finds its trial, in whichever process it runs."""
+    quoted = where.replace("\\", "\\\\").replace("'", "\\'")
+    return [
+        f"hydra.sweeper.trial={number}",
+        f"hydra.sweeper.study_name={study}",
+        f"hydra.sweeper.storage='{quoted}'",
+    ]
+
+
+def _tell(study: optuna.Study, number: int, result: JobReturn) -> None:
+    """Complete with a value, stopped early, or failed: the sweep's end says which, and why."""
+    from optuna.trial import TrialState
+
+    value = result.return_value
+    if isinstance(value, float):
+        study.tell(number, value)
+    elif STOPPED in study.get_trials(deepcopy=False)[number].user_attrs:
+        study.tell(number, state=TrialState.PRUNED)
+    else:
+        study.tell(number, state=TrialState.FAIL)
+
+
+def _give_up_what_was_running(study: optuna.Study) -> None:
+    """Trials that an earlier command was killed at are asked for again."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+
+
+@contextlib.contextmanager
+def _alone(where: str) -> Iterator[None]:
+    """One command at a time in a journal: another one's running trials would look like a dead one's."""
+    from filelock import FileLock, Timeout
+
+    if "://" in where:
+        yield
+        return
+    lock = FileLock(f"{where}.command")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ConfigurationError(
+            f"{where}: another command is working on this study; wait for it, or give "
+            "hydra.sweeper.study_name=NAME for one of its own"
+        ) from None
+    with lock:
+        yield

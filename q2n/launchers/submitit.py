@@ -1,0 +1,166 @@
+"""``hydra/launcher=submitit_slurm`` and ``submitit_local``: a cell is a Slurm job, or a process of its own.
+
+Submitit pickles a job into its folder, runs it there, and leaves the result beside it. Slurm's warning
+before the time limit, and a preemption, put the job back into the queue, where the cell goes on from its
+checkpoint. What became of jobs without a result is asked of ``squeue``: ``sacct``, which submitit asks,
+needs an accounting database that small clusters do not have.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from omegaconf import OmegaConf
+
+from q2n.launchers.base import Engine, Job, Lost, say
+from q2n.launchers.workers import Worker, share
+
+SHARED = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "stderr_to_stdout")
+"""Parameters that submitit has for every kind of cluster; others get the kind's name before theirs."""
+
+GONE_S = 30.0
+"""A job that left the queue this long ago without a result has none: shared file systems may lag."""
+
+
+class Task:
+    """What submitit runs: the cell, and how it is put into the queue again."""
+
+    def __call__(self, job: Job, worker: Worker) -> JobReturn:
+        return job.run(worker)
+
+    def checkpoint(self, job: Job, worker: Worker) -> Any:
+        """The same again: what was done is in the cell's own checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, job, worker)
+
+
+class SubmititLauncher(Engine):
+    """What the two kinds have in common. ``parameters`` are submitit's and sbatch's, by their names there."""
+
+    package = "submitit"
+    cluster = ""
+
+    def __init__(
+        self, submitit_folder: str, max_num_timeout: int = 0, poll_s: float = 2.0, **parameters: Any
+    ) -> None:
+        self.folder, self.max_num_timeout, self.poll_s = submitit_folder, max_num_timeout, poll_s
+        self.parameters = {key: _plain(value) for key, value in parameters.items() if value is not None}
+
+    def executor(self, **more: Any) -> Any:
+        """A submitit executor with the configured parameters."""
+        import submitit
+
+        executor = submitit.AutoExecutor(
+            folder=self.folder,
+            cluster=self.cluster,
+            **{f"{self.cluster}_max_num_timeout": self.max_num_timeout},
+        )
+        named = {
+            key if key in SHARED else f"{self.cluster}_{key}": value
+            for key, value in {**self.parameters, **more}.items()
+        }
+        executor.update_parameters(**named)
+        return executor
+
+    @abstractmethod
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]: ...
+
+
+class LocalLauncher(SubmititLauncher):
+    """Processes of this machine, ``n_jobs`` at a time; one that dies takes no other with it."""
+
+    cluster = "local"
+
+    def __init__(
+        self,
+        n_jobs: int | None = None,
+        threads: int | None = None,
+        devices: Sequence[str | int] | None = None,
+        **parameters: Any,
+    ) -> None:
+        super().__init__(**parameters)
+        self.n_jobs, self.threads, self.devices = n_jobs, threads, devices
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]:
+        division = share(self.n_jobs, self.threads, self.devices)
+        say(f"{len(jobs)} cells, {division.workers} at a time, {division.threads} threads each")
+        executor, waiting = self.executor(), list(jobs)
+        running: dict[int, tuple[Job, Any]] = {}  # by slot
+        while waiting or running:
+            for slot in set(range(division.workers)) - running.keys():
+                if waiting:
+                    job = waiting.pop(0)
+                    running[slot] = job, executor.submit(Task(), job, division.worker(slot))
+            for slot, (job, submitted) in list(running.items()):
+                if submitted.done():
+                    del running[slot]
+                    yield job.number, _result(submitted)
+            time.sleep(0.1)
+
+
+class SlurmLauncher(SubmititLauncher):
+    """One array of jobs, ``array_parallelism`` at a time, with the resources that sbatch is asked for."""
+
+    cluster = "slurm"
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]:
+        worker = Worker(int(self.parameters.get("cpus_per_task", 1)))
+        executor = self.executor()
+        submitted = executor.map_array(Task(), jobs, [worker] * len(jobs))
+        waiting = dict(
+            zip([item.job_id for item in submitted], zip(jobs, submitted, strict=True), strict=True)
+        )
+        array = next(iter(waiting)).partition("_")[0]
+        say(f"{len(jobs)} cells as job {array} of Slurm; logs: {Path(self.folder).parent}")
+        seen = dict.fromkeys(waiting, time.monotonic())
+        try:
+            while waiting:
+                time.sleep(self.poll_s)
+                now, queued = time.monotonic(), _queued(array)
+                seen.update({name: now for name in waiting if queued is None or name in queued})
+                for name, (job, item) in list(waiting.items()):
+                    if item.paths.result_pickle.exists() or now - seen[name] > GONE_S:
+                        del waiting[name]
+                        yield job.number, _result(item)
+        except KeyboardInterrupt:
+            say(
+                f"{len(waiting)} cells stay with Slurm (scancel {array} ends them); "
+                "the same command, given again, finds what they have finished"
+            )
+            raise
+
+
+def _queued(array: str) -> set[str] | None:
+    """Jobs of the array that are waiting or running; None if Slurm does not answer."""
+    asked = ["squeue", "--noheader", "--array", f"--jobs={array}", "--format=%i"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return set(done.stdout.split())
+    return set() if "Invalid job id" in done.stderr else None  # the whole array has left its memory
+
+
+def _result(submitted: Any) -> JobReturn | Lost:
+    """What a job that has ended left."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError, pickle_load
+
+    try:
+        if not submitted.paths.result_pickle.exists():
+            raise UncompletedJobError("it left no result")
+        outcome, result = pickle_load(submitted.paths.result_pickle)
+        if outcome == "error":
+            raise FailedJobError(str(result).strip().splitlines()[-1])
+    except (FailedJobError, UncompletedJobError) as error:
+        return Lost(f"job {submitted.job_id}: {error}; its log: {submitted.paths.stderr}")
+    assert isinstance(result, JobReturn)
+    return result
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

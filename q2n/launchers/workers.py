@@ -1,0 +1,104 @@
+"""What a worker gets of its machine: threads, and one device.
+
+Nothing here but these settings is put into a worker's environment, and no environment is ever written down:
+it may hold keys.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from q2n.runtime.progress import CellProgress
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+DEVICES = "CUDA_VISIBLE_DEVICES"
+CORES_PER_WORKER = 4
+"""Where neither devices nor the user say how many workers: a forward pass gains little from more cores."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker's share. ``device`` is the one CUDA device it may see; None: what the engine gave it."""
+
+    threads: int
+    device: str | None = None
+
+    def settle(self, folder: str) -> None:
+        """Make this process that worker. To be called before anything touches torch or a device.
+
+        Raises:
+            FileNotFoundError: ``folder`` is not on this machine.
+        """
+        CellProgress.bars = False
+        os.environ.update(self.environment())
+        if self.device is not None:
+            os.environ[DEVICES] = self.device
+        torch = sys.modules.get("torch")
+        if torch is not None:  # it has read the variables when it was imported
+            torch.set_num_threads(self.threads)
+        try:
+            os.chdir(folder)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{folder}: the folder of the command is not on {os.uname().nodename}; "
+                "the nodes of a sweep need a shared file system"
+            ) from None
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which libraries learn of the number of threads when they are loaded."""
+        return dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+
+
+def cores() -> int:
+    """Cores this process may use (an affinity mask or a cpuset counts, a quota does not)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_devices() -> tuple[str, ...]:
+    """Identifiers of the CUDA devices this process may use, as ``CUDA_VISIBLE_DEVICES`` has them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    given = [item.strip() for item in os.environ.get(DEVICES, "").split(",") if item.strip()]
+    return tuple(given[:count]) if given else tuple(str(index) for index in range(count))
+
+
+@dataclass(frozen=True)
+class Share:
+    """How one machine is divided: ``workers`` at a time, ``threads`` each, devices in turn."""
+
+    workers: int
+    threads: int
+    devices: tuple[str, ...] = ()
+
+    def worker(self, slot: int) -> Worker:
+        """The worker in a slot ``0 <= slot < workers``."""
+        return Worker(self.threads, self.devices[slot % len(self.devices)] if self.devices else None)
+
+
+def share(workers: int | None, threads: int | None, devices: Sequence[str | int] | None = None) -> Share:
+    """Divide this machine.
+
+    Args:
+        workers: None: one a device; without devices one for every ``CORES_PER_WORKER`` cores, at least two
+            where there are two cores.
+        threads: None: ``OMP_NUM_THREADS`` where the user has set it, else cores / workers, at least 1.
+        devices: identifiers of CUDA devices; None: those that torch sees.
+    """
+    found = visible_devices() if devices is None else tuple(str(device) for device in devices)
+    available = cores()
+    if workers is None:
+        workers = len(found) or max(available // CORES_PER_WORKER, min(available, 2))
+    if threads is None:
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        threads = int(asked) if asked.isdigit() and int(asked) else max(available // workers, 1)
+    return Share(workers, threads, found)

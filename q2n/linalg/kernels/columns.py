@@ -1,0 +1,175 @@
+"""The innermost part of the column loop: a few neighbouring columns, rounded one after the other.
+
+The kernels share their first arguments. ``current`` ``(n, R)`` are the columns as they are when everything
+before them has been pushed onto them; ``push`` ``(n, n)`` holds in ``[i, j]``, ``i < j``, what the error of
+column ``i`` does to column ``j``. ``errors`` ``(n, R)`` is the result: ``(w - q) / diagonal``, or
+``q - target`` if ``target`` ``(n, R)`` has any rows. ``values`` ``(n, R)`` gets the rounded columns if it has
+any rows. All other arguments are the number format's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from q2n.linalg.kernels import Floats, Places
+from q2n.linalg.kernels.jit import jit, jit_fused
+
+SLAB = 512
+"""Rows that go through all columns before the next rows do: their errors stay in the cache."""
+
+
+@jit
+def round_uniform(
+    current: Floats,
+    push: Floats,
+    errors: Floats,
+    diagonal: Floats,
+    target: Floats,
+    values: Floats,
+    codes: Floats,
+    scale: Floats,
+    before: Floats,
+    after: Floats,
+    group: Places,
+    levels: float,
+    continued: bool,
+) -> None:
+    """``code = clamp(round(w / scale + before) + after, 0, levels)``, ``q = scale (code - before - after)``.
+
+    ``scale``, ``before`` and ``after`` ``(G, R)``; ``group`` ``(n,)`` is each column's row of them. If
+    ``continued``, errors are those of codes that are not clamped.
+    """
+    lowest, highest = np.float32(0), np.float32(levels)
+    for first in range(0, current.shape[1], SLAB):
+        slab = slice(first, min(first + SLAB, current.shape[1]))
+        for j in range(len(current)):
+            column, error, code = current[j, slab], errors[j, slab], codes[j, slab]
+            _absorb(column, push, errors, j, slab)
+            step, shift, zero = scale[group[j], slab], before[group[j], slab], after[group[j], slab]
+            for r in range(len(column)):
+                code[r] = np.rint(column[r] / step[r] + shift[r]) + zero[r]
+            if continued:
+                for r in range(len(column)):
+                    error[r] = (code[r] - (shift[r] + zero[r])) * step[r]
+            for r in range(len(column)):
+                code[r] = min(max(code[r], lowest), highest)
+            if not continued:
+                for r in range(len(column)):
+                    error[r] = (code[r] - (shift[r] + zero[r])) * step[r]
+            if len(values):
+                value = values[j, slab]
+                for r in range(len(column)):
+                    value[r] = (code[r] - (shift[r] + zero[r])) * step[r]
+            _settle(column, error, diagonal[j], target, j, slab)
+
+
+@jit
+def round_table(
+    current: Floats,
+    push: Floats,
+    errors: Floats,
+    diagonal: Floats,
+    target: Floats,
+    values: Floats,
+    codes: Floats,
+    table: Floats,
+    middles: Floats,
+) -> None:
+    """The nearest entry of a row's ``table`` ``(L, R)``, ascending; ``middles`` ``(L - 1, R)`` between."""
+    for first in range(0, current.shape[1], SLAB):
+        slab = slice(first, min(first + SLAB, current.shape[1]))
+        for j in range(len(current)):
+            column, error, code = current[j, slab], errors[j, slab], codes[j, slab]
+            _absorb(column, push, errors, j, slab)
+            lowest = table[0, slab]
+            for r in range(len(column)):
+                code[r] = 0
+            for r in range(len(column)):
+                error[r] = lowest[r]
+            for k in range(len(middles)):
+                middle, above = middles[k, slab], table[k + 1, slab]
+                for r in range(len(column)):
+                    code[r] += np.float32(1) if column[r] > middle[r] else np.float32(0)
+                for r in range(len(column)):
+                    passed, lower = above[r], error[r]
+                    error[r] = passed if column[r] > middle[r] else lower
+            if len(values):
+                values[j, slab] = error
+            _settle(column, error, diagonal[j], target, j, slab)
+
+
+@jit
+def round_salient(
+    current: Floats,
+    push: Floats,
+    errors: Floats,
+    diagonal: Floats,
+    target: Floats,
+    values: Floats,
+    signs: Floats,
+    mean: Floats,
+    spread: Floats,
+    low_group: Places,
+    held: Floats,
+    codes: Floats,
+    scale: Floats,
+    zero: Floats,
+    high_group: Places,
+    levels: float,
+) -> None:
+    """One bit, ``q = mean + spread sign(w - mean)``, where ``held`` ``(n, R)`` is 1; uniform where it is 0.
+
+    ``mean`` and ``spread``, ``scale`` and ``zero`` are ``(G, R)``, each with a column's row in ``low_group``
+    and ``high_group`` ``(n,)``. Without rows in ``codes`` there is no uniform part.
+    """
+    lowest, highest = np.float32(0), np.float32(levels)
+    for first in range(0, current.shape[1], SLAB):
+        slab = slice(first, min(first + SLAB, current.shape[1]))
+        for j in range(len(current)):
+            column, error, sign = current[j, slab], errors[j, slab], signs[j, slab]
+            _absorb(column, push, errors, j, slab)
+            centre, width = mean[low_group[j], slab], spread[low_group[j], slab]
+            for r in range(len(column)):
+                sign[r] = np.sign(column[r] - centre[r])
+            for r in range(len(column)):
+                error[r] = centre[r] + width[r] * sign[r]
+            if len(codes):
+                code, low = codes[j, slab], held[j, slab]
+                step, point = scale[high_group[j], slab], zero[high_group[j], slab]
+                for r in range(len(column)):
+                    code[r] = min(max(np.rint(column[r] / step[r]) + point[r], lowest), highest)
+                for r in range(len(column)):
+                    fine = (code[r] - point[r]) * step[r]
+                    error[r] = error[r] if low[r] > 0 else fine
+            if len(values):
+                values[j, slab] = error
+            _settle(column, error, diagonal[j], target, j, slab)
+
+
+@jit_fused
+def _absorb(column: Floats, push: Floats, errors: Floats, j: int, slab: slice) -> None:
+    """Errors ``0 .. j-1`` pushed onto column ``j``, four a pass so that it is seldom loaded and stored."""
+    i = 0
+    while i + 4 <= j:
+        a, b, c, d = push[i, j], push[i + 1, j], push[i + 2, j], push[i + 3, j]
+        e, f, g, h = errors[i, slab], errors[i + 1, slab], errors[i + 2, slab], errors[i + 3, slab]
+        for r in range(len(column)):
+            column[r] -= a * e[r] + b * f[r] + c * g[r] + d * h[r]
+        i += 4
+    while i < j:
+        a, e = push[i, j], errors[i, slab]
+        for r in range(len(column)):
+            column[r] -= a * e[r]
+        i += 1
+
+
+@jit
+def _settle(column: Floats, error: Floats, diagonal: float, target: Floats, j: int, slab: slice) -> None:
+    """What is pushed for a column; ``error`` holds the rounded column before."""
+    if len(target):
+        aim = target[j, slab]
+        for r in range(len(column)):
+            error[r] -= aim[r]
+    else:
+        for r in range(len(column)):
+            error[r] = (column[r] - error[r]) / diagonal

@@ -1,0 +1,100 @@
+"""Rows of a problem divided among threads: kernels do not hold the interpreter's lock.
+
+On Linux the threads are torch's own. For some time after torch has used them they keep a processor busy each,
+waiting for more, so a pool beside theirs would share the processors with threads that do nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from threading import get_ident
+from typing import Any
+
+import torch
+
+from q2n.runtime.signals import shielded
+
+Work = Callable[[object], None]
+
+STEADY = 1024
+"""Columns of a matrix up to which a decomposition takes one thread: a cell of the bundled model has one
+number, however many threads a launcher gives it. A second thread would halve the time (576 columns: 31 in
+place of 59 ms, 90 times per cell). For wider matrices it is used, and the last bits depend on it."""
+
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@contextmanager
+def steady(columns: int = 0) -> Iterator[None]:
+    """Inside, torch computes in one thread, if a matrix has no more than :data:`STEADY` columns.
+
+    Products, softmax and sums over one dimension have been found to have the same bits in one and two
+    threads. Decompositions and a sum of all entries have not: the library divides those sums among threads.
+    """
+    count = torch.get_num_threads()
+    if columns > STEADY or count == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
+def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
+    """``kernel(*arguments, first, last)`` on as many parts of ``rows`` as torch uses threads.
+
+    Rows are independent, so the result does not depend on their number.
+    """
+    count = max(1, min(torch.get_num_threads(), rows))
+    ends = [rows * index // count for index in range(count + 1)]
+    spans = list(pairwise(ends))
+    errors: list[BaseException] = []
+    entered: set[int] = set()
+
+    def work(_: object) -> None:
+        try:
+            entered.add(get_ident())
+            while spans:
+                kernel(*arguments, *spans.pop())
+        except BaseException as error:
+            errors.append(error)
+
+    with shielded():  # what a signal raises has no way out of a callback
+        _together(work, count)
+    if errors:
+        raise errors[0]
+    if get_ident() not in entered:  # it was raised nevertheless, by a handler that is not ours
+        raise KeyboardInterrupt
+
+
+def _together(work: Work, count: int) -> None:
+    """``work(anything)`` in up to ``count`` threads at once, this one among them; it raises nothing."""
+    team = _team() if count > 1 else None
+    if team is not None:
+        team(_Body(work), None, count, 0)
+        return
+    with ThreadPoolExecutor(max(1, count - 1)) as pool:
+        for _ in range(count - 1):
+            pool.submit(work, None)
+        work(None)
+
+
+@cache
+def _team() -> Callable[..., None] | None:
+    """``GOMP_parallel(body, data, threads, flags)`` of the OpenMP library torch itself runs on."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        team: Any = library.GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    team.argtypes = (_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    team.restype = None
+    return team  # type: ignore[no-any-return]

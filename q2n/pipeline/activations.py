@@ -1,0 +1,63 @@
+"""Where activations wait between two stages of a block: in memory, or in memory-mapped files.
+
+Mapped tensors read and write like any other, but their pages can leave memory, so that a calibration set
+larger than memory goes through (at the disk's speed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from q2n.runtime.files import explained
+
+
+class ActivationStore:
+    """Keeps tensors in memory."""
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """An equal tensor that may live elsewhere."""
+        return tensor
+
+
+class MappedActivationStore(ActivationStore):
+    """Keeps each tensor in an unlinked file below ``folder``.
+
+    The file has no name any more once it is mapped: its space is freed with the tensor, also when the
+    process is killed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """As in memory.
+
+        Raises:
+            StorageError: there is no room.
+        """
+        size = tensor.numel() * tensor.element_size()
+        with (
+            explained(self._folder, size),
+            tempfile.NamedTemporaryFile(dir=self._folder, suffix=".activations") as file,
+        ):
+            if size and hasattr(os, "posix_fallocate"):  # a mapped page without room would be a SIGBUS
+                os.posix_fallocate(file.fileno(), 0, size)
+            mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+        return mapped.copy_(tensor.reshape(-1)).reshape(tensor.shape)
+
+
+@contextlib.contextmanager
+def activation_store(kind: str) -> Iterator[ActivationStore]:
+    """``"memory"``, or ``"disk"``: files in the system's temporary folder (``TMPDIR``)."""
+    if kind == "memory":
+        yield ActivationStore()
+        return
+    with tempfile.TemporaryDirectory(prefix="q2n-") as folder:
+        yield MappedActivationStore(Path(folder))

@@ -1,0 +1,73 @@
+"""What a cell takes: wall seconds by stage and peak memory, over all the processes that worked on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from q2n.records import provenance
+from q2n.runtime.clock import WorkClock
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds by stage; bytes of the host's and, where one was used, of the device's memory.
+
+    ``work_seconds`` shares out the stage ``quantize`` by kind of work (:mod:`q2n.runtime.clock`).
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    work_seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    peak_device_memory_bytes: int | None = None
+
+    def plus(self, other: Spent) -> Spent:
+        """Both, one after the other."""
+        peaks = [
+            it for it in (self.peak_device_memory_bytes, other.peak_device_memory_bytes) if it is not None
+        ]
+        return Spent(
+            _sum(self.seconds, other.seconds),
+            _sum(self.work_seconds, other.work_seconds),
+            max(self.peak_memory_bytes, other.peak_memory_bytes),
+            max(peaks, default=None),
+        )
+
+
+def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in dict.fromkeys([*one, *other])}
+
+
+class Expense:
+    """Measures from when it is made; ``earlier`` is what former processes spent on the same cell."""
+
+    def __init__(self) -> None:
+        provenance.reset_peak_memory()
+        self.earlier = Spent()
+        self.work = WorkClock()
+        self._seconds: dict[str, float] = {}
+        self._running: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._running[name] = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - self._running.pop(name)
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+    @property
+    def total(self) -> Spent:
+        """So far; a stage that is not over counts as far as it got."""
+        now = time.perf_counter()
+        running = Spent({name: now - began for name, began in self._running.items()})
+        memory = (provenance.peak_memory_bytes(), provenance.peak_device_memory_bytes())
+        return self.earlier.plus(Spent(self._seconds, self.work.seconds, *memory)).plus(running)
+
+    def note(self) -> Mapping[str, Any]:
+        """:attr:`total` as a tree for :class:`Spent`."""
+        return asdict(self.total)

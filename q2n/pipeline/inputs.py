@@ -1,0 +1,122 @@
+"""What a cell reads besides weights: configuration, tokenizer and text, checked before weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from q2n.data.overlap import overlap
+from q2n.exceptions import ConfigurationError, DataError, ModelError
+from q2n.records.schema import EvaluationProtocol, Metric
+
+if TYPE_CHECKING:
+    from q2n.config import RunConfig
+    from q2n.data.text import TokenSet
+    from q2n.models.outline import Outline
+
+SAME_TEXT = 0.05
+"""Share of the shorter text from which on two texts count as the same one: well above what separate sides of
+one corpus share by common phrases (of the bundled texts: none of the articles, below 0.1 % of the news), well
+below what a shuffled or shortened copy does."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Calibration sequences, and what was allowed although it makes numbers hard to compare.
+
+    ``calibrated``: digests of the evaluated texts that are calibration text. ``notes``: sentences for record
+    and tables.
+    """
+
+    calibration: TokenSet
+    calibrated: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def marked(self, metric: Metric) -> Metric:
+        """The metric, its protocol with the mark of a text that is calibration text, if it is."""
+        protocol = metric.protocol
+        if not isinstance(protocol, EvaluationProtocol) or protocol.text_sha256 not in self.calibrated:
+            return metric
+        return metric.model_copy(update={"protocol": protocol.model_copy(update={"calibrated": True})})
+
+
+def read_inputs(config: RunConfig) -> Inputs:
+    """Read configuration, tokenizer and all text of a cell, without the model's weights.
+
+    Raises:
+        ConfigurationError: sequences are longer than the model's context length.
+        DataError: text is missing, too short, not what its file promises, or on both sides.
+        ModelError: configuration or tokenizer cannot be had, or do not fit each other.
+    """
+    scalars = config.scalars
+    outline = config.model.outline(scalars.cache_dir)
+    calibration = config.calibration.tokens(outline.tokenizer, scalars.cache_dir, config.heldout)
+    measured = config.evaluation.examine(outline, scalars.cache_dir)
+    for text in (calibration, *measured):
+        _require_rows(text, outline)
+    beyond = [
+        *_beyond_context("calibration", [calibration], outline, scalars.allow_beyond_context),
+        *_beyond_context("evaluation", measured, outline, scalars.allow_beyond_context),
+    ]
+    shares = _calibrated(calibration, measured, outline) if _learns(config) else {}
+    seen = [f"text evaluated on is calibration text: {what}" for what in shares.values()]
+    if seen and not scalars.allow_calibration_text:
+        raise DataError(
+            "\n".join(seen) + "\nName other files or another data set for one of them, or measure all the "
+            "same with allow_calibration_text=true: record and tables then say so"
+        )
+    return Inputs(calibration, frozenset(shares), (*beyond, *seen))
+
+
+def _require_rows(text: TokenSet, outline: Outline) -> None:
+    """A tokenizer's template may add ids that are not in its vocabulary."""
+    largest, rows = int(text.tokens.max()), outline.config.vocab_size
+    if largest >= rows:
+        raise ModelError(
+            f"model {outline.name}: its tokenizer makes id {largest} of {text.source}, its embedding has "
+            f"{rows} rows (vocab_size)"
+        )
+
+
+def _beyond_context(group: str, texts: Sequence[TokenSet], outline: Outline, allowed: bool) -> Iterator[str]:
+    """A note if sequences are longer than the model's context length.
+
+    Raises:
+        ConfigurationError: they are, and it is not allowed.
+    """
+    seqlen, positions = max((text.tokens.shape[1] for text in texts), default=0), outline.positions
+    if positions is None or seqlen <= positions:
+        return
+    if not allowed:
+        raise ConfigurationError(
+            f"{group}: seqlen={seqlen} is beyond the {positions} positions of {outline.name} "
+            "(max_position_embeddings, times the factor of its rotary scaling if that extends them); choose "
+            f"{positions} at most, or go beyond with allow_beyond_context=true: record and tables then say so"
+        )
+    yield f"{group} sequences of {seqlen} tokens are beyond the model's {positions} positions"
+
+
+def _learns(config: RunConfig) -> bool:
+    """Whether anything of the quantized model depends on calibration text: with plain rounding only the
+    layers' errors are measured on it."""
+    baseline, correction = config.baseline, config.correction.bind(config.baseline)
+    return baseline.prepares_blocks or bool(baseline.requires | correction.requires)
+
+
+def _calibrated(calibration: TokenSet, measured: Sequence[TokenSet], outline: Outline) -> dict[str, str]:
+    """Of the evaluated texts that are calibration text, what they have in common with it, by digest.
+
+    All calibration text counts, since the seed decides which of it is read; of evaluation text the windows.
+    """
+    found = {}
+    for text in measured:
+        ids = text.tokens.flatten().tolist()
+        windows = cast(str, outline.tokenizer.decode(ids, skip_special_tokens=True))
+        share = overlap(calibration.text, windows)
+        if share >= SAME_TEXT:
+            found[text.text_sha256] = (
+                f"{text.source} ({len(text.tokens)} windows) and {calibration.source} have "
+                f"{100 * share:.0f} % of the shorter one in common"
+            )
+    return found

@@ -1,0 +1,70 @@
+"""Blocks as a baseline prepared them for solving: the weights it changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from q2n.models.adapter import DecoderBlock
+from q2n.pipeline.sharing.context import StageContext, total_bytes
+from q2n.pipeline.sharing.store import Address, Entry
+from q2n.types import Baseline
+
+STAGE = "prepared"
+
+
+class PreparedStage:
+    """What ``prepare_block`` does to each block, done again without the inputs it looked at.
+
+    A preparation that puts other modules into a block is not kept: then it has to be done in every cell.
+    """
+
+    def __init__(self, context: StageContext, key: str, baseline: Baseline, blocks: int) -> None:
+        self._context, self._key, self._baseline = context, key, baseline
+        count = blocks if baseline.prepares_blocks else 0
+        self._found = [self._find(block) for block in range(count)]
+        self.complete = all(found is not None for found in self._found)
+
+    def prepare(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
+        """Let the baseline look at the block's inputs, and keep what it did."""
+        if not self._baseline.prepares_blocks:
+            return
+        before = {name: tensor.clone() for name, tensor in block.module.state_dict().items()}
+        began = time.perf_counter()
+        self._baseline.prepare_block(block, inputs)
+        seconds = time.perf_counter() - began
+        self._context.ledger.note(STAGE, self._key, False)
+        after = block.module.state_dict()
+        if {name: it.shape for name, it in before.items()} != {name: it.shape for name, it in after.items()}:
+            return
+        changed = {name: it for name, it in after.items() if not torch.equal(it, before[name])}
+        self._context.store.write(self._address(block.index), changed, {"seconds": seconds})
+
+    def restore(self, block: DecoderBlock) -> None:
+        """The block as it was prepared before; for blocks that all were found."""
+        if not self._baseline.prepares_blocks:
+            return
+        tensors, seconds = self._loaded(self._found[block.index])
+        state = block.module.state_dict()
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+        self._context.ledger.note(STAGE, self._key, True, seconds)
+        self._context.remember(self._address(block.index), (tensors, seconds), total_bytes(tensors))
+
+    def _find(self, block: int) -> tuple[dict[str, Tensor], float] | Entry | None:
+        address = self._address(block)
+        return self._context.memory.get(address) or self._context.store.open(address)
+
+    def _loaded(
+        self, found: tuple[dict[str, Tensor], float] | Entry | None
+    ) -> tuple[dict[str, Tensor], float]:
+        assert found is not None
+        if isinstance(found, Entry):
+            return found.tensors(), float(found.facts["seconds"])
+        return found
+
+    def _address(self, block: int) -> Address:
+        return Address(STAGE, self._key, f"{block:05d}")

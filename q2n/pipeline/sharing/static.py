@@ -1,0 +1,87 @@
+"""What the cells of a sweep have in common when all statistics come from the unquantized model.
+
+With ``calibration.stages=static`` no layer's problem depends on how another one was solved, so statistics,
+eigenbases and solved layers (before the correction) of one cell are those of every cell that agrees in what
+they depend on (:mod:`q2n.pipeline.sharing.keys`). A baseline that rewrites the model does so anew in every
+cell; of one that prepares blocks by their inputs, the prepared weights are kept with the statistics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from q2n.pipeline.calibration import collect, start
+from q2n.pipeline.sharing.context import StageContext
+from q2n.pipeline.sharing.prepared import PreparedStage
+from q2n.pipeline.sharing.solutions import SolutionsStage, Solve
+from q2n.pipeline.sharing.spectra import SpectraStage
+from q2n.pipeline.sharing.statistics import StatisticsStage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from q2n.models.adapter import DecoderBlock, LinearGroup
+    from q2n.pipeline.activations import ActivationStore
+    from q2n.pipeline.sharing.keys import StageKeys
+    from q2n.types import Baseline, Statistic, Statistics
+
+Measured = list[tuple["LinearGroup", "Statistics"]]
+
+
+class StaticStages:
+    """The stages of one static cell, as the block loop sees them."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        keys: StageKeys,
+        baseline: Baseline,
+        wanted: frozenset[Statistic],
+        blocks: int,
+    ) -> None:
+        spectra = SpectraStage(context, keys.spectra)
+        self._statistics = StatisticsStage(context, keys.statistics, wanted, blocks, spectra.decompose)
+        self._prepared = PreparedStage(context, keys.prepared, baseline, blocks)
+        self._solutions = SolutionsStage(context, keys.codes, baseline)
+        self.ready = self._statistics.complete and self._prepared.complete
+
+    def measure(
+        self,
+        block: DecoderBlock,
+        inputs: Sequence[Tensor],
+        heldout: int,
+        store: ActivationStore,
+        notify: Callable[[str], None],
+    ) -> tuple[Measured, list[Tensor]]:
+        """Statistics of every group of a block and the block's outputs, none of it quantized.
+
+        Args:
+            inputs: micro-batches ``(B, T, D)``; if everything is :attr:`ready` there are none, nor outputs.
+            heldout: how many of the last micro-batches nothing is fitted to.
+        """
+        if self.ready:
+            self._prepared.restore(block)
+            return self._by_group(block, self._statistics.take(block.index, {})), []
+        self._prepared.prepare(block, inputs[: len(inputs) - heldout])
+        began = time.perf_counter()
+        missing = self._statistics.missing(block.index)
+        forwards = start(block, inputs, store.keep)
+        measured: dict[str, Statistics] = {}
+        if missing:
+            for group in block.groups:
+                notify(group.name)
+                _, measured[group.name] = collect(forwards, missing, heldout)
+        outputs = [forward.finish() for forward in forwards]
+        seconds = time.perf_counter() - began
+        return self._by_group(block, self._statistics.take(block.index, measured, seconds)), outputs
+
+    def solving(self, block: DecoderBlock) -> AbstractContextManager[Solve]:
+        """The baseline's ``solve`` for the layers of a block."""
+        return self._solutions.of_block(block.index)
+
+    @staticmethod
+    def _by_group(block: DecoderBlock, groups: dict[str, Statistics]) -> Measured:
+        return [(group, groups[group.name]) for group in block.groups]

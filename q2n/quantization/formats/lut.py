@@ -1,0 +1,116 @@
+"""A table of levels a row, placed by weighted k-means (LeanQuant, arXiv 2407.10032)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from q2n.quantization.formats.base import SolverView, StripRounder
+from q2n.quantization.formats.kmeans import cluster_rows
+
+ENTRY_BITS = 16
+
+
+@dataclass(frozen=True)
+class LutFormat:
+    """``W_rc = table[r, codes_rc]``; ``codes`` ``(R, C)`` uint8, ``table`` ``(R, 2^bits)`` float32
+    ascending."""
+
+    codes: Tensor
+    table: Tensor
+    bits: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dequantize(self) -> Tensor:
+        return self.table.gather(1, self.codes.long())
+
+    def scale_rows(self, alpha: Tensor) -> LutFormat:
+        return replace(self, table=self.table * alpha.to(self.table)[:, None])
+
+    def requantized(self, weight: Tensor) -> LutFormat:
+        """Of two equally near levels the lower one."""
+        table, order = self.table.sort(dim=1)  # a negative row scale turns the order around
+        above = torch.searchsorted((table[:, 1:] + table[:, :-1]) / 2, weight.contiguous())
+        return replace(self, codes=order.gather(1, above).to(torch.uint8))
+
+    def select_rows(self, start: int, stop: int) -> LutFormat:
+        return replace(self, codes=self.codes[start:stop], table=self.table[start:stop])
+
+    def storage_bits(self) -> float:
+        return self.codes.numel() * self.bits + self.table.numel() * ENTRY_BITS
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {"codes": self.codes, "table": self.table}
+
+
+@dataclass(frozen=True)
+class LutSpec:
+    """Levels of each row from k-means with sample weights ``d_j^-exponent`` (``d`` the Cholesky diagonal of
+    the inverse Hessian): columns whose rounding costs most decide where the levels are.
+
+    ``tables`` ``(R, 2^bits)``, if given, are used instead of clustering.
+    """
+
+    bits: int
+    exponent: float
+    seed: int = 0
+    tables: Tensor | None = None
+
+    def encoder(self, view: SolverView) -> LutEncoder:
+        return LutEncoder(self, view)
+
+    def fit(self, view: SolverView) -> Tensor:
+        """``(R, 2^bits)`` ascending."""
+        if self.tables is not None:
+            return self.tables.sort(dim=1).values
+        weight = view.live_columns().T.contiguous()
+        importance = _importance(view.factor_diagonal, self.exponent)
+        return cluster_rows(weight, importance, 2**self.bits, self.seed).to(weight)
+
+
+def _importance(diagonal: Tensor, exponent: float) -> Tensor:
+    """``d^-exponent``, or a multiple of it if its largest entry is beyond single precision: clusters do not
+    depend on a common factor."""
+    importance = diagonal**-exponent
+    if torch.finfo(importance.dtype).tiny <= importance.max() < torch.inf:
+        return importance
+    logarithms = -exponent * diagonal.double().log()
+    return (logarithms - logarithms.max()).exp().to(diagonal)
+
+
+class LutEncoder:
+    """Rounds columns to the nearest level of each row's table; of two equally near the lower one."""
+
+    def __init__(self, grid: LutSpec, view: SolverView) -> None:
+        rows, columns = view.weight.shape
+        self._order, self._bits = view.order, grid.bits
+        self._table = grid.fit(view).contiguous()
+        halves = self._table / 2  # before they are added: the sum of two large entries may overflow
+        self._middles = (halves[:, 1:] + halves[:, :-1]).T.contiguous()
+        self._above = torch.empty_like(self._middles)
+        self._codes = torch.empty(columns, rows, device=view.weight.device)
+
+    def enter(self, position: int, buffer: Tensor) -> None:
+        """Fitted ahead."""
+
+    def encode(self, position: int, column: Tensor) -> Tensor:
+        # Counting the boundaries below a weight beats a search a row while tables are short.
+        torch.gt(column, self._middles, out=self._above)
+        codes = torch.sum(self._above, dim=0, out=self._codes[position])
+        return self._table.gather(1, codes.long()[:, None])[:, 0]
+
+    def strips(self) -> StripRounder:
+        from q2n.linalg.kernels.columns import round_table
+
+        codes, table, middles = self._codes.numpy(), self._table.T.contiguous().numpy(), self._middles.numpy()
+        return lambda strip: round_table(*strip.arrays(), codes[strip.columns], table, middles)
+
+    def finish(self, compensated: Tensor) -> LutFormat:
+        codes = self._codes.to(torch.uint8)[torch.argsort(self._order)]
+        return LutFormat(codes.T.contiguous(), self._table, self._bits)

@@ -1,0 +1,141 @@
+"""Two formats in one matrix, element by element: a few salient weights in many bits, the others in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from q2n.linalg.dense import kth_smallest
+from q2n.quantization.formats.base import SolverView, Strip, StripRounder
+from q2n.quantization.formats.uniform import UniformFormat, UniformSpec
+from q2n.quantization.formats.xnor import XnorFormat, XnorSpec
+
+
+@dataclass(frozen=True)
+class MaskedFormat:
+    """``W = mask ? low : high``; ``mask`` ``(R, C)`` bool. Both parts are whole matrices in memory, with
+    codes of the entries the other one holds set to zero; only the entries a part holds are stored."""
+
+    mask: Tensor
+    low: XnorFormat
+    high: UniformFormat
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.mask.shape[0], self.mask.shape[1]
+
+    def dequantize(self) -> Tensor:
+        return torch.where(self.mask, self.low.dequantize(), self.high.dequantize())
+
+    def scale_rows(self, alpha: Tensor) -> MaskedFormat:
+        return replace(self, low=self.low.scale_rows(alpha), high=self.high.scale_rows(alpha))
+
+    @property
+    def scale_count(self) -> int:
+        return self.low.scale_count + self.high.scale_count
+
+    def scale_index(self) -> Tensor:
+        """The scales of the part in one bit come first."""
+        high = self.low.scale_count + self.high.scale_index()
+        return torch.where(self.mask, self.low.scale_index(), high)
+
+    def scale_groups(self, factor: Tensor) -> MaskedFormat:
+        """Scales of both parts multiplied by ``factor`` ``(R, G)``; codes unchanged."""
+        count = self.low.scale_count
+        low, high = self.low.scale_groups(factor[:, :count]), self.high.scale_groups(factor[:, count:])
+        return replace(self, low=low, high=high)
+
+    def requantized(self, weight: Tensor) -> MaskedFormat:
+        low, high = self.low.requantized(weight), self.high.requantized(weight)
+        low = replace(low, signs=low.signs * self.mask)
+        return replace(self, low=low, high=replace(high, codes=high.codes * ~self.mask))
+
+    def select_rows(self, start: int, stop: int) -> MaskedFormat:
+        low, high = self.low.select_rows(start, stop), self.high.select_rows(start, stop)
+        return MaskedFormat(self.mask[start:stop], low, high)
+
+    def storage_bits(self) -> float:
+        """One bit a weight for the mask; codes of either part only where it holds the weight."""
+        total, held = self.mask.numel(), int(self.mask.sum())
+        low = self.low.storage_bits() - (total - held)
+        high = self.high.storage_bits() - held * self.high.bits
+        return total + low + high
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        low = {f"low.{name}": tensor for name, tensor in self.low.tensors().items()}
+        high = {f"high.{name}": tensor for name, tensor in self.high.tensors().items()}
+        return {"mask": self.mask, **low, **high}
+
+
+@dataclass(frozen=True)
+class SalientSpec:
+    """The fraction ``low_fraction`` of least salient weights in one bit, the others on ``high``.
+
+    Saliency is ``w^2 / d^2`` (``hessian``; ``d`` the diagonal of the Cholesky factor of the inverse Hessian)
+    or ``|w|`` (``magnitude``); its threshold is common to all rows, one for each group of ``low``.
+    """
+
+    low: XnorSpec
+    high: UniformSpec
+    low_fraction: float
+    saliency: Literal["hessian", "magnitude"]
+
+    def mask(self, view: SolverView) -> Tensor:
+        """True where a weight gets one bit; ``(R, C)``, solver order, contiguous by columns."""
+        weight = view.live_columns().abs()
+        if self.saliency == "hessian":
+            weight = weight.div_(view.factor_diagonal[:, None]).square_()
+        size = len(weight) if self.low.group_size == -1 else self.low.group_size
+        return torch.cat([part <= self._threshold(part) for part in weight.split(size)]).T
+
+    def _threshold(self, saliency: Tensor) -> Tensor:
+        return kth_smallest(saliency, int(saliency.numel() * self.low_fraction))
+
+    def encoder(self, view: SolverView) -> SalientEncoder:
+        return SalientEncoder(self, view)
+
+
+class SalientEncoder:
+    """Rounds each entry of a column with the part that holds it."""
+
+    def __init__(self, grid: SalientSpec, view: SolverView) -> None:
+        self._order = view.order
+        mask = grid.mask(view)
+        self._low, self._high = grid.low.encoder(view, mask), grid.high.encoder(view)
+        self._mask = mask.T
+        self._levels = grid.high.levels
+
+    def enter(self, position: int, buffer: Tensor) -> None:
+        self._high.enter(position, buffer)
+
+    def encode(self, position: int, column: Tensor) -> Tensor:
+        low, high = self._low.encode(position, column), self._high.encode(position, column)
+        return torch.where(self._mask[position], low, high)
+
+    def strips(self) -> StripRounder:
+        from q2n.linalg.kernels.columns import round_salient
+
+        held, levels = self._mask.to(torch.float32).numpy(), float(self._levels)
+        signs, mean, spread, low_group = self._low.arrays()
+        codes, scale, zero, high_group = self._high.arrays()
+
+        def rounder(strip: Strip) -> None:
+            columns = strip.columns
+            low = (signs[columns], mean, spread, low_group[columns], held[columns])
+            high = (codes[columns], scale, zero, high_group[columns], levels)
+            round_salient(*strip.arrays(), *low, *high)
+
+        return rounder
+
+    def finish(self, compensated: Tensor) -> MaskedFormat:
+        mask = self._mask[torch.argsort(self._order)].T.contiguous()
+        low, high = self._low.finish(compensated), self._high.finish(compensated)
+        return MaskedFormat(
+            mask,
+            replace(low, signs=low.signs * mask),
+            replace(high, codes=high.codes * ~mask),
+        )

@@ -1,0 +1,164 @@
+"""Uniform grid whose step and zero point are searched together (OWQ, arXiv 2306.02272)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from q2n.exceptions import UnsupportedError
+from q2n.linalg.kernels import usable
+from q2n.quantization.formats.power import CLIP_NORM, MARGIN, minorants
+from q2n.quantization.formats.uniform import UniformSpec
+
+STEPS_MAIN = 100
+"""Steps of the range tried for a whole row; groups and trial roundings use :data:`STEPS_COARSE`."""
+
+STEPS_COARSE = 40
+
+CHUNK_ENTRIES = 2**18
+"""Numbers a temporary of the search may have: few enough for the cache, enough to hide the cost of a call."""
+
+MIN_SCALE = 1e-8
+
+
+@dataclass(frozen=True)
+class Mse2dSpec(UniformSpec):
+    """Per row the step ``range i / (steps (2^b - 1))``, ``i = 1 .. steps``, and integer zero point that are
+    least in ``sum |w - Q(w)|^2.4``; the first of equals, by ``i`` and then by zero point."""
+
+    steps: int = STEPS_MAIN
+
+    def parameters(self, weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        if self.symmetric:
+            raise UnsupportedError("the search for step and zero point has no symmetric variant")
+        unit = (high - low) / (self.steps * self.levels)
+        if usable(weight, unit):
+            return _compiled(weight, unit, self.levels, self.steps)
+        chunk = max(1, CHUNK_ENTRIES // max(weight.shape[1], 6 * self.steps * self.levels))
+        parts = zip(weight.split(chunk), unit.split(chunk), strict=True)
+        found = [_search(part.contiguous(), units, self.levels, self.steps) for part, units in parts]
+        return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
+
+
+def _search(weight: Tensor, unit: Tensor, levels: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Exhaustive in effect: candidates whose bound is above an error already seen are not evaluated.
+
+    A candidate's number is ``(i - 1) (levels + 1) + zero``.
+    """
+    bound = _lower_bounds(weight, unit, levels, steps)
+    first = bound.argmin(dim=1)
+    seen = _errors(weight, unit, first, levels)
+    rows, candidates = torch.nonzero(bound <= seen[:, None] * (1 + MARGIN), as_tuple=True)
+    errors = torch.cat(
+        [
+            _errors(weight[some], unit[some], tried, levels)
+            for some, tried in zip(_portions(rows, weight), _portions(candidates, weight), strict=True)
+        ]
+    )
+    least = torch.full_like(seen, torch.inf).scatter_reduce_(0, rows, errors, "amin")
+    winners = torch.where(errors == least[rows], candidates, bound.shape[1])
+    best = torch.full_like(first, bound.shape[1]).scatter_reduce_(0, rows, winners, "amin")
+    return _parameters(best, unit, levels)
+
+
+def _compiled(weight: Tensor, unit: Tensor, levels: int, steps: int) -> tuple[Tensor, Tensor]:
+    """:func:`_search` of all rows, by a kernel."""
+    from q2n.linalg.kernels.search import best_step_and_zero
+    from q2n.linalg.kernels.threads import over_rows
+
+    best, multiples = torch.empty(len(weight), dtype=torch.int64), np.arange(1, steps + 1)
+    below = minorants(multiples, levels, weight.shape[1])
+    arrays = (weight.contiguous().numpy(), unit.contiguous().numpy())
+    over_rows(best_step_and_zero, len(weight), *arrays, levels, multiples, below, MARGIN, best.numpy())
+    return _parameters(best, unit, levels)
+
+
+def _parameters(candidate: Tensor, unit: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero of a candidate's number."""
+    step = (candidate // (levels + 1) + 1).to(unit)
+    return (unit * step).clamp_(min=MIN_SCALE), (candidate % (levels + 1)).to(unit)
+
+
+def _portions(values: Tensor, weight: Tensor) -> Sequence[Tensor]:
+    return torch.split(values, max(1, CHUNK_ENTRIES // weight.shape[1]))
+
+
+def _errors(weight: Tensor, unit: Tensor, candidate: Tensor, levels: int) -> Tensor:
+    """``sum |w - Q(w)|^2.4`` of each row with its candidate, in powers of ``unit``; ``(R,)``."""
+    multiple, zero = (candidate // (levels + 1) + 1).to(unit), candidate % (levels + 1)
+    ratio = weight / (unit * multiple)[:, None]
+    lowest = -zero[:, None].to(unit)
+    level = torch.minimum(torch.maximum(ratio.round(), lowest), lowest + levels)
+    # |d|^2.4 through logarithms of squares: several times faster than a power.
+    powers = ratio.sub_(level).square_().log_().mul_(CLIP_NORM / 2).exp_()
+    return powers.sum(dim=1).mul_(multiple**CLIP_NORM)
+
+
+def _lower_bounds(weight: Tensor, unit: Tensor, levels: int, steps: int) -> Tensor:
+    """A bound of every candidate's error from below, in powers of ``unit``; ``(R, steps (levels + 1))``.
+
+    Of the polynomials of :mod:`q2n.quantization.formats.power`, from the sums of the weights' powers between
+    half units.
+    """
+    reach = levels * steps
+    # Extremes may lie a rounding outside, where distances from the outermost level would come out negative.
+    units = (weight.double() / unit.double()[:, None]).clamp_(-reach, reach).nan_to_num_(nan=0)
+    below = _cumulated_powers(units, reach)
+    polynomials = torch.from_numpy(minorants(np.arange(1, steps + 1), levels, weight.shape[1])).to(
+        units.device
+    )
+    inside, beyond, slack = polynomials[:, :3], polynomials[:, 3:6], polynomials[:, 6]
+    step = torch.arange(1, steps + 1, device=weight.device)[:, None]
+    level = torch.arange(-levels, levels + 1, device=weight.device)
+    edges = _pick(below, step * (2 * torch.arange(-levels, levels + 2, device=weight.device) - 1), reach)
+    middles = _pick(below, step * (2 * level), reach)
+    value = step * level
+    # What lies nearer to a level than to any other, were there no end to the levels: above it and under it.
+    cells = _sum(edges[:, :, 1:] - middles, value, inside, first=1)
+    cells += _sum(middles - edges[:, :, :-1], value, inside, first=1, under=True)
+    between = torch.nn.functional.pad(cells.cumsum_(dim=1), (0, 0, 1, 0))
+    # What lies beyond a level, were it the lowest one or the highest one; levels by zero point.
+    lowest = levels - torch.arange(levels + 1, device=weight.device)
+    highest = lowest + levels
+    bound = between[:, highest + 1] - between[:, lowest]
+    bound += _sum(edges[:, :, lowest], value[:, lowest], beyond, first=0, under=True)
+    bound += _sum(below[:, -1:, None] - edges[:, :, highest + 1], value[:, highest], beyond, first=0)
+    return torch.flatten(bound.sub_(slack[:, None, None]), 0, 1).T.to(weight).contiguous()
+
+
+def _cumulated_powers(units: Tensor, reach: int) -> Tensor:
+    """Sums of the powers 0 to 3 of a row's values below each half unit from ``-reach`` to ``reach``:
+    ``(4, 4 reach + 1, R)``. ``units`` ``(R, C)`` are values in units."""
+    place = (2 * units).floor_().long().add_(2 * reach).clamp_(0, 4 * reach - 1).T
+    powers = torch.stack([units**power for power in range(4)]).transpose(1, 2)
+    sums: Tensor = units.new_zeros(4, 4 * reach + 1, len(units))
+    sums[:, 1:].scatter_add_(1, place.expand_as(powers), powers)
+    return torch.cumsum(sums, dim=1)
+
+
+def _pick(below: Tensor, half_units: Tensor, reach: int) -> Tensor:
+    """``below`` at the given places ``(S, M)``: ``(4, S, M, R)``."""
+    places = (half_units + 2 * reach).clamp_(0, 4 * reach)
+    return below.index_select(1, places.flatten()).view(len(below), *places.shape, -1)
+
+
+def _sum(powers: Tensor, value: Tensor, coefficients: Tensor, first: int, under: bool = False) -> Tensor:
+    """``sum c_k |x - v|^k`` over ``k = first, first + 1, ...`` and the weights ``x`` whose powers are summed
+    up in ``powers`` ``(4, S, M, R)``: those above ``v`` = ``value`` ``(S, M)``, or those under it.
+
+    ``coefficients`` ``(S, 3)``; the result is ``(S, M, R)``.
+    """
+    value = value[:, :, None].to(powers)
+    total = torch.zeros_like(powers[0])
+    for index, column in enumerate(coefficients.unbind(1)):
+        degree = first + index
+        sign = (-1) ** degree if under else 1
+        for power in range(degree + 1):
+            binomial = sign * math.comb(degree, power) * column[:, None, None]
+            total += binomial * (-value) ** (degree - power) * powers[power]
+    return total

@@ -1,0 +1,134 @@
+"""One bit a weight: ``mean + scale * sign`` per (row, group), PB-LLM's low part (arXiv 2310.00034)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from q2n.linalg.kernels import Floats, Places
+from q2n.quantization.formats.base import SolverView, Strip, StripRounder
+
+PARAMETER_BITS = 16
+
+
+@dataclass(frozen=True)
+class XnorFormat:
+    """``W = mean[:, group] + scale[:, group] * signs``.
+
+    ``signs`` ``(R, C)`` int8 in -1, 0, 1 (zero only for a weight equal to its mean, and where another format
+    holds the weight); ``mean`` and ``scale`` ``(R, G)``; ``group`` ``(C,)`` int64.
+    """
+
+    signs: Tensor
+    mean: Tensor
+    scale: Tensor
+    group: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.signs.shape[0], self.signs.shape[1]
+
+    def dequantize(self) -> Tensor:
+        deviation = self.scale.index_select(1, self.group).mul_(self.signs)
+        return deviation.add_(self.mean.index_select(1, self.group))
+
+    def scale_rows(self, alpha: Tensor) -> XnorFormat:
+        factor = alpha.to(self.mean)[:, None]
+        return replace(self, mean=self.mean * factor, scale=self.scale * factor)
+
+    @property
+    def scale_count(self) -> int:
+        return self.scale.shape[1]
+
+    def scale_index(self) -> Tensor:
+        return self.group
+
+    def scale_groups(self, factor: Tensor) -> XnorFormat:
+        """Means and scales multiplied by ``factor`` ``(R, G)``; signs unchanged."""
+        factor = factor.to(self.mean)
+        return replace(self, mean=self.mean * factor, scale=self.scale * factor)
+
+    def requantized(self, weight: Tensor) -> XnorFormat:
+        side = torch.sign(weight - self.mean[:, self.group]) * torch.sign(self.scale[:, self.group])
+        return replace(self, signs=side.to(self.signs.dtype))
+
+    def select_rows(self, start: int, stop: int) -> XnorFormat:
+        rows = slice(start, stop)
+        return replace(self, signs=self.signs[rows], mean=self.mean[rows], scale=self.scale[rows])
+
+    def storage_bits(self) -> float:
+        return self.signs.numel() + PARAMETER_BITS * (self.mean.numel() + self.scale.numel())
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {"signs": self.signs, "mean": self.mean, "scale": self.scale, "group": self.group}
+
+
+@dataclass(frozen=True)
+class XnorSpec:
+    """Mean and mean absolute deviation of each (row, group), fitted once on the untouched weight."""
+
+    group_size: int = -1
+
+    def encoder(self, view: SolverView, mask: Tensor | None = None) -> XnorEncoder:
+        """``mask`` ``(R, C)``, solver order: the entries this grid holds. The others count as zeros in the
+        statistics but do count: upstream averages over the whole group."""
+        return XnorEncoder(self, view, mask)
+
+
+class XnorEncoder:
+    """Rounds columns to an :class:`XnorSpec`."""
+
+    def __init__(self, grid: XnorSpec, view: SolverView, mask: Tensor | None) -> None:
+        rows, columns = view.weight.shape
+        size = columns if grid.group_size == -1 else min(grid.group_size, columns)
+        self._order = view.order
+        self._group = torch.arange(columns, device=view.weight.device) // size
+        self._signs = torch.empty(columns, rows, device=view.weight.device)
+        weight = view.live_columns()
+        if mask is not None:
+            weight = weight * mask.T
+        means, scales = [], []
+        for part in weight.split(size):
+            means.append(part.mean(dim=0))
+            scales.append((part - means[-1]).abs_().mean(dim=0))
+        self._mean, self._scale = torch.stack(means), torch.stack(scales)
+        parameters = list(zip(self._mean.unbind(), self._scale.unbind(), strict=True))
+        self._parameters = [parameters[index] for index in self._group.tolist()]
+
+    def enter(self, position: int, buffer: Tensor) -> None:
+        """Fitted ahead."""
+
+    def encode(self, position: int, column: Tensor) -> Tensor:
+        mean, scale = self._parameters[position]
+        signs = torch.sub(column, mean, out=self._signs[position]).sign_()
+        return torch.addcmul(mean, scale, signs)
+
+    def arrays(self) -> tuple[Floats, Floats, Floats, Places]:
+        """Signs ``(C, R)``, mean and scale ``(G, R)``, and each column's group ``(C,)``."""
+        return self._signs.numpy(), self._mean.numpy(), self._scale.numpy(), self._group.numpy()
+
+    def strips(self) -> StripRounder:
+        from q2n.linalg.kernels.columns import round_salient
+
+        signs, mean, scale, group = self.arrays()
+        none = np.empty((0, 0), np.float32)
+
+        def rounder(strip: Strip) -> None:
+            columns = strip.columns
+            low = (signs[columns], mean, scale, group[columns])
+            round_salient(*strip.arrays(), *low, none, none, none, none, group[columns], 0.0)
+
+        return rounder
+
+    def finish(self, compensated: Tensor) -> XnorFormat:
+        inverse = torch.argsort(self._order)
+        return XnorFormat(
+            signs=self._signs.to(torch.int8)[inverse].T.contiguous(),
+            mean=self._mean.T.contiguous(),
+            scale=self._scale.T.contiguous(),
+            group=self._group[inverse],
+        )

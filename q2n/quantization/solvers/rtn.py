@@ -1,0 +1,23 @@
+"""Round-to-nearest: every weight for itself."""
+
+from __future__ import annotations
+
+from q2n.exceptions import UnsupportedError
+from q2n.quantization.formats.base import FormatSpec
+from q2n.quantization.formats.uniform import UniformSpec
+from q2n.types import LinearProblem, QuantizedLinear
+
+
+def solve_rtn(problem: LinearProblem, grid: FormatSpec) -> QuantizedLinear:
+    """The weight on the grid fitted to it.
+
+    Raises:
+        UnsupportedError: the grid is placed or divided among weights with what only a solver that looks at
+            the inputs knows.
+    """
+    if not isinstance(grid, UniformSpec):
+        raise UnsupportedError(
+            f"round-to-nearest fits a uniform grid to the weight alone, which {type(grid).__name__} is not: "
+            "use the solver of gptq or quip"
+        )
+    return QuantizedLinear(grid.quantize(problem.weight), problem.weight, problem.weight)

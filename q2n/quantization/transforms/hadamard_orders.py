@@ -1,0 +1,55 @@
+"""For which widths there is a Hadamard matrix here; needs no torch, so that a plan can ask."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from q2n.exceptions import UnsupportedError
+
+TABULATED = (172, 156, 148, 140, 108, 60, 52, 36, 28, 40, 20, 12)
+"""Orders with an official matrix, in the order in which a divisor of a width is looked for."""
+
+
+def hadamard_order(width: int) -> int | None:
+    """``K`` of ``width = K 2^m``, or None where no Hadamard matrix of this width is known here.
+
+    A tabulated order comes first, as in the official code; else the smallest that can be constructed.
+    """
+    odd = width
+    while odd > 1 and odd % 2 == 0:
+        odd //= 2
+    if odd == 1:
+        return 1
+    candidates = [odd << power for power in range(width.bit_length()) if width % (odd << power) == 0]
+    tabulated = [order for order in TABULATED if order in candidates]
+    return next((order for order in (*tabulated, *candidates) if is_known(order)), None)
+
+
+def require_hadamard(width: int, what: str, advice: str = "") -> int:
+    """:func:`hadamard_order`.
+
+    Raises:
+        UnsupportedError: there is none; names the nearest widths that would fit, and gives ``advice``.
+    """
+    order = hadamard_order(width)
+    if order is None:
+        below = next(size for size in range(width, 0, -1) if hadamard_order(size) is not None)
+        above = next(size for size in range(width, 2 * width + 1) if hadamard_order(size) is not None)
+        raise UnsupportedError(
+            f"{what} is {width}: no Hadamard matrix of that size is known here (nearest that would fit: "
+            f"{below} and {above}; in general a power of two, times 12, 20, 28, 36, ...){advice}"
+        )
+    return order
+
+
+def is_known(order: int) -> bool:
+    """Whether :func:`q2n.quantization.transforms.hadamard_matrices.hadamard_matrix` has this order."""
+    if order in TABULATED:
+        return True
+    half = order // 2
+    return order % 4 == 0 and (is_prime(order - 1) or (half % 4 == 2 and is_prime(half - 1)))
+
+
+@cache
+def is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))

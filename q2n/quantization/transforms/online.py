@@ -1,0 +1,68 @@
+"""What a rewritten model still does to activations while it runs: Hadamard transforms and rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
+
+from q2n.quantization.transforms.hadamard import hadamard_transform
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from q2n.models.adapter import ModelAdapter
+    from q2n.quantization.formats.activation import ActivationQuantizer
+
+
+@dataclass(frozen=True)
+class OnlineHadamard:
+    """Hadamard transform over ``count`` equal runs of channels: all channels if ``count`` is their number,
+    the attention heads if it is theirs. Float32 inside, as the transform adds up many terms."""
+
+    count: int
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.exact(rows.float()).to(rows.dtype)
+
+    def exact(self, rows: Tensor) -> Tensor:
+        """The same in the dtype of ``rows`` ``(..., C)``."""
+        runs = rows.unflatten(-1, (self.count, -1)).transpose(-1, -2)
+        return hadamard_transform(runs).transpose(-1, -2).reshape(rows.shape)
+
+
+class OnlineLinear(nn.Module):
+    """A linear layer that transforms and then quantizes its input.
+
+    ``linear`` is the layer itself. ``input_quantizer`` is None during calibration and set when the model is
+    finished.
+    """
+
+    def __init__(self, linear: nn.Linear, transform: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.linear = linear
+        self.transform = transform
+        self.input_quantizer: ActivationQuantizer | None = None
+
+    def prepare_input(self, hidden: Tensor) -> Tensor:
+        """What calibration must see: the transformed input, not yet rounded."""
+        return hidden if self.transform is None else self.transform(hidden)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.prepare_input(hidden)
+        if self.input_quantizer is not None:
+            hidden = self.input_quantizer(hidden)
+        return cast("Tensor", self.linear(hidden))
+
+
+def quantize_inputs(adapter: ModelAdapter, quantizer: ActivationQuantizer) -> None:
+    """From now on every linear layer of every block rounds its input."""
+    for block in adapter.blocks:
+        for name in (name for group in block.groups for name in group.linears):
+            module = block.module.get_submodule(name)
+            if not isinstance(module, OnlineLinear):
+                module = OnlineLinear(block.linear(name))
+                block.replace(name, module)
+            module.input_quantizer = quantizer

@@ -1,0 +1,130 @@
+"""A cell whose process ended without a word: what is written down in its place, and when it is next tried."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from q2n.records import failure as failures
+from q2n.records import lease
+from q2n.records import notes as sweeps
+from q2n.records.failure import LOG_NAME, Failure, folder_of, log_of
+from q2n.records.fingerprint import fingerprint, relevant
+from q2n.records.notes import Note, State
+from q2n.runtime.progress import LOGGER as PROGRESS
+
+ERROR_TYPE = "Killed"
+UNKNOWN = "ended without a word, signal unknown"
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def failure_of(note: Note, results_dir: str | Path, sweep: str, how: str) -> Failure:
+    """The failure of a cell that ``note`` says was started, by a process that is no more.
+
+    Args:
+        how: what is known of the process's end.
+    """
+    return Failure(
+        ref=note.ref,
+        error_type=ERROR_TYPE,
+        message=f"process {note.pid} on {note.host} {how}",
+        stage=last_stage(folder_of(results_dir, note.ref) / LOG_NAME),
+        log=log_of(note.ref),
+        host=note.host,
+        pid=note.pid,
+        sweep=sweep,
+    )
+
+
+def give_up(note: Note, results_dir: str | Path, sweep: str, how: str) -> Failure:
+    """Write down that a cell's process is no more (:func:`failure_of`), where there is room for that."""
+    failure = failure_of(note, results_dir, sweep, how)
+    with contextlib.suppress(OSError):
+        failures.save(failure, results_dir)
+    change = {"decision": State.FAILED, "reason": failure.reason, "exit_code": failure.exit_code}
+    sweeps.leave_note(results_dir, sweep, note.model_copy(update=change))
+    return failure
+
+
+def by_signal(number: int, starved: int | None) -> str:
+    """``was killed by SIGSEGV (signal 11, segmentation fault)``, and what the kernel says of memory.
+
+    Args:
+        starved: :func:`ended_for_memory` before.
+    """
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        name = "a signal"
+    what = (signal.strsignal(number) or "").lower()
+    said = f"was killed by {name} (signal {number}{f', {what}' if what else ''})"
+    now = ended_for_memory()
+    if now is not None and starved is not None and now > starved:
+        return f"{said}: out of memory, for which the kernel ended {now - starved} here meanwhile"
+    if number != signal.SIGKILL:
+        return said
+    if now is None or starved is None:
+        return f"{said}; whether memory ran out is in the kernel's log (dmesg)"
+    return f"{said}; by the kernel's count not for want of memory"
+
+
+def ended_for_memory() -> int | None:
+    """How many processes the kernel has ended so far for want of memory, in this control group or, where
+    that does not say, on this machine; None where nothing does."""
+    for path in (*_counters(), Path("/proc/vmstat")):
+        try:
+            fields = dict(line.split()[:2] for line in path.read_text(encoding="utf-8").splitlines())
+            return int(fields["oom_kill"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def _counters() -> list[Path]:
+    """Files of this process's control group that may count; a container sees its own group as the root."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            found += [_CGROUPS / group / "memory.events" for group in (path.lstrip("/"), "")]
+        elif "memory" in controllers.split(","):
+            groups = (path.lstrip("/"), "")
+            found += [_CGROUPS / "memory" / group / "memory.oom_control" for group in groups]
+    return found
+
+
+def last_stage(log: Path) -> str:
+    """The last step that a cell's log says had begun."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    mark = f" {PROGRESS.name}: "
+    return next((line.partition(mark)[2] for line in reversed(lines) if mark in line), "")
+
+
+def last_tries(results_dir: str | Path) -> dict[str, str]:
+    """When each configuration (:func:`key_of`) whose process was killed was last tried: cells that are better
+    tried after all others."""
+    found, _ = failures.read_all(results_dir)
+    tries = {key_of(it.ref.configuration): it.created for it in found if it.error_type == ERROR_TYPE}
+    # Where nobody was left to write a failure, as after a power cut, there is the lease of the dead.
+    held = {path.parent.name for path in Path(results_dir).glob(f"*/*/{lease.PREFIX}*")}
+    if held:
+        for note in sweeps.all_notes(results_dir):
+            if note.ref.fingerprint in held and note.decision is State.STARTED:
+                tries[key_of(note.ref.configuration)] = note.created
+    return tries
+
+
+def key_of(config: Mapping[str, Any]) -> str:
+    """Digest of what a configuration computes."""
+    return fingerprint({"config": relevant(config)})

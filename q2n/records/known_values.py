@@ -1,0 +1,170 @@
+"""What the unquantized model ought to score: known numbers, and a stop where ours departs from them.
+
+Weights, code or libraries that are not what they were move every number of a table alike, which is never
+noticed in the table. It is noticed in the unquantized model's score, before hours of quantization. Numbers
+are compared within one protocol only: another text, tokenizer, dtype or place of BOS makes another number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from q2n.exceptions import ConfigurationError, DepartureError
+from q2n.records.fingerprint import fingerprint
+from q2n.records.schema import Metric, RunRecord
+from q2n.records.store import read_all
+
+SHIPPED = Path(__file__).resolve().parents[2] / "conf" / "known.yaml"
+
+EARLIER_TOLERANCE = 0.01
+
+_WAY_OUT = (
+    "If the new number is right: sanity=warn goes on with a warning, sanity=off compares nothing, known=FILE "
+    "has numbers of your own, name=NAME begins other records."
+)
+
+Action = Literal["stop", "warn", "off"]
+
+
+class KnownValue(BaseModel):
+    """One number: whose, of what, by which protocol (the fields that are known), how exact, where from.
+
+    ``weights`` are entries of the weights' identity that must be the same, ``tolerance`` is relative.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    metric: str
+    dataset: str
+    value: float
+    tolerance: float = Field(gt=0, lt=1)
+    source: str = Field(min_length=1)
+    weights: dict[str, Any] = Field(default_factory=dict)
+    protocol: dict[str, Any] = Field(default_factory=dict)
+
+    def concerns(self, model: str, weights: Mapping[str, Any], metric: Metric) -> bool:
+        """Whether this number is one of that quantity of that model, by the same protocol as far as it is
+        known."""
+        protocol = metric.protocol.model_dump()
+        return (
+            (self.model, self.metric, self.dataset) == (model, metric.name, metric.dataset)
+            and all(weights.get(key) == value for key, value in self.weights.items())
+            and all(protocol.get(key) == value for key, value in self.protocol.items())
+        )
+
+    def departure(self, metric: Metric) -> str | None:
+        """What is wrong with a measured number this one concerns; None: nothing."""
+        if math.isclose(metric.value, self.value, rel_tol=self.tolerance):
+            return None
+        protocol = f" ({metric.protocol.label()})" if self.protocol else ""
+        return (
+            f"unquantized {metric.dataset} {metric.name} of {self.model} is {metric.value:.6g}, known is "
+            f"{self.value:.6g} within {100 * self.tolerance:g} % ({self.source}): no known protocol field "
+            f"differs{protocol}: look at weights, code and libraries"
+        )
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    values: tuple[KnownValue, ...]
+
+
+@lru_cache(maxsize=8)
+def known_values(path: str | None) -> tuple[KnownValue, ...]:
+    """The numbers under ``values`` in a YAML file; None: those that come with the project.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or an entry is not as it should be.
+    """
+    from omegaconf import OmegaConf
+
+    file = SHIPPED if path is None else Path(path).expanduser()
+    try:
+        return _File.model_validate(OmegaConf.to_container(OmegaConf.load(file))).values
+    except OSError as error:
+        raise ConfigurationError(f"known={path}: cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigurationError(f"known={file}: {where}: {first['msg']}") from error
+
+
+def earlier_values(records: Sequence[RunRecord]) -> list[KnownValue]:
+    """The unquantized models' numbers in finished records, the newest of each quantity."""
+    newest: dict[tuple[Any, ...], KnownValue] = {}
+    for record in sorted(records, key=lambda item: item.created):
+        for metric in record.metrics:
+            if metric.reference is None or not math.isfinite(metric.reference):
+                continue
+            weights = dict(record.identity.get("weights", {}))
+            quantity = (metric.name, metric.dataset, metric.protocol.key())
+            newest[record.cell.model, fingerprint(weights), *quantity] = KnownValue(
+                model=record.cell.model,
+                metric=metric.name,
+                dataset=metric.dataset,
+                value=metric.reference,
+                tolerance=EARLIER_TOLERANCE,
+                source=f"record {record.fingerprint} of {record.created[:10]}",
+                weights=weights,
+                protocol=metric.protocol.model_dump(),
+            )
+    return list(newest.values())
+
+
+def check_reference(
+    metrics: Sequence[Metric], model: str, weights: Mapping[str, Any], known: Sequence[KnownValue]
+) -> None:
+    """Compare the unquantized model's metrics with what is known.
+
+    Raises:
+        DepartureError: a number departs; names the way out.
+    """
+    departures = [
+        departure
+        for metric in metrics
+        for value in known
+        if value.concerns(model, weights, metric) and (departure := value.departure(metric))
+    ]
+    if departures:
+        raise DepartureError("\n".join([*departures, _WAY_OUT]))
+
+
+def guard(
+    metrics: Sequence[Metric],
+    model: str,
+    weights: Mapping[str, Any],
+    *,
+    action: Action,
+    path: str | None,
+    results: tuple[str, str],
+) -> None:
+    """:func:`check_reference` against the file ``path`` and against earlier records of ``results`` (folder
+    and name), or a warning, or nothing.
+
+    Raises:
+        DepartureError: ``action`` is ``stop`` and a number departs.
+    """
+    if action == "off":
+        return
+    try:
+        check_reference(metrics, model, weights, [*known_values(path), *_earlier(*results)])
+    except DepartureError as error:
+        if action == "stop":
+            raise
+        from rich.console import Console
+
+        Console(stderr=True).print(f"warning: {error}", style="yellow", markup=False, soft_wrap=True)
+
+
+@lru_cache(maxsize=8)
+def _earlier(results_dir: str, name: str) -> tuple[KnownValue, ...]:
+    """Read once a process: what a sweep itself adds is checked already."""
+    return tuple(earlier_values(read_all(results_dir, name)[0]))

@@ -1,0 +1,113 @@
+"""The log file of a cell: what it was about to do, warnings, and how it ended.
+
+A progress bar is of no use on a machine nobody watches, and of a cell that was killed the last line of its
+log is all there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import socket
+import sys
+import time
+from io import TextIOWrapper
+from pathlib import Path
+from types import TracebackType
+
+from q2n.runtime.progress import LOGGER as PROGRESS
+
+_LOG = logging.getLogger(__name__)
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class CellLog:
+    """A context manager: inside, what the package and its libraries log is appended to ``path``.
+
+    ``stage`` is the last step that began. A warning goes to standard error as well, unless logging is set up
+    to do something else. A log that cannot be written is said once, and the cell goes on without.
+    """
+
+    def __init__(self, path: Path, label: str) -> None:
+        self._path = path
+        self._label = label
+        self._began = time.perf_counter()
+        self._handlers: list[logging.Handler] = []
+        self._level = logging.NOTSET
+        self.stage = ""
+
+    @property
+    def seconds(self) -> float:
+        """Since the cell began."""
+        return time.perf_counter() - self._began
+
+    def __enter__(self) -> CellLog:
+        self._began = time.perf_counter()
+        self._handlers = [_StageHandler(self, self._path)]
+        root, package = logging.getLogger(), logging.getLogger("q2n")
+        if not root.handlers:  # or else the first handler would silence what is printed without any
+            to_terminal = logging.StreamHandler()
+            to_terminal.setLevel(logging.WARNING)
+            self._handlers.append(to_terminal)
+        for handler in self._handlers:
+            root.addHandler(handler)
+        self._level = package.level
+        package.setLevel(logging.INFO)
+        logging.captureWarnings(True)
+        _LOG.info(
+            "%s: begun by process %d on %s, Python %s",
+            self._label,
+            os.getpid(),
+            socket.gethostname(),
+            platform.python_version(),
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            _LOG.info("%s: finished after %.1f s", self._label, self.seconds)
+        else:
+            # Not for the terminal, where the command says it once, in the end.
+            _LOG.info("%s: ended after %.1f s", self._label, self.seconds, exc_info=error)
+        logging.captureWarnings(False)
+        logging.getLogger("q2n").setLevel(self._level)
+        for handler in self._handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+class _StageHandler(logging.FileHandler):
+    """Writes to the cell's file, as long as that is possible, and remembers the step that began last."""
+
+    def __init__(self, log: CellLog, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self.setFormatter(logging.Formatter(_FORMAT))
+        self._log = log
+        self._usable = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == PROGRESS.name:
+            self._log.stage = record.getMessage()
+        if self._usable:
+            try:
+                super().emit(record)
+            except OSError:  # of opening the file
+                self.handleError(record)
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._usable = False
+        with contextlib.suppress(OSError):  # what it could not write before it cannot write now
+            self.close()
+        print(f"no log is written any more: {error.strerror}: {self.baseFilename}", file=sys.stderr)

@@ -1,0 +1,108 @@
+"""``python -m q2n.records.migrate FOLDER``: records of former versions become the two files of today.
+
+Each is written elsewhere first, read back and compared, so that none is replaced that would not come back
+whole. An interrupted command leaves a folder of both kinds, which every command reads; the same command again
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from q2n.exceptions import RecordError
+from q2n.records import source_code
+from q2n.records import values as record_values
+from q2n.records.fingerprint import canonical_json, fingerprint
+from q2n.records.schema import SCHEMA_VERSION
+from q2n.records.store import FILE_NAME, RunRecord, load, write
+from q2n.runtime.files import write_json_atomic
+
+
+def migrate(results_dir: Path) -> tuple[int, list[str]]:
+    """Convert every record below the folder that is not as today's are.
+
+    Returns:
+        How many were converted, and a sentence for each that cannot be read.
+
+    Raises:
+        RecordError: a converted record would not be read as the former one; the former one is there still.
+        OSError: the folder cannot be written, likewise.
+    """
+    converted, faults = 0, []
+    for path in sorted(results_dir.glob(f"*/*/{FILE_NAME}")):
+        try:
+            if _is_former(path):
+                _convert(load(path), path, results_dir)
+                converted += 1
+        except RecordError as error:
+            faults.append(str(error))
+    return converted, faults
+
+
+def _is_former(path: Path) -> bool:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecordError(f"{path}: is not JSON: {error}") from None
+    return not isinstance(tree, dict) or tree.get("schema_version") != SCHEMA_VERSION
+
+
+def _convert(record: RunRecord, path: Path, results_dir: Path) -> None:
+    new = _with_sources_kept(record, results_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / FILE_NAME
+        write(new, trial)
+        if canonical_json(load(trial).model_dump()) != canonical_json(new.model_dump()):
+            raise RecordError(f"{path}: would not be the same after conversion; left as it is")
+    write(new, path)
+
+
+def _with_sources_kept(record: RunRecord, results_dir: Path) -> RunRecord:
+    """The record with the digests of the source files, which many share, in a file of their own."""
+    sources = record.identity.get("sources")
+    if not isinstance(sources, Mapping):
+        return record
+    key = fingerprint(sources)
+    place = results_dir / source_code.FOLDER / f"{key}.json"
+    if not place.exists():
+        write_json_atomic(place, sources)
+    return record.model_copy(update={"identity": {**record.identity, "sources": key}})
+
+
+def _size(results_dir: Path) -> int:
+    """Bytes of the records."""
+    names = (f"*/*/{FILE_NAME}", f"*/*/{record_values.FILE_NAME}", f"{source_code.FOLDER}/*.json")
+    return sum(path.stat().st_size for name in names for path in results_dir.glob(name))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m q2n.records.migrate", description="records of former versions become today's two files"
+    )
+    parser.add_argument("results", type=Path, help="folder of the records")
+    folder = parser.parse_args(arguments).results
+    if not folder.is_dir():
+        print(f"{folder}: no such folder", file=sys.stderr)
+        return 1
+    before = _size(folder)
+    try:
+        converted, faults = migrate(folder)
+    except OSError as error:
+        print(
+            f"{error.filename or folder}: {error.strerror}; the same command again goes on", file=sys.stderr
+        )
+        return 1
+    for fault in faults:
+        print(f"left as it is: {fault}", file=sys.stderr)
+    print(f"{converted} converted; records take {_size(folder) / 1e6:.1f} MB, before {before / 1e6:.1f} MB")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

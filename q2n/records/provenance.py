@@ -1,0 +1,145 @@
+"""Where a number comes from: the code, the machine, the versions, the seeds, the weights.
+
+Nothing here is part of a cell's identity. Environment variables, command lines of other programs and
+remote addresses are never read: a record may be published.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from q2n.records.fingerprint import library_versions
+from q2n.records.source_code import PACKAGE
+
+_CODE_PATHS = ("q2n", "conf", "run.py")
+
+
+class Provenance(BaseModel):
+    """See :func:`collect`. Any part that cannot be known is ``None``, never a guess."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    python: str = ""
+    platform: str = ""
+    cpu: str = ""
+    threads: int | None = None
+    device: str = ""
+    dtype: str = ""
+    seeds: dict[str, int] = Field(default_factory=dict)
+    weights: str = ""
+
+
+def collect(
+    *, device: str, dtype: str, seeds: Mapping[str, int], weights: str, root: Path | None = None
+) -> Provenance:
+    """The provenance of a cell that runs in this process now.
+
+    Args:
+        device: the device the cell really ran on, not ``auto``.
+        dtype: the dtype of the forward passes.
+        seeds: every seed by what it seeds.
+        weights: a sentence for the reader: where the model's weights come from.
+        root: folder of the git checkout; default: the one that holds this package.
+    """
+    commit, dirty = git_state(root or PACKAGE.parent)
+    return Provenance(
+        git_commit=commit,
+        git_dirty=dirty,
+        versions=library_versions(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=cpu_model(),
+        threads=threads(),
+        device=device,
+        dtype=dtype,
+        seeds=dict(seeds),
+        weights=weights,
+    )
+
+
+def git_state(root: Path) -> tuple[str | None, bool | None]:
+    """``(commit, dirty)`` of the checkout at ``root``; ``(None, None)`` without git or outside one.
+
+    Dirty means the code or its configuration departs from the commit; new results do not count. A
+    package installed somewhere inside another project's checkout has no commit of its own.
+    """
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return None, None
+    status = _git(root, "status", "--porcelain", "--", *_CODE_PATHS)
+    return _git(root, "rev-parse", "--verify", "HEAD"), None if status is None else bool(status)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    # optional locks off: a status that refreshes the index would disturb a user's own git at work
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def cpu_model() -> str:
+    """The processor's name, for reading wall times; the bare architecture where it is not known."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model", "Processor") and value.strip():
+                return value.strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def threads() -> int | None:
+    """Threads a forward pass uses: torch's own count where torch is loaded."""
+    torch = sys.modules.get("torch")
+    return int(torch.get_num_threads()) if torch is not None else os.cpu_count()
+
+
+def reset_peak_memory() -> bool:
+    """Start a new peak for :func:`peak_memory_bytes`; false where only the process's peak can be had.
+
+    Without it the second cell of a sweep would report the first one's peak.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident host memory, in bytes, since :func:`reset_peak_memory` or the process's start."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    import resource  # does not exist on Windows, and everything imports this module
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # KiB everywhere but on macOS
+
+
+def peak_device_memory_bytes() -> int | None:
+    """Peak memory allocated by torch on the CUDA devices together; ``None`` where none was used."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return sum(int(torch.cuda.max_memory_allocated(i)) for i in range(torch.cuda.device_count()))

@@ -1,0 +1,308 @@
+"""The code a number depends on: which modules, and a digest of what each of their functions does.
+
+A cell depends on the modules that its options import, transitively, imports inside functions included, and on
+:mod:`q2n.pipeline.cell`, which drives them. Modules that store, show or schedule a number
+(:data:`BOOKKEEPING`) cannot change it: they neither count nor are followed. A digest is that of the syntax
+tree without comments, docstrings and the annotations of functions, so that rewording an explanation keeps
+every record. Annotations in the body of a class count: options are pydantic classes, which validate by them.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from q2n.runtime.files import write_text_atomic
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+DRIVER = "q2n.pipeline.cell"
+"""The module that computes a cell, whatever its options are."""
+
+BOOKKEEPING = frozenset(
+    f"q2n.{name}"
+    for name in (
+        "cells",
+        "cli",
+        "command",
+        "exceptions",
+        "explain",
+        "launchers",
+        "plan",
+        "records",
+        "report",
+        "runtime",
+        "tracking",
+    )
+)
+"""Modules and packages that store, show, schedule or explain a number but cannot change it."""
+
+NEUTRAL_GROUPS = frozenset({"tracking", "hydra"})
+"""Groups of the configuration whose options cannot change a number."""
+
+FOLDER = "code"
+"""Folder below the results, one file per version."""
+
+SHORT = 12
+"""Hexadecimal digits of a function's digest: two of a package's few thousand functions do not meet."""
+
+Parts = Mapping[str, str]
+"""Digests by function (``solve``), method (``GPTQ.quantize``) and class body (``GPTQ``); ``""``: the rest."""
+
+
+def targets(tree: Any) -> Iterator[str]:
+    """The modules of every ``_target_`` in a configuration, those of :data:`NEUTRAL_GROUPS` left out."""
+    if isinstance(tree, Mapping):
+        if isinstance(target := tree.get("_target_"), str):
+            yield target.rpartition(".")[0]
+        for key, item in tree.items():
+            if key not in NEUTRAL_GROUPS:
+                yield from targets(item)
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from targets(item)
+
+
+@dataclass(frozen=True)
+class Module:
+    """What a module does and which modules of the package it needs for it."""
+
+    parts: Parts
+    imports: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, source: str, name: str, is_package: bool) -> Module:
+        """The module ``name`` with the given source text; line endings do not matter."""
+        body = ast.parse(source).body
+        package = name if is_package else name.rpartition(".")[0]
+        imports = [found for statement in body for found in _imports(statement, package)]
+        return cls(_parts(body), tuple(dict.fromkeys(imports)))
+
+    @cached_property
+    def digest(self) -> str:
+        return _hash(sorted(self.parts.items()))
+
+
+class Code(Mapping[str, Module]):
+    """Modules by name; ``key`` stands for what all of them do."""
+
+    def __init__(self, modules: Mapping[str, Module]) -> None:
+        self._modules = dict(sorted(modules.items()))
+
+    def __getitem__(self, name: str) -> Module:
+        return self._modules[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    @cached_property
+    def key(self) -> str:
+        """16 hexadecimal digits."""
+        return _hash([(name, module.digest) for name, module in self.items()], 16)
+
+    def without(self, packages: Iterable[str]) -> Code:
+        """The modules that are neither one of ``packages`` nor inside one."""
+        kept = {name: module for name, module in self.items() if not _within(name, packages)}
+        return Code(kept)
+
+    @property
+    def parts(self) -> dict[str, Parts]:
+        """Every function's digest, by module."""
+        return {name: module.parts for name, module in self.items()}
+
+
+class Checkout:
+    """The modules of a checkout, each read once.
+
+    Args:
+        folder: that of the package ``q2n``.
+    """
+
+    def __init__(self, folder: Path = PACKAGE) -> None:
+        self._folder = folder
+        self._modules: dict[str, Module | None] = {}
+        self._codes: dict[frozenset[str], Code] = {}
+
+    def code(self, *entries: str) -> Code:
+        """Every module that the modules ``entries`` need, themselves and their packages included."""
+        wanted = frozenset(entries)
+        if wanted not in self._codes:
+            self._codes[wanted] = Code(self._closure(wanted))
+        return self._codes[wanted]
+
+    def of_cell(self, tree: Mapping[str, Any]) -> Code:
+        """The modules that the cell with the resolved configuration ``tree`` depends on."""
+        return self.code(DRIVER, *targets(tree))
+
+    def _closure(self, entries: Iterable[str]) -> dict[str, Module]:
+        found: dict[str, Module] = {}
+        waiting = [*entries]
+        while waiting:
+            name = waiting.pop()
+            module = None if name in found or _within(name, BOOKKEEPING) else self._module(name)
+            if module is None:
+                continue
+            found[name] = module
+            parent = name.rpartition(".")[0]  # imported before its module is
+            waiting += [*module.imports, parent] if parent else module.imports
+        return found
+
+    def _module(self, name: str) -> Module | None:
+        if name not in self._modules:
+            file = self._file(name)
+            self._modules[name] = None
+            if file:
+                text = file.read_text(encoding="utf-8")
+                self._modules[name] = Module.parse(text, name, file.name == "__init__.py")
+        return self._modules[name]
+
+    def _file(self, name: str) -> Path | None:
+        """A module's file; None if ``name`` is none (but a function, say)."""
+        own = self._folder.joinpath(*name.split(".")[1:])
+        places = [own, *_added(name)] if self._folder == PACKAGE else [own]
+        files = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
+        return next((file for file in files if file.is_file()), None)
+
+
+CHECKOUT = Checkout()
+"""The code that is running; read at the first use, so that later edits of files do not count."""
+
+
+def keep(code: Code, results_dir: str | Path) -> None:
+    """Write down what the functions of ``code`` digest to, once per results folder and version.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = _place(results_dir, code.key)
+    if not path.exists():
+        lines = (f"{json.dumps(name)}: {json.dumps(parts)}" for name, parts in code.parts.items())
+        write_text_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def kept(results_dir: str | Path, key: str) -> dict[str, Parts] | None:
+    """The digests by module and function of the code ``key``, or None if they are not there."""
+    try:
+        tree = json.loads(_place(results_dir, key).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return tree if isinstance(tree, dict) else None
+
+
+def changes(old: Mapping[str, Parts], new: Mapping[str, Parts]) -> list[str]:
+    """Modules that differ, a line each with the functions that do: ``q2n.linalg.dense: cholesky, solve``."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        if name not in new or name not in old:
+            lines.append(f"{name} {'added' if name in new else 'removed'}")
+        elif old[name] != new[name]:
+            parts = sorted(old[name].keys() | new[name].keys())
+            changed = [part for part in parts if old[name].get(part) != new[name].get(part)]
+            lines.append(f"{name}: {', '.join(part or 'top level' for part in changed)}")
+    return lines
+
+
+def _place(results_dir: str | Path, key: str) -> Path:
+    return Path(results_dir) / FOLDER / f"{key}.json"
+
+
+def _added(name: str) -> list[Path]:
+    """Where a module is that somebody has put on the path of one of the package's packages."""
+    parent, _, leaf = name.rpartition(".")
+    return [Path(folder) / leaf for folder in getattr(sys.modules.get(parent), "__path__", ())]
+
+
+def _within(name: str, packages: Iterable[str]) -> bool:
+    words = name.split(".")
+    return not {".".join(words[:count]) for count in range(1, len(words) + 1)}.isdisjoint(packages)
+
+
+def _imports(node: ast.AST, package: str) -> Iterator[str]:
+    """Names of the package's modules that a statement imports, or may (``from q2n import linalg``)."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if _is_own(alias.name))
+    elif isinstance(node, ast.ImportFrom):
+        above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+        source = ".".join([*above, *([node.module] if node.module else [])])
+        if _is_own(source):
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.If) and _is_for_checkers(node):
+        for statement in node.orelse:
+            yield from _imports(statement, package)
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _imports(child, package)
+
+
+def _is_own(name: str) -> bool:
+    return name == "q2n" or name.startswith("q2n.")
+
+
+def _is_for_checkers(node: ast.If) -> bool:
+    return ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def _parts(body: Iterable[ast.stmt], owner: str = "") -> dict[str, str]:
+    """The digest of each part of a module, or of the body of its class ``owner``."""
+    named: dict[str, list[str]] = {}
+    inner: dict[str, str] = {}
+    for statement in body:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            name = f"{owner}.{statement.name}" if owner else statement.name
+            # of one name: a property and its setter
+            named.setdefault(name, []).append(_text(statement))
+        elif isinstance(statement, ast.ClassDef) and not owner:
+            head = [
+                _text(item) for item in (*statement.decorator_list, *statement.bases, *statement.keywords)
+            ]
+            methods = _parts(statement.body, statement.name)
+            named.setdefault(statement.name, []).extend([*head, methods.pop(statement.name, "")])
+            inner |= methods
+        elif text := _text(statement):
+            named.setdefault(owner, []).append(text)
+    return {**{name: _hash(texts) for name, texts in named.items()}, **inner}
+
+
+def _text(node: Any) -> str:
+    """What a syntax tree does, in one line that no version of Python writes otherwise.
+
+    (Neither :func:`ast.dump` nor :func:`ast.unparse` is: both have changed with the language.)
+    """
+    if isinstance(node, list):
+        return f"[{','.join(text for item in node if (text := _text(item)))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if _is_docstring(node) or (isinstance(node, ast.If) and _is_for_checkers(node) and not node.orelse):
+        return ""
+    left_out = {"type_comment", "type_params", "kind"}
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        left_out.add("returns")
+    if isinstance(node, ast.arg):
+        left_out.add("annotation")
+    fields = ((name, value) for name, value in ast.iter_fields(node) if name not in left_out)
+    texts = (f"{name}={_text(value)}" for name, value in fields if value is not None and value != [])
+    return f"{type(node).__name__}({','.join(texts)})"
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    """A string that stands by itself, at the head of a definition or below an assignment."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _hash(value: Any, digits: int = SHORT) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:digits]

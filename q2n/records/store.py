@@ -1,0 +1,364 @@
+"""The result of a cell and its provenance: written whole, read back exactly, queried as a table.
+
+The record is the result: tables and figures are rendered from records, never from memory. One cell is a
+folder of two files, ``<results_dir>/<name>/<fingerprint>/``. ``record.json`` is for people too:
+configuration, provenance, metrics and totals, strict JSON; a loss that is not finite is written as ``"inf"``,
+``"-inf"`` or ``"nan"`` and read back as that number. ``layers.parquet`` has the values per layer and window
+(:mod:`q2n.records.values`). ``record.json`` has its digest: without exactly that file it counts as no record.
+The objects themselves are in :mod:`q2n.records.schema` and importable from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from q2n.exceptions import IncompleteRecordError, RecordError
+from q2n.records import values as record_values
+from q2n.records.fingerprint import canonical_json, plain
+from q2n.records.provenance import Provenance
+from q2n.records.schema import (
+    SCHEMA_VERSION,
+    AnyProtocol,
+    Cell,
+    EvaluationProtocol,
+    Metric,
+    RunRecord,
+    TaskProtocol,
+)
+from q2n.runtime.files import json_text, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE_NAME = "record.json"
+
+Versioned = TypeVar("Versioned", bound=BaseModel)
+
+
+class UnreadableRecordWarning(UserWarning):
+    """A file under results/ is not a record this version can read; it was left out."""
+
+
+def path_of(results_dir: str | Path, name: str, fingerprint: str) -> Path:
+    """Where the record of a cell is or will be."""
+    return Path(results_dir) / name / fingerprint / FILE_NAME
+
+
+def checkpoint_folder(results_dir: str | Path, name: str, fingerprint: str) -> Path:
+    """Where an unfinished cell keeps what it has."""
+    return path_of(results_dir, name, fingerprint).with_name("checkpoint")
+
+
+def save(record: RunRecord, results_dir: str | Path) -> Path:
+    """Write the record atomically to its place and return the path of its ``record.json``.
+
+    Raises:
+        StorageError: the folder cannot be written; a former record is untouched.
+    """
+    path = path_of(results_dir, record.name, record.fingerprint)
+    write(record, path)
+    return path
+
+
+def write(record: RunRecord, path: Path) -> None:
+    """Write ``record.json`` to ``path`` and the other file beside it, as :func:`save` does."""
+    values = record_values.pack(record)
+    text = json_text(_short_tree(record, hashlib.sha256(values).hexdigest()))
+
+    def write_both(file: Path) -> None:
+        # the JSON comes last, and is written before the former values go: a full disk takes neither
+        file.write_text(text, encoding="utf-8", newline="\n")
+        write_atomic(path.with_name(record_values.FILE_NAME), lambda other: other.write_bytes(values))
+
+    write_atomic(path, write_both)
+
+
+def _short_tree(record: RunRecord, digest: str) -> dict[str, Any]:
+    """What ``record.json`` has of a record: nothing twice.
+
+    In the identity, keys of the configuration stand for their values, and ``provenance`` for the versions
+    there. In a metric, its key stands for the protocol, which several metrics may share. Fields of metrics
+    and protocols that have their defaults are left out.
+    """
+    tree: dict[str, Any] = plain(record.model_dump(exclude={"layers", "metrics"}))
+    tree["metrics"] = [plain(_short_metric(metric)) for metric in record.metrics]
+    protocols = {protocol.key(): protocol for protocol in record.protocols}
+    tree["protocols"] = {key: plain(it.model_dump(exclude_defaults=True)) for key, it in protocols.items()}
+    tree["layers"] = {"file": record_values.FILE_NAME, "sha256": digest}
+    identity, config = tree["identity"], tree["identity"].get("config")
+    if isinstance(config, dict) and canonical_json(config) == canonical_json(_chosen(tree["config"], config)):
+        identity["config"] = list(config)
+    if identity.get("versions") == tree["provenance"]["versions"]:
+        identity["versions"] = "provenance"
+    return tree
+
+
+def _short_metric(metric: Metric) -> dict[str, Any]:
+    # A difference that is not said is told from the name, as in records of former versions.
+    said = {"difference": metric.difference, "count_unit": metric.count_unit}
+    fields = metric.model_dump(exclude=set(record_values.WINDOW_COLUMNS), exclude_defaults=True)
+    return {**fields, **said, "protocol": metric.protocol.key()}
+
+
+def _chosen(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: config[key] for key in keys if key in config}
+
+
+def load(path: str | Path) -> RunRecord:
+    """Read one record.
+
+    Raises:
+        IncompleteRecordError: the values per layer and window are missing or others.
+        RecordError: no such file, not JSON, a schema of the future, or fields that do not fit; names it.
+    """
+    tree = _tree(path, SCHEMA_VERSION, "record")
+    if tree["schema_version"] == 1:
+        return _fitted(path, _of_version_1(tree), RunRecord)
+    try:
+        whole = _whole_tree(tree, Path(path))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path}: its parts do not fit together ({error!r})") from None
+    return _fitted(path, whole, RunRecord)
+
+
+def _of_version_1(tree: dict[str, Any]) -> dict[str, Any]:
+    """A record of the time when all of it was in ``record.json``; its fields are still the same."""
+    return {**tree, "schema_version": SCHEMA_VERSION}
+
+
+def _whole_tree(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Undo :func:`_short_tree`."""
+    tree["layers"], windows = record_values.unpack(_values(tree, path))
+    protocols = tree.pop("protocols")
+    for place, metric in enumerate(tree["metrics"]):
+        metric.update(windows.get(place, {}), protocol=protocols[metric["protocol"]])
+    identity = tree["identity"]
+    if isinstance(identity.get("config"), list):
+        identity["config"] = _chosen(tree["config"], identity["config"])
+    if identity.get("versions") == "provenance":
+        identity["versions"] = tree["provenance"]["versions"]
+    return tree
+
+
+def _values(tree: Mapping[str, Any], path: Path) -> bytes:
+    """The bytes of the other file of the record at ``path``."""
+    noted = tree.get("layers")
+    if not isinstance(noted, dict) or "sha256" not in noted:
+        raise RecordError(f"{path}: has no digest of {record_values.FILE_NAME}")
+    other = path.with_name(record_values.FILE_NAME)
+    try:
+        values = other.read_bytes()
+    except OSError as error:
+        raise IncompleteRecordError(f"{path}: {other.name} cannot be read: {error.strerror}") from None
+    if hashlib.sha256(values).hexdigest() != noted["sha256"]:
+        raise IncompleteRecordError(f"{path}: {other.name} beside it is not the one it was written with")
+    return values
+
+
+def read_versioned(path: str | Path, model: type[Versioned], newest: int, what: str) -> Versioned:
+    """A file of JSON with a ``schema_version``, as an object of ``model``.
+
+    Args:
+        newest: the last version this code can read.
+        what: the object in a message's words.
+
+    Raises:
+        RecordError: see :func:`load`.
+    """
+    return _fitted(path, _tree(path, newest, what), model)
+
+
+def _tree(path: str | Path, newest: int, what: str) -> dict[str, Any]:
+    try:
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RecordError(f"{path}: is not JSON: {error}") from None
+    version = tree.get("schema_version") if isinstance(tree, dict) else None
+    if not isinstance(version, int):
+        raise RecordError(f"{path}: is not a {what} (it has no schema_version)")
+    assert isinstance(tree, dict)
+    if version > newest:
+        raise RecordError(
+            f"{path}: has schema {version}, this version of q2n reads up to {newest}: update q2n"
+        )
+    return tree
+
+
+def _fitted(path: str | Path, tree: dict[str, Any], model: type[Versioned]) -> Versioned:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{path}: {where}: {first['msg']} ({error.error_count()} faults)") from None
+
+
+def look_up(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord | None:
+    """The finished record of a cell, or ``None``; nothing is written.
+
+    A fingerprint says all that decides a number and nothing of the study it belongs to. So where this study
+    has no record, one that another study of the same folder has is the cell's: it is returned under this
+    ``name`` (its ``config`` still says where it was computed). One that cannot be read is passed over. A
+    record without its values is none; it costs a :class:`UnreadableRecordWarning`.
+
+    Raises:
+        RecordError: the study's own file cannot be read; running the cell over it is the user's choice.
+    """
+    return _own(results_dir, name, fingerprint) or _shared(results_dir, name, fingerprint)
+
+
+def _own(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord | None:
+    path = path_of(results_dir, name, fingerprint)
+    try:
+        return load(path) if path.exists() else None
+    except IncompleteRecordError as error:
+        warnings.warn(f"counts as no record: {error}", UnreadableRecordWarning, stacklevel=4)
+        return None
+
+
+def _shared(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord | None:
+    for other in sorted(Path(results_dir).glob(f"*/{fingerprint}/{FILE_NAME}")):
+        with contextlib.suppress(RecordError):
+            return load(other).model_copy(update={"name": name})
+    return None
+
+
+def find(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord | None:
+    """:func:`look_up`, and a record that another study made is written under this name as well, so that a
+    study's folder holds all its cells and a cell shared by studies is computed once.
+
+    Raises:
+        RecordError: the study's own file cannot be read.
+        OSError: the folder cannot be written.
+    """
+    own = _own(results_dir, name, fingerprint)
+    if own is None and (shared := _shared(results_dir, name, fingerprint)) is not None:
+        save(shared, results_dir)
+        return shared
+    return own
+
+
+def load_all(results_dir: str | Path, name: str | None = None) -> list[RunRecord]:
+    """All readable records (of one experiment), by name, time and fingerprint.
+
+    A file that cannot be read costs a :class:`UnreadableRecordWarning` that names it, not the others.
+    """
+    records, faults = read_all(results_dir, name)
+    for fault in faults:
+        warnings.warn(f"left out: {fault}", UnreadableRecordWarning, stacklevel=2)
+    return records
+
+
+def read_all(results_dir: str | Path, name: str | None = None) -> tuple[list[RunRecord], list[str]]:
+    """:func:`load_all` with the complaints returned: ``(records, one sentence an unreadable file)``."""
+    root = Path(results_dir)
+    folders = [root / name] if name is not None else [path for path in root.glob("*") if path.is_dir()]
+    records: list[RunRecord] = []
+    faults: list[str] = []
+    for path in sorted(path for folder in folders for path in folder.glob(f"*/{FILE_NAME}")):
+        try:
+            records.append(load(path))
+        except RecordError as error:
+            faults.append(str(error))
+    records.sort(key=lambda record: (record.name, record.created, record.fingerprint))
+    return records, faults
+
+
+def to_frame(
+    records: Iterable[RunRecord], per: Literal["metric", "layer", "window"] = "metric"
+) -> pd.DataFrame:
+    """Flat columns; the cell's own come first.
+
+    Args:
+        per: what has a row: each metric of a cell (a cell without metrics has one row too), each layer, or
+            each window or item of each metric.
+    """
+    import pandas as pd
+
+    rows: list[Mapping[str, Any]] = []
+    for record in records:
+        cell = _cell_columns(record)
+        rows += [{**cell, **row} for row in _rows(record, per)]
+    return pd.DataFrame(rows)
+
+
+def _rows(record: RunRecord, per: str) -> Iterable[Mapping[str, Any]]:
+    if per == "layer":
+        # the cell has a name and bits per weight as well
+        renamed = {"name": "layer", "bits_per_weight": "layer_bits_per_weight"}
+        layers = record_values.layer_rows(record)
+        return [{renamed.get(key, key): value for key, value in row.items()} for row in layers]
+    metrics = [_metric_columns(metric) for metric in record.metrics]
+    if per == "window":
+        windows = record_values.window_rows(record)
+        told = ("metric", "dataset", "protocol_key")
+        return [{**row, **_chosen(metrics[row["metric"]], told)} for row in windows]
+    return metrics or [{}]
+
+
+def _cell_columns(record: RunRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "fingerprint": record.fingerprint,
+        "created": record.created,
+        **record.cell.model_dump(),
+        "bits_per_weight": record.bits_per_weight,
+        **{f"seconds_{stage}": value for stage, value in record.seconds.items()},
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "peak_device_memory_bytes": record.peak_device_memory_bytes,
+        "git_commit": record.provenance.git_commit,
+        "device": record.provenance.device,
+        "weights": record.provenance.weights,
+    }
+
+
+def _metric_columns(metric: Metric) -> dict[str, Any]:
+    return {
+        "metric": metric.name,
+        "dataset": metric.dataset,
+        "value": metric.value,
+        "reference": metric.reference,
+        "unit": metric.unit,
+        "count": metric.count,
+        "count_unit": metric.count_unit,
+        "lower_is_better": metric.lower_is_better,
+        "stderr": metric.stderr,
+        "tokens": metric.tokens,
+        "metric_seconds": metric.seconds,
+        "protocol": metric.protocol.label(),
+        "protocol_key": metric.protocol.key(),
+    }
+
+
+__all__ = [
+    "FILE_NAME",
+    "SCHEMA_VERSION",
+    "AnyProtocol",
+    "Cell",
+    "EvaluationProtocol",
+    "Metric",
+    "Provenance",
+    "RunRecord",
+    "TaskProtocol",
+    "UnreadableRecordWarning",
+    "checkpoint_folder",
+    "find",
+    "load",
+    "load_all",
+    "look_up",
+    "path_of",
+    "read_all",
+    "save",
+    "to_frame",
+    "write",
+]

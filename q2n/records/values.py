@@ -1,0 +1,156 @@
+"""The long half of a record: the values of every layer, and of every window or item of its metrics.
+
+They are the table ``layers.parquet`` beside ``record.json``. A row is either a layer of the model or a window
+(item) of a metric: ``metric`` is that metric's place in the record, null in the rows of layers. A layer's
+measures of the null space are the columns ``null_space.*``, a method's own numbers ``extra.*``. A column that
+would be null in all rows is left out. Windows are in their order. Numbers are kept to the last bit, so that
+tables come out the same; times of layers to a microsecond.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from q2n.exceptions import RecordError
+from q2n.records.schema import LAYER_TIMES, Metric
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from q2n.records.schema import RunRecord
+
+FILE_NAME = "layers.parquet"
+
+WINDOW_COLUMNS = {
+    "per_window": "value",
+    "per_item": "right",
+    "weights": "weight",
+    "reference_per_window": "reference",
+    "reference_per_item": "reference_right",
+}
+"""Column of each field of a :class:`~q2n.records.schema.Metric` that has a value per window or item."""
+
+_NESTED = ("null_space", "extra")
+_MICROSECONDS = {name: name.replace("seconds", "microseconds") for name in LAYER_TIMES}
+_SECONDS = {micro: name for name, micro in _MICROSECONDS.items()}
+
+Row = dict[str, Any]
+
+
+def layer_rows(record: RunRecord) -> list[Row]:
+    """A row per layer."""
+    return [_flat(layer) for layer in record.model_dump(include={"layers"})["layers"]]
+
+
+def window_rows(record: RunRecord) -> list[Row]:
+    """A row per metric and window or item."""
+    return [row for place, metric in enumerate(record.metrics) for row in _window_rows(place, metric)]
+
+
+def pack(record: RunRecord) -> bytes:
+    """The file's bytes; the same for equal values and one version of Arrow."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [*map(_packed, layer_rows(record)), *window_rows(record)]
+    names = dict.fromkeys(name for row in rows for name in row if name != "window")  # windows are in order
+    columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
+    table = pa.table({name: column for name, column in columns.items() if column.null_count < len(column)})
+    stream = io.BytesIO()
+    pq.write_table(
+        table,
+        stream,
+        compression="zstd",
+        compression_level=19,
+        # nearly all is numbers that never repeat: dictionaries of them and statistics only take room
+        use_dictionary=False,
+        use_byte_stream_split=[name for name in table.column_names if _is_noise(table[name])],
+        write_statistics=False,
+        store_schema=False,
+    )
+    return stream.getvalue()
+
+
+def unpack(data: bytes) -> tuple[list[Row], dict[int, Row]]:
+    """Fields of the layers, and by place of a metric those of its fields that have a value per window.
+
+    Raises:
+        RecordError: it is no such table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()
+    except pa.ArrowException as error:
+        raise RecordError(f"{FILE_NAME} cannot be read: {error}") from None
+    layers: list[Row] = []
+    windows: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        if (place := row.pop("metric", None)) is None:
+            layers.append(_layer(row))
+        else:
+            windows[place].append(row)
+    return layers, {place: _metric(found) for place, found in windows.items()}
+
+
+def _packed(row: Row) -> Row:
+    """The row of a layer with its times as whole microseconds (:mod:`q2n.records.schema` has rounded them
+    so)."""
+    return {
+        _MICROSECONDS.get(name, name): round(value * 1e6) if name in _MICROSECONDS else value
+        for name, value in row.items()
+    }
+
+
+def _flat(layer: Mapping[str, Any]) -> Row:
+    nested = {f"{name}.{key}": value for name in _NESTED for key, value in (layer[name] or {}).items()}
+    return {**{key: value for key, value in layer.items() if key not in _NESTED}, **nested}
+
+
+def _layer(row: Row) -> Row:
+    fields: Row = {}
+    for name, value in row.items():
+        group, _, key = name.partition(".")
+        if value is None:
+            continue
+        if group in _NESTED:
+            fields.setdefault(group, {})[key] = value
+        elif name in _SECONDS:
+            fields[_SECONDS[name]] = value / 1e6
+        else:
+            fields[name] = value
+    return fields
+
+
+def _window_rows(place: int, metric: Metric) -> Iterable[Row]:
+    found = {column: _values(getattr(metric, name)) for name, column in WINDOW_COLUMNS.items()}
+    for window, values in enumerate(zip_longest(*found.values())):
+        yield {"metric": place, "window": window, **dict(zip(found, values, strict=True))}
+
+
+def _values(field: str | Sequence[float]) -> Sequence[Any]:
+    return [mark == "1" for mark in field] if isinstance(field, str) else field
+
+
+def _metric(rows: Sequence[Row]) -> Row:
+    found: Row = {}
+    for name, column in WINDOW_COLUMNS.items():
+        values = [row[column] for row in rows if row.get(column) is not None]
+        found[name] = "".join("01"[value] for value in values) if name.endswith("per_item") else values
+    return found
+
+
+def _is_noise(column: pa.ChunkedArray) -> bool:
+    """Whether hardly a number occurs twice, so that only its exponent can be packed."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        return False
+    known = len(column) - column.null_count
+    return bool(pc.count_distinct(column).as_py() > known / 2)

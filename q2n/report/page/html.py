@@ -1,0 +1,153 @@
+"""One self-contained HTML page of everything a results folder says, ``<results_dir>/index.html``.
+
+It asks nothing of a network (its policy forbids it), opens from a file, and is a function of records, study
+files and figures alone. Template, style and script are in ``q2n/report/page/``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from q2n.report.overview import Drawn, Report, StudyReport
+from q2n.report.page.answer import answer, tallies
+from q2n.report.page.cells import embedded
+from q2n.report.page.drawing import inline, tallness
+from q2n.report.page.ledger import ledgers
+from q2n.report.page.prose import Prose
+from q2n.report.page.published import published_lines
+from q2n.report.render.files import no_published, of_today
+from q2n.runtime.files import write_text_atomic
+
+FILE_NAME = "index.html"
+PARTS = Path(__file__).parent
+TITLES = {
+    "paper": "The paper\u2019s own tables",
+    "reviewers": "What its reviewers asked",
+    "beyond": "Beyond the paper",
+    None: "Other records",
+}
+_FIXED = frozenset({"heat_map"})
+"""Figures with letters on coloured ground: they keep their colours in the dark."""
+_LARGE = frozenset({"null_space"})
+"""Figures that are folded away until they are asked for."""
+_TALL = 1.5
+"""Height over width above which any figure of a study is."""
+
+
+def write_page(report: Report, results_dir: str | Path) -> Path:
+    """Write the page and return its path.
+
+    Args:
+        report: its figures are files below ``results_dir``.
+
+    Raises:
+        OSError: a figure cannot be read or the folder cannot be written.
+    """
+    path = Path(results_dir) / FILE_NAME
+    write_text_atomic(path, render(report, Path(results_dir)))
+    return path
+
+
+def render(report: Report, results_dir: Path) -> str:
+    """The page's text; the same for the same arguments and files."""
+    style, script = ((PARTS / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    cells = embedded(report.studies)
+    environment = Environment(
+        loader=FileSystemLoader(PARTS),
+        autoescape=True,  # everything from records is untrusted
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(minus=_minus, tallies=tallies)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment.get_template("page.html").render(
+        policy=policy(style, script),
+        style=style,
+        script=script,
+        answer=answer(report),
+        overview=report.overview and _figure(report.overview, results_dir, "overview"),
+        kinds=_by_kind(report),
+        sections=[_section(item, results_dir) for item in report.studies],
+        prose=Prose(),
+        cells=cells,
+        files={
+            key: tree["files"][0][1] for part in ("cells", "failures") for key, tree in cells[part].items()
+        },
+        choices=_choices(report),
+        of_today=of_today(report, "the code that made this page"),
+        faults=[fault.replace(f"{results_dir}/", "") for fault in report.faults],
+    )
+
+
+def policy(style: str, script: str) -> str:
+    """Content security policy: this style, this script, pictures within figures; nothing from anywhere."""
+
+    def allowed(text: str) -> str:
+        digest = hashlib.sha256(text.encode("utf-8")).digest()
+        return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+    return (
+        f"default-src 'none'; style-src {allowed(style)}; script-src {allowed(script)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _minus(text: str) -> str:
+    """Hyphens before digits as minus signs."""
+    return re.sub(r"-(?=\d)", "\u2212", text)
+
+
+def _by_kind(report: Report) -> list[tuple[str, list[StudyReport]]]:
+    """The studies below the title of their kind."""
+    grouped = {
+        title: [item for item in report.studies if (item.study.kind if item.study else None) == kind]
+        for kind, title in TITLES.items()
+    }
+    return [(title, items) for title, items in grouped.items() if items]
+
+
+def _section(item: StudyReport, results_dir: Path) -> dict[str, Any]:
+    """What the template needs of a study."""
+    figures = [_figure(drawn, results_dir, f"{item.name}-{i}") for i, drawn in enumerate(item.figures)]
+    return {
+        "report": item,
+        "ledgers": ledgers(item),
+        "published": published_lines(item.published),
+        "unpublished": no_published(),
+        "first": next((figure for figure in figures if not figure["folded"]), None),
+        "figures": figures,
+    }
+
+
+def _figure(drawn: Drawn, results_dir: Path, prefix: str) -> dict[str, Any]:
+    fixed = drawn.kind in _FIXED
+    svg = inline(results_dir / drawn.svg, prefix, themed=not fixed)
+    return {
+        "drawn": drawn,
+        "svg": svg,
+        "fixed": fixed,
+        "folded": drawn.kind in _LARGE or tallness(svg) > _TALL,
+    }
+
+
+def _choices(report: Report) -> dict[str, list[str]]:
+    """What can be filtered by, in the order of the studies."""
+    cells = list(_all_cells(report))
+    return {
+        "model": list(dict.fromkeys(cell.model for cell in cells)),
+        "baseline": sorted({cell.baseline for cell in cells}),
+    }
+
+
+def _all_cells(report: Report) -> Iterator[Any]:
+    for item in report.studies:
+        yield from (record.cell for record in item.records)
+        yield from (left.cell for left in item.unfinished)

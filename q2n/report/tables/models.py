@@ -1,0 +1,117 @@
+"""Models told apart by their weights, whatever they are called: two that share a name get two labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from q2n.records.fingerprint import canonical_json, fingerprint, flatten
+from q2n.records.store import RunRecord
+from q2n.report.tables.unfinished import Unfinished
+
+DIGEST = 12
+"""Characters of a digest in a label: as many as the notes below a table have of it."""
+
+_NO_SETTING = frozenset({"name", "path", "_target_"})
+
+Item = RunRecord | Unfinished
+
+
+def told_apart(
+    records: Iterable[RunRecord], unfinished: Iterable[Unfinished] = ()
+) -> tuple[list[RunRecord], list[Unfinished]]:
+    """The same cells, each with a ``cell.model`` that only one model has; applied again it changes nothing.
+
+    A model is its weights, as a cell's identity has them. A name that several have gets the shortest end of
+    their paths that differs, else the settings that differ, else a digest of the weights. A cell that failed
+    before its weights were identified is of the model that other cells found where its configuration says.
+    """
+    records, unfinished = list(records), list(unfinished)
+    items: list[Item] = [*records, *unfinished]
+    found = {canonical_json(_section(item)): model for item in items if (model := _model(item))}
+    models = [_model(item) or found.get(section := canonical_json(_section(item)), section) for item in items]
+    sharing: dict[str, dict[str, Item]] = defaultdict(dict)
+    for item, model in zip(items, models, strict=True):
+        sharing[item.cell.model].setdefault(model, item)
+    labels = {
+        (name, model): label
+        for name, members in sharing.items()
+        for model, label in _labels(name, members).items()
+    }
+    cells = [
+        item.cell.model_copy(update={"model": labels[item.cell.model, model]})
+        for item, model in zip(items, models, strict=True)
+    ]
+    return (
+        [record.model_copy(update={"cell": cell}) for record, cell in zip(records, cells, strict=False)],
+        [
+            dataclasses.replace(item, cell=cell)
+            for item, cell in zip(unfinished, cells[len(records) :], strict=True)
+        ],
+    )
+
+
+def own_name(record: RunRecord) -> str:
+    """What the user calls the model of a record, whatever its label."""
+    section = _section(record)
+    return str(section.get("name") or PurePath(section.get("path", "")).name or record.cell.model)
+
+
+def _section(item: Item) -> Mapping[str, Any]:
+    """What the configuration says of the model."""
+    section: Mapping[str, Any] = item.config.get("model", {})
+    return section
+
+
+def _weights(item: Item) -> Mapping[str, Any]:
+    """What identifies the weights; empty where that is not known."""
+    source = item if isinstance(item, RunRecord) else item.failure and item.failure.ref
+    weights: Mapping[str, Any] = source.identity.get("weights", {}) if source else {}
+    return weights
+
+
+def _model(item: Item) -> str:
+    """What stands for the weights: the digest of their file or folder, where there is one."""
+    weights = _weights(item)
+    digest: str | None = weights.get("sha256") or weights.get("folder")
+    return digest or (fingerprint(weights) if weights else "")
+
+
+def _labels(name: str, members: Mapping[str, Item]) -> dict[str, str]:
+    """A label for each of the models that are called ``name``, by model."""
+    if len(members) == 1:
+        return dict.fromkeys(members, name)
+    sections = [flatten(_section(item)) for item in members.values()]
+    labels = _by_path(name, [str(section.get("path", "")) for section in sections])
+    if len(set(labels)) == 1:
+        labels = _by_settings(name, sections)
+    met = Counter(labels)
+    return {
+        model: label if met[label] == 1 else f"{label} ({model[:DIGEST] if _weights(item) else 'unknown'})"
+        for (model, item), label in zip(members.items(), labels, strict=True)
+    }
+
+
+def _by_path(name: str, paths: Sequence[str]) -> list[str]:
+    """``a/model`` and ``b/model``; the name where there is no difference."""
+    parts = [PurePath(path).parts for path in paths]
+    different = len(set(parts))
+    for length in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(part[-length:]) for part in parts]
+        if different > 1 and len(set(ends)) == different:
+            return [end if end.split("/")[-1] == name else f"{name} ({end})" for end in ends]
+    return [name] * len(paths)
+
+
+def _by_settings(name: str, sections: Sequence[Mapping[str, Any]]) -> list[str]:
+    """``tiny (weight_seed=1)``; the name where there is no difference."""
+    keys = [
+        key
+        for key in dict.fromkeys(key for section in sections for key in section)
+        if key not in _NO_SETTING and len({canonical_json(section.get(key)) for section in sections}) > 1
+    ]
+    said = [", ".join(f"{key}={section.get(key)}" for key in keys) for section in sections]
+    return [f"{name} ({text})" if text else name for text in said]

@@ -1,0 +1,129 @@
+"""What tells two cells apart besides model, baseline, correction, bits and seed.
+
+Two different cells must never share a line of a table. Every configuration key whose value differs
+among the records becomes a label of its row (``group_size=64``), without a list of keys kept here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from q2n.records.fingerprint import canonical_json, flatten, relevant
+from q2n.records.store import RunRecord
+from q2n.report.tables.unfinished import Unfinished
+
+_LABELLED = {"model": "model", "baseline": "baseline", "q2n": "correction"}
+_IN_THE_COLUMN = frozenset({"bits", "seed"})
+_AXES = {"baseline.group_size": "group_size"}
+_GROUPS = {axis: key.partition(".")[0] for key, axis in _AXES.items()}
+_TARGET = "_target_"
+_ABSENT = "absent"
+
+
+class Settings(NamedTuple):
+    """Labels of one record. ``cell`` also describes the line without correction, ``correction`` does not."""
+
+    cell: tuple[str, ...]
+    correction: tuple[str, ...]
+
+
+def distinguishing(
+    records: Sequence[RunRecord | Unfinished], ignore: Collection[str] = (), absent: bool = False
+) -> list[Settings]:
+    """The labels of each record, in order.
+
+    A key of a group counts only among records that made the same choice for the group: that another
+    baseline has other fields is already said by its name.
+
+    Args:
+        records: the records of one table.
+        ignore: top-level keys to leave out (``evaluation``, which the columns' protocols tell apart).
+        absent: whether that a record lacks a key is a difference, too. Where an option does not read a field,
+            another one differs and says so.
+    """
+    leaves = [
+        {k: v for k, v in settings(record).items() if k.partition(".")[0] not in {*_IN_THE_COLUMN, *ignore}}
+        for record in records
+    ]
+    keys = sorted({key for tree in leaves for key in tree}, key=lambda key: (key.count("."), key))
+    shown: dict[str, dict[int, Any]] = {}
+    for key in keys:
+        values = _differing(key, leaves, records, absent)
+        if values and not _follows(values, records) and not _said_before(values, shown):
+            shown[key] = values
+    return [_labels(index, shown) for index in range(len(records))]
+
+
+def settings(record: RunRecord | Unfinished) -> dict[str, Any]:
+    """What was computed, by dotted key; the axis ``group_size`` goes by its own name, whichever key of the
+    configuration it came from."""
+    leaves = flatten(relevant(record.config))
+    return {_AXES.get(key, key): value for key, value in leaves.items()}
+
+
+def values_by_key(record: RunRecord) -> dict[str, Any]:
+    """What a figure or a protocol may ask of a record: its settings, and the axes of its cell."""
+    axes = {"bits": record.cell.bits, "group_size": record.cell.group_size}
+    return {**flatten(relevant(record.config)), **settings(record), **axes}
+
+
+def _differing(
+    key: str, leaves: list[dict[str, Any]], records: Sequence[RunRecord | Unfinished], absent: bool
+) -> dict[int, Any]:
+    """Value of ``key`` by record index, where records of the same context disagree on it."""
+    contexts: dict[str, list[int]] = defaultdict(list)
+    for index, (tree, record) in enumerate(zip(leaves, records, strict=True)):
+        contexts[_context(key, tree, record)].append(index)
+    found: dict[int, Any] = {}
+    for members in contexts.values():
+        there = {index: leaves[index][key] for index in members if key in leaves[index]}
+        values = {index: there.get(index, _ABSENT) for index in members} if absent else there
+        if len({canonical_json(value) for value in values.values()}) > 1:
+            found.update(values)
+    return found
+
+
+def _context(key: str, tree: dict[str, Any], record: RunRecord | Unfinished) -> str:
+    group = _GROUPS.get(key, key.partition(".")[0])
+    if group == key:
+        return ""
+    label = str(getattr(record.cell, _LABELLED[group])) if group in _LABELLED else ""
+    return label if key == f"{group}.{_TARGET}" else f"{label} {tree.get(f'{group}.{_TARGET}')}"
+
+
+def _follows(values: dict[int, Any], records: Sequence[RunRecord | Unfinished]) -> bool:
+    """Whether the key is an echo of bits or of the seed (``baseline.bits: ${bits}``)."""
+    return any(
+        all(
+            type(value) in (int, float) and value == getattr(records[index].cell, axis)
+            for index, value in values.items()
+        )
+        for axis in _IN_THE_COLUMN
+    )
+
+
+def _said_before(values: dict[int, Any], shown: dict[str, dict[int, Any]]) -> bool:
+    """Whether a shorter key already says the same of the same records (``group_size`` and its echoes)."""
+    return any(
+        all(index in earlier and earlier[index] == value for index, value in values.items())
+        for earlier in shown.values()
+    )
+
+
+def _labels(index: int, shown: dict[str, dict[int, Any]]) -> Settings:
+    cell: list[str] = []
+    correction: list[str] = []
+    for key, values in shown.items():
+        if index in values:
+            side = correction if key.startswith("q2n.") else cell
+            side.append(_label(key, values[index]))
+    return Settings(tuple(cell), tuple(correction))
+
+
+def _label(key: str, value: Any) -> str:
+    text = value if isinstance(value, str) else canonical_json(value)
+    if key.endswith(f".{_TARGET}"):
+        return f"{key.removesuffix(f'.{_TARGET}')}={text.rpartition('.')[2]}"
+    return f"{key}={text}"

@@ -1,0 +1,72 @@
+"""What a person sees while a cell runs: one bar with block, stage and time left, on standard error."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import ClassVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from q2n.runtime import signals as interruption
+
+LOGGER = logging.getLogger(__name__)
+"""Told of every step that begins."""
+_NOTES = logging.getLogger("q2n.notes")
+
+
+class CellProgress:
+    """A context manager: the cell's title on a line that stays, below it one bar for the phase at work."""
+
+    bars: ClassVar[bool] = True
+    """False in workers, several of which may share a terminal."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._bar = Progress(
+            TextColumn("{task.description:9}", style="bold", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[stage]:25}", markup=False),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not self.bars,
+        )
+        self._task = self._bar.add_task("", total=1.0, stage="")
+        self._phase = self._stage = ""
+
+    def __enter__(self) -> CellProgress:
+        self.note(self._title)
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        _NOTES.info("%s", text)
+        self._bar.console.print(text, markup=False, highlight=False)
+
+    def begin(self, phase: str) -> None:
+        """A new phase (``quantize``): the bar starts again."""
+        self._bar.reset(self._task, description=phase, total=1.0, stage="")
+        self._phase, self._stage = phase, ""
+        LOGGER.info("%s", phase)
+
+    def advance(self, fraction: float, stage: str) -> None:
+        """``fraction`` of the phase is done; ``stage`` (``block 3/30 mlp.down``) is what comes now.
+
+        Raises:
+            Interrupted: a signal came, and its own exception was lost in a callback.
+        """
+        interruption.check()
+        self._bar.update(self._task, completed=fraction, stage=stage)
+        if stage != self._stage:
+            self._stage = stage
+            LOGGER.info("%s: %s", self._phase, stage)
