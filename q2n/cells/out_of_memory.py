@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from q2n.exceptions import OutOfMemoryError
-from q2n.plan.machine import device_memory, host_memory
+from q2n.plan.fit import advice, device_memory, host_memory, size
 from q2n.plan.memory import predict
-from q2n.plan.remedies import advice, size
 from q2n.plan.workload import workload
 
 if TYPE_CHECKING:

@@ -1,4 +1,5 @@
-"""Peak memory of a cell, from sizes alone: what is there all the time, and the largest of its phases.
+"""Peak memory of a cell, from sizes alone: what is there all the time, and the largest of its phases; and the
+room it needs on disk.
 
 Every term is a formula with its reason; the constants were fitted to measured peaks (docs/sweeps.md says on
 what, and how near the predictions came). All sizes are in bytes.
@@ -8,8 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from q2n.plan.workload import Text, Windows, Workload
+from q2n.plan.workload import Corpus, Windows, Workload
+
+if TYPE_CHECKING:
+    from q2n.config import RunConfig
 
 BASE = 510e6
 """The interpreter with torch, transformers, numba and the model's code, before any weight (440 MB), and
@@ -34,6 +39,8 @@ GRAM_COPIES = 4
 its parts on the way (as one)."""
 SPECTRUM_COPIES = 4
 """Float64 matrices of an eigendecomposition: matrix, vectors, workspace of twice that."""
+RECORD = 200e3
+"""A record and a log on disk, about."""
 LOADING = "loading"
 
 
@@ -53,9 +60,7 @@ class Memory:
     @property
     def needed(self) -> int:
         """What must be there: the pages of a file that is being copied count in the peak, but can leave."""
-        return round(
-            sum(self.base.values()) + max(self.phases[name] for name in self.phases if name != LOADING)
-        )
+        return round(sum(self.base.values()) + self.phases[self.phase])
 
     @property
     def phase(self) -> str:
@@ -108,19 +113,17 @@ def _loading(work: Workload) -> float:
     return work.shapes.parameters * 4.0
 
 
-def _tokenizing(text: Text) -> float:
+def _tokenizing(text: Corpus) -> float:
     return PER_CHARACTER * text.characters + PER_TOKEN * text.tokens
 
 
 def _calibration(work: Workload, on_host: bool) -> float:
     """Activations of all sequences that wait for the next stage (the block's input, the residual stream
     inside it, the widest input of a group), and one micro-batch on its way through the MLP."""
-    shapes, element = work.shapes, work.element
-    waiting = work.tokens * element * (3 * shapes.hidden + shapes.intermediate)
     if not on_host:
-        return 0.0 if work.on_disk else work.tokens * element * 2.0 * shapes.hidden
+        return 0.0 if work.on_disk else work.tokens * work.element * 2.0 * work.shapes.hidden
     flying = _batch(work, work.micro_batch, work.length)
-    return flying + (0.0 if work.on_disk else waiting)
+    return flying + (0.0 if work.on_disk else work.waiting)
 
 
 def _batch(work: Workload, batch: int, length: int) -> float:
@@ -168,7 +171,21 @@ def _kept(work: Workload) -> float:
 def _device(work: Workload, evaluation: float) -> float:
     """One block with all activations and its solver, or the head with the evaluation's windows."""
     block = work.element * work.shapes.block_weights
-    waiting = work.tokens * work.element * (3 * work.shapes.hidden + work.shapes.intermediate)
     flying = _batch(work, work.micro_batch, work.length)
     head = work.element * work.shapes.embedding_weights
-    return max(block + waiting + flying + _solving(work), head + max(evaluation, block))
+    return max(block + work.waiting + flying + _solving(work), head + max(evaluation, block))
+
+
+def disk(work: Workload, config: RunConfig) -> float:
+    """Bytes on disk at most at one time: record and log, the checkpoint (finished blocks and the activations
+    of the next one), finished blocks of a streamed model, activations that are kept in files."""
+    shapes = work.shapes
+    saves = config.scalars.checkpoint_every != 0
+    total = RECORD
+    if saves or work.streamed:
+        total += work.element * shapes.num_blocks * shapes.block_weights
+    if saves:
+        total += work.element * work.tokens * shapes.hidden
+    if work.on_disk:
+        total += work.waiting
+    return total

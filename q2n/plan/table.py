@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from q2n.exceptions import Q2NError, RecordError
-from q2n.plan.disk import disk
-from q2n.plan.fit import misfit
-from q2n.plan.machine import device_memory, host_memory
-from q2n.plan.memory import Memory, predict
-from q2n.plan.remedies import GIB, advice, fits, size
+from q2n.plan.fit import GIB, advice, device_memory, host_memory, misfit, shortages, size
+from q2n.plan.memory import Memory, disk, predict
 from q2n.plan.time import Duration, Past, duration, read_past
 from q2n.plan.workload import workload
 from q2n.records import failure as failures
@@ -48,10 +45,7 @@ class Planned:
 
 def plan(cells: Sequence[RunConfig]) -> list[Planned]:
     """What would become of each cell."""
-    past: dict[str, list[Past]] = {}
-    for config in cells:
-        folder = config.scalars.results_dir
-        past.setdefault(folder, read_past(folder) if folder not in past else [])
+    past = {folder: read_past(folder) for folder in {config.scalars.results_dir for config in cells}}
     return [_planned(config, past[config.scalars.results_dir]) for config in cells]
 
 
@@ -69,6 +63,7 @@ def _planned(config: RunConfig, past: Sequence[Past]) -> Planned:
     except Q2NError as error:
         return Planned(config.ref(), State.CANNOT_RUN, f"{type(error).__name__}: {error}")
     memory, there = predict(work), (host_memory(), device_memory(work.device))
+    lacking = shortages(memory, *there)
     return Planned(
         ref,
         state,
@@ -76,18 +71,8 @@ def _planned(config: RunConfig, past: Sequence[Past]) -> Planned:
         memory,
         disk(work, config),
         duration(config, work, hardware, past),
-        "" if fits(memory, *there) else _too_large(memory, there, advice(work, *there)),
+        f"needs {' and '.join(lacking)}; {advice(work, *there)}" if lacking else "",
     )
-
-
-def _too_large(memory: Memory, there: tuple[int | None, int | None], help_: str) -> str:
-    host, device = there
-    parts = []
-    if host is not None and memory.needed > host:
-        parts.append(f"{size(memory.needed)} of memory (most in: {memory.phase}), and there are {size(host)}")
-    if device is not None and memory.device is not None and memory.device > device:
-        parts.append(f"{size(memory.device)} of the device's memory, and there are {size(device)}")
-    return f"needs {' and '.join(parts)}; {help_}"
 
 
 def _state(config: RunConfig, ref: CellRef) -> tuple[State, str]:

@@ -92,9 +92,9 @@ def rate(device: str) -> float:
 
 
 def _like(config: Mapping[str, Any], hardware: Mapping[str, str]) -> tuple[str, ...]:
-    targets = (json.dumps(config["model"], sort_keys=True), config["baseline"]["_target_"])
     return (
-        *targets,
+        json.dumps(config["model"], sort_keys=True),
+        config["baseline"]["_target_"],
         config["q2n"]["_target_"],
         config["calibration"]["stages"],
         *map(str, hardware.values()),

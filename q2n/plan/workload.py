@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from q2n.evaluation.composite import Composite
@@ -32,7 +33,7 @@ CHARACTERS_A_TOKEN = 4.5
 
 
 @dataclass(frozen=True)
-class Text:
+class Corpus:
     """A text that is cut into tokens as a whole."""
 
     name: str
@@ -72,45 +73,50 @@ class Workload:
     streamed: bool
     streamable: bool
     corrected: tuple[int, ...]
-    calibration_text: Text
-    evaluation_texts: tuple[Text, ...]
+    calibration_text: Corpus
+    evaluation_texts: tuple[Corpus, ...]
     windows: tuple[Windows, ...]
 
     @property
     def tokens(self) -> int:
         return self.sequences * self.length
 
+    @property
+    def waiting(self) -> int:
+        """Bytes of all sequences' activations between two stages of a block: its input, the residual stream
+        inside it, and the input and output of its widest group."""
+        return self.element * self.tokens * (3 * self.shapes.hidden + self.shapes.intermediate)
+
 
 def workload(config: RunConfig, shapes: ModelShapes, hardware: dict[str, str]) -> Workload:
     """The workload of a cell on ``hardware`` (``device``, ``dtype``)."""
-    calibration = config.calibration
+    calibration, streaming = config.calibration, config.scalars.streaming
     sequences = calibration.nsamples + config.heldout
-    bytes_as_tokens = isinstance(config.model, TinyModel)
+    element = ELEMENT[hardware["dtype"]]
+    tiny = isinstance(config.model, TinyModel)  # not read from a file; its tokens are bytes
+    large = (
+        not tiny and streaming == "auto" and element * shapes.parameters > MEMORY_SHARE * available_memory()
+    )
     name = getattr(calibration.source(), "name", "")
-    parts = list(_parts(config.evaluation))
-    texts = [
-        _text(dataset, "evaluation", part.windows * part.seqlen, bytes_as_tokens)
-        for part in parts
-        for dataset in part.datasets
-    ]
+    measured = [(part, dataset) for part in _parts(config.evaluation) for dataset in part.datasets]
+    texts = [_text(dataset, "evaluation", part.windows * part.seqlen, tiny) for part, dataset in measured]
     return Workload(
         shapes=shapes,
-        element=ELEMENT[hardware["dtype"]],
+        element=element,
         device=hardware["device"],
         sequences=sequences,
         length=calibration.seqlen,
         micro_batch=min(calibration.batch_size or sequences, sequences),
         forwards=2 if calibration.stages != "true_sequential" else 1,
         on_disk=calibration.activations == "disk",
-        streamed=_is_streamed(config, shapes, ELEMENT[hardware["dtype"]]),
-        streamable=not isinstance(config.model, TinyModel),
+        streamed=streaming == "on" or large,
+        streamable=not tiny,
         corrected=_corrected(config, shapes),
-        calibration_text=_text(name, "calibration", sequences * calibration.seqlen, bytes_as_tokens),
+        calibration_text=_text(name, "calibration", sequences * calibration.seqlen, tiny),
         evaluation_texts=tuple(dict.fromkeys(texts)),
         windows=tuple(
             Windows(part.windows or 1000, part.seqlen, part.batch_size, isinstance(part, Divergence))
-            for part in parts
-            for _ in part.datasets
+            for part, _ in measured
         ),
     )
 
@@ -124,16 +130,10 @@ def _parts(evaluation: Evaluation) -> Iterator[WindowedText]:
         yield evaluation
 
 
-def _text(name: str, split: str, needed: int, bytes_as_tokens: bool) -> Text:
+def _text(name: str, split: str, needed: int, bytes_as_tokens: bool) -> Corpus:
     characters = TEXTS.get((name, split), int(needed * CHARACTERS_A_TOKEN))
     tokens = characters if bytes_as_tokens else int(characters / CHARACTERS_A_TOKEN)
-    return Text(f"{name} {split}", characters, tokens)
-
-
-def _is_streamed(config: RunConfig, shapes: ModelShapes, element: int) -> bool:
-    if config.scalars.streaming != "auto" or isinstance(config.model, TinyModel):
-        return config.scalars.streaming == "on"
-    return element * shapes.parameters > MEMORY_SHARE * available_memory()
+    return Corpus(f"{name} {split}", characters, tokens)
 
 
 def _corrected(config: RunConfig, shapes: ModelShapes) -> tuple[int, ...]:
@@ -141,11 +141,9 @@ def _corrected(config: RunConfig, shapes: ModelShapes) -> tuple[int, ...]:
     if not config.correction.requires:
         return ()
     skip = getattr(config.correction, "skip", ["*down_proj"])
-    widths = {columns for name, (_, columns) in shapes.linears.items() if not _matches(name, skip)}
+    widths = {
+        columns
+        for name, (_, columns) in shapes.linears.items()
+        if not any(fnmatchcase(name, pattern) for pattern in skip)
+    }
     return tuple(sorted(widths))
-
-
-def _matches(name: str, patterns: list[str]) -> bool:
-    from fnmatch import fnmatchcase
-
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import re
 import subprocess
 import sys
 
@@ -18,9 +19,8 @@ from q2n.command.preflight import preflight
 from q2n.exceptions import OutOfMemoryError
 from q2n.models.shapes import ModelShapes
 from q2n.pipeline import cell
-from q2n.plan import machine, remedies, table, time
-from q2n.plan.disk import disk
-from q2n.plan.memory import predict
+from q2n.plan import fit, table, time
+from q2n.plan.memory import disk, predict
 from q2n.plan.workload import workload
 from q2n.records import failure, lease
 from q2n.records import store as record
@@ -97,10 +97,10 @@ def test_more_of_anything_takes_no_less(tmp_path):
 def test_remedies_are_settings_that_fit_and_one_is_named_in_the_plan(tmp_path, monkeypatch):
     _, work = large(tmp_path, "calibration.nsamples=128", "calibration.seqlen=2048")
     room = int(0.8 * predict(work).needed)
-    assert not remedies.fits(predict(work), room, None)
-    found = remedies.remedies(work, room, None)
-    assert any(item.startswith("streaming=on") for item in found)
-    assert "no setting makes it fit" in remedies.advice(work, 2**20, None)
+    assert fit.shortages(predict(work), room, None)
+    assert not fit.shortages(predict(work), room * 2, None)
+    assert re.match(r"what would make it fit: (.* or )?streaming=on \(", fit.advice(work, room, None))
+    assert "no setting makes it fit" in fit.advice(work, 2**20, None)
     (tiny,) = cells(tmp_path, "model=tiny_llama", "group_size=32", "calibration=news")
     monkeypatch.setattr(table, "host_memory", lambda: 2**20)
     (planned,) = table.plan([tiny])
@@ -183,13 +183,13 @@ def test_what_auto_means_is_found_without_torch_as_with_it():
 
 
 def test_the_memory_of_the_machine_is_known_and_a_group_may_have_less(monkeypatch):
-    whole = machine.host_memory()
+    whole = fit.host_memory()
     assert whole is not None
     assert 2**28 < whole < 2**50
-    monkeypatch.setattr(machine, "_group_limits", lambda: [2**27])
-    assert machine.host_memory() == 2**27
+    monkeypatch.setattr(fit, "_group_limits", lambda: [2**27])
+    assert fit.host_memory() == 2**27
     assert hardware.available_memory() <= whole
-    assert machine.device_memory("cpu") is None
+    assert fit.device_memory("cpu") is None
 
 
 def _allocation():
