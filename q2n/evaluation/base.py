@@ -1,19 +1,22 @@
-"""What an option of the config group ``evaluation`` can do."""
+"""What an option of the config group ``evaluation`` can do, and the arithmetic of its metrics, which may be
+beyond the range of floats."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from q2n.data.text import TokenSet
+from q2n.models.outline import Outline
+from q2n.records.schema import Metric
 
 if TYPE_CHECKING:
     import torch
 
-    from q2n.data.text import TokenSet
     from q2n.models.loading import LoadedModel
-    from q2n.models.outline import Outline
-    from q2n.records.schema import Metric
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,34 @@ class Evaluation(ABC):
             DataError: too little text.
             NumericalError: what the unquantized model outputs is not a number.
         """
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error (``s / sqrt(n)``, ``s`` with ``n - 1``); None for fewer than two values,
+    or where one or the spread is not finite."""
+    if not all(map(math.isfinite, values)):
+        return sum(values) / len(values), None
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    try:
+        variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    except OverflowError:
+        return mean, None
+    return mean, math.sqrt(variance / len(values))
+
+
+def within_range(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function, infinite where it is beyond the range of floats."""
+
+    def tolerant(argument: Any) -> Any:
+        try:
+            return function(argument)
+        except OverflowError:
+            return math.inf
+
+    return tolerant
+
+
+exp: Callable[[float], float] = within_range(math.exp)
+expm1: Callable[[float], float] = within_range(math.expm1)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from q2n.data.text import TokenSet
 from q2n.evaluation.base import Evaluation, EvaluationContext
+from q2n.models.outline import Outline
 from q2n.options import build, option
-
-if TYPE_CHECKING:
-    from q2n.data.text import TokenSet
-    from q2n.models.outline import Outline
-    from q2n.records.schema import Metric
+from q2n.records.schema import Metric
 
 
 def _built(sections: Any) -> Any:
@@ -32,28 +30,25 @@ class Composite(Evaluation):
     """Evaluations by a name that is only used to override their keys."""
 
     def identity(self) -> dict[str, Any]:
-        return {name: part.identity() for name, part in self._items()}
+        return {name: part.identity() for name, part in self.parts.items()}
 
     def prepare(self, cache_dir: str | None) -> None:
-        for _, part in self._items():
+        for part in self.parts.values():
             part.prepare(cache_dir)
 
     def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
-        return [text for _, part in self._items() for text in part.examine(outline, cache_dir)]
+        return [text for part in self.parts.values() for text in part.examine(outline, cache_dir)]
 
     def keep(self, context: EvaluationContext, identity: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: part.keep(context, identity) for name, part in self._items()}
+        return {name: part.keep(context, identity) for name, part in self.parts.items()}
 
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
         kept = context.kept or {}
         metrics: list[Metric] = []
-        for index, (name, part) in enumerate(self._items()):
+        for index, (name, part) in enumerate(self.parts.items()):
             progress = _share(context.progress, index, len(self.parts))
             metrics += part.evaluate(replace(context, kept=kept.get(name), progress=progress))
         return metrics
-
-    def _items(self) -> Iterator[tuple[str, Evaluation]]:
-        yield from self.parts.items()
 
 
 def _share(progress: Callable[[float, str], None], index: int, parts: int) -> Callable[[float, str], None]:

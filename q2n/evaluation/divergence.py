@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from q2n.evaluation.base import EvaluationContext
-from q2n.evaluation.windows import WindowedText
+from q2n.evaluation.base import EvaluationContext, mean_and_stderr
+from q2n.evaluation.windows import WindowedText, defined
 from q2n.exceptions import NumericalError
 from q2n.options import option
+from q2n.records.schema import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from q2n.evaluation.original import Original
+    from q2n.evaluation.reference import Original
     from q2n.models.adapter import ModelAdapter
-    from q2n.records.schema import EvaluationProtocol, Metric
 
 HEAD_ROWS = 256
 """Tokens whose two rows of logits exist at the same time."""
@@ -48,7 +48,7 @@ class Divergence(WindowedText):
 
     def keep(self, context: EvaluationContext, identity: Mapping[str, Any]) -> dict[str, Original]:
         """The unquantized model's last hidden states on every window, and its head."""
-        from q2n.evaluation.original import Original, kept_states
+        from q2n.evaluation.reference import Original, kept_states
 
         # Cloned: a rewrite of the model (a rotation, a folded norm) changes the head in place.
         head = context.loaded.adapter.lm_head.weight.detach().clone()
@@ -77,40 +77,24 @@ class Divergence(WindowedText):
         text = self.text(context, dataset)
         states = self.states(context, text, dataset, "divergence")
         found = divergences(context.kept[dataset], context.loaded.adapter, states)
-        undefined = sum(map(math.isnan, found.kl))
-        kl = [math.inf if math.isnan(value) else value for value in found.kl]
-        protocol = self.protocol(context, text, dataset)
-        seconds = time.perf_counter() - began
-        common = {"tokens": text.tokens.numel(), "seconds": seconds, "undefined": undefined}
-        yield _metric("kl_divergence", "nats", kl, True, protocol, common)
-        yield _metric("top1_agreement", "share", found.agreement, False, protocol, common)
-
-
-def _metric(
-    name: str,
-    unit: str,
-    values: list[float],
-    lower_is_better: bool,
-    protocol: EvaluationProtocol,
-    common: Mapping[str, Any],
-) -> Metric:
-    from q2n.evaluation.spread import mean_and_stderr
-    from q2n.records.schema import Metric
-
-    value, stderr = mean_and_stderr(values)
-    return Metric(
-        name=name,
-        dataset=protocol.dataset,
-        value=value,
-        unit=unit,
-        count=len(values),
-        lower_is_better=lower_is_better,
-        difference="unit",
-        protocol=protocol,
-        per_window=tuple(values),
-        stderr=stderr,
-        **common,
-    )
+        kl, undefined = defined(found.kl, context.quantized, f"divergence on {dataset}")
+        fields = self.fields(context, text, dataset, began)
+        for name, unit, values, lower_is_better in (
+            ("kl_divergence", "nats", kl, True),
+            ("top1_agreement", "share", found.agreement, False),
+        ):
+            value, stderr = mean_and_stderr(values)
+            yield Metric(
+                name=name,
+                value=value,
+                unit=unit,
+                lower_is_better=lower_is_better,
+                difference="unit",
+                per_window=tuple(values),
+                stderr=stderr,
+                undefined=undefined,
+                **fields,
+            )
 
 
 def divergences(original: Original, adapter: ModelAdapter, states: Tensor) -> Divergences:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from q2n.evaluation.base import EvaluationContext
-from q2n.evaluation.spread import exp
-from q2n.evaluation.windows import WindowedText
-from q2n.exceptions import NumericalError
+from q2n.evaluation.base import EvaluationContext, exp
+from q2n.evaluation.windows import WindowedText, defined
 from q2n.options import option
+from q2n.records.schema import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from q2n.models.adapter import ModelAdapter
-    from q2n.records.schema import Metric
 
 HEAD_ROWS = 128
 """Tokens whose logits exist at the same time: few enough for the processor's cache."""
@@ -59,12 +56,11 @@ class Perplexity(WindowedText):
         return [self._measure(context, name) for name in self.datasets]
 
     def _measure(self, context: EvaluationContext, dataset: str) -> Metric:
-        from q2n.records.schema import Metric
-
         began = time.perf_counter()
         text = self.text(context, dataset)
         states = self.states(context, text, dataset)
-        counted = self._counted(len(text.tokens))
+        every = self.seqlen - 1
+        counted = [every] + [min(every, self.step)] * (len(text.tokens) - 1)
         losses = [
             window_loss(context.loaded.adapter, hidden[-count - 1 :], ids[-count - 1 :].to(hidden.device))
             for hidden, ids, count in zip(states, text.tokens, counted, strict=True)
@@ -73,42 +69,15 @@ class Perplexity(WindowedText):
         total = math.fsum(loss * count for loss, count in zip(losses, counted, strict=True))
         return Metric(
             name="perplexity",
-            dataset=dataset,
             value=exp(total / sum(counted)),
             unit="perplexity",
-            count=len(losses),
             lower_is_better=True,
             difference="ratio",
-            protocol=self.protocol(context, text, dataset),
             per_window=tuple(losses),
             weights=tuple(counted) if len(set(counted)) > 1 else (),
-            tokens=text.tokens.numel(),
-            seconds=time.perf_counter() - began,
             undefined=undefined,
+            **self.fields(context, text, dataset, began),
         )
-
-    def _counted(self, windows: int) -> list[int]:
-        """Predictions of each window that count."""
-        every = self.seqlen - 1
-        return [every] + [min(every, self.step)] * (windows - 1)
-
-
-def defined(losses: Sequence[float], quantized: bool, what: str) -> tuple[list[float], int]:
-    """Losses, infinite where the model's output is not a number, and how many of them these are.
-
-    Args:
-        quantized: whether it is the quantized model's output: a result, which took long to get.
-
-    Raises:
-        NumericalError: it is the unquantized model's.
-    """
-    undefined = sum(map(math.isnan, losses))
-    if undefined and not quantized:
-        raise NumericalError(
-            f"{what}: the unquantized model's output is not a number on {undefined} of {len(losses)} "
-            "windows; use dtype=float32 or bfloat16, or look at the model's weights"
-        )
-    return [math.inf if math.isnan(loss) else loss for loss in losses], undefined
 
 
 def window_loss(adapter: ModelAdapter, states: Tensor, ids: Tensor) -> float:

@@ -1,12 +1,21 @@
-"""The unquantized model's metrics, measured once a protocol and kept in the cache folder."""
+"""What the cache folder keeps of the unquantized model: its metrics, measured once per protocol, and what a
+quantized model is compared with token by token.
+
+Log-probabilities of all tokens would take gigabytes; the last hidden states and the head, from which they
+follow exactly, take a hundredth of that.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from q2n.data.cache import cache_root, kept
 from q2n.evaluation.base import Evaluation, EvaluationContext
@@ -14,9 +23,24 @@ from q2n.records.fingerprint import fingerprint, plain
 from q2n.records.reuse import Ledger
 from q2n.records.schema import Metric
 from q2n.records.source_code import CHECKOUT, targets
-from q2n.runtime.files import write_json_atomic
+from q2n.runtime.files import write_atomic, write_json_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _METRICS = TypeAdapter(list[Metric])
+
+
+@dataclass(frozen=True)
+class Original:
+    """``states`` ``(n, T, D)``: normalised outputs of the last block; ``head`` ``(V, D)``: its weight."""
+
+    states: Tensor
+    head: Tensor
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """``(m, V)`` of states ``(m, D)``, as the unquantized model computes them."""
+        return torch.nn.functional.linear(rows, self.head.to(rows.device))
 
 
 def reference_metrics(
@@ -35,6 +59,32 @@ def reference_metrics(
     metrics = evaluation.evaluate(context)
     kept(lambda: write_json_atomic(path, [plain(metric.model_dump()) for metric in metrics]))
     return metrics
+
+
+def kept_states(
+    context: EvaluationContext,
+    identity: Mapping[str, Any],
+    key: Mapping[str, Any],
+    compute: Callable[[], Tensor],
+) -> Tensor:
+    """The unquantized model's last hidden states ``(n, T, D)`` on some windows, from the cache folder if they
+    are there.
+
+    Args:
+        key: what, beside model, code, libraries and hardware, decides the states.
+        compute: called if the cache has no such states.
+    """
+    whole = reference_identity(identity)
+    relevant = {name: part for name, part in whole.items() if name not in ("evaluation", "data")}
+    folder = cache_root(context.cache_dir) / "original" / fingerprint({**relevant, **key})
+    path = folder / "states.safetensors"
+    try:
+        return load_file(path)["states"]
+    except (OSError, KeyError, SafetensorError):
+        pass  # not there, or damaged: computed and written anew
+    states = compute().cpu().contiguous()
+    kept(lambda: write_atomic(path, lambda file: save_file({"states": states}, file)))
+    return states
 
 
 def reference_identity(identity: Mapping[str, Any]) -> dict[str, Any]:

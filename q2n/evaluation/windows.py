@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from q2n.data.hub import Variant
+from q2n.data.sources import HUB_PATHS, text_source
+from q2n.data.text import RULE, TextSource, TokenSet, evaluation_windows
 from q2n.evaluation.base import Evaluation, EvaluationContext
+from q2n.exceptions import NumericalError
+from q2n.models.outline import Outline, context_length
 from q2n.options import ReadIf, option
+from q2n.records.schema import EvaluationProtocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from q2n.data.text import TextSource, TokenSet
     from q2n.models.adapter import ModelAdapter
-    from q2n.models.outline import Outline
-    from q2n.records.schema import EvaluationProtocol
 
 
 @option
@@ -49,8 +53,6 @@ class WindowedText(Evaluation):
         return self.seqlen
 
     def identity(self) -> dict[str, Any]:
-        from q2n.data.text import RULE
-
         return {name: {**self._source(name).identity(), "windowing": RULE} for name in self.datasets}
 
     def text(self, context: EvaluationContext, dataset: str) -> TokenSet:
@@ -65,11 +67,12 @@ class WindowedText(Evaluation):
         return [self._text(name, outline.tokenizer, cache_dir) for name in self.datasets]
 
     def _text(self, dataset: str, tokenizer: PreTrainedTokenizerBase, cache_dir: str | None) -> TokenSet:
-        from q2n.data.text import evaluation_windows
-
         source = self._source(dataset, cache_dir)
         stride = None if self.step == self.seqlen else self.step
         return evaluation_windows(source, tokenizer, self.seqlen, self.windows, self.bos, stride)
+
+    def _source(self, name: str, cache_dir: str | None = None) -> TextSource:
+        return text_source(name, cache_dir=cache_dir, variant=self.variant, paths=self.paths)
 
     def states(self, context: EvaluationContext, text: TokenSet, dataset: str, what: str = "") -> Tensor:
         """:func:`last_hidden_states` on the windows; ``what`` is said of the progress before the data set."""
@@ -82,13 +85,13 @@ class WindowedText(Evaluation):
             context.loaded.adapter, text.tokens, self.batch_size, context.device, progress
         )
 
-    def protocol(self, context: EvaluationContext, text: TokenSet, dataset: str) -> EvaluationProtocol:
-        from q2n.data.sources import HUB_PATHS
-        from q2n.models.outline import context_length
-        from q2n.records.schema import EvaluationProtocol
-
+    def fields(
+        self, context: EvaluationContext, text: TokenSet, dataset: str, began: float
+    ) -> dict[str, Any]:
+        """Fields of a metric that follow from where it was measured: data set, protocol, count, tokens, and
+        the seconds since ``began`` (of :func:`time.perf_counter`)."""
         positions = context_length(context.loaded.adapter.model.config)
-        return EvaluationProtocol(
+        protocol = EvaluationProtocol(
             dataset=dataset,
             text_sha256=text.text_sha256,
             tokenizer=context.loaded.tokenizer_sha256,
@@ -101,11 +104,31 @@ class WindowedText(Evaluation):
             variant=self.variant if dataset in HUB_PATHS else "",
             positions=positions if positions and self.seqlen > positions else None,
         )
+        return {
+            "dataset": dataset,
+            "protocol": protocol,
+            "count": len(text.tokens),
+            "tokens": text.tokens.numel(),
+            "seconds": time.perf_counter() - began,
+        }
 
-    def _source(self, name: str, cache_dir: str | None = None) -> TextSource:
-        from q2n.data.sources import text_source
 
-        return text_source(name, cache_dir=cache_dir, variant=self.variant, paths=self.paths)
+def defined(losses: Sequence[float], quantized: bool, what: str) -> tuple[list[float], int]:
+    """Losses, infinite where the model's output is not a number, and how many of them these are.
+
+    Args:
+        quantized: whether it is the quantized model's output: a result, which took long to get.
+
+    Raises:
+        NumericalError: it is the unquantized model's.
+    """
+    undefined = sum(map(math.isnan, losses))
+    if undefined and not quantized:
+        raise NumericalError(
+            f"{what}: the unquantized model's output is not a number on {undefined} of {len(losses)} "
+            "windows; use dtype=float32 or bfloat16, or look at the model's weights"
+        )
+    return [math.inf if math.isnan(loss) else loss for loss in losses], undefined
 
 
 def last_hidden_states(

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from q2n.evaluation.spread import exp, mean_and_stderr
+from q2n.evaluation.base import EvaluationContext, exp, mean_and_stderr
 from q2n.exceptions import NumericalError
 from q2n.records.fingerprint import canonical_json
 from q2n.records.schema import Metric, TaskProtocol
 
 if TYPE_CHECKING:
-    from q2n.evaluation.base import EvaluationContext
     from q2n.evaluation.harness.model import HarnessModel
     from q2n.evaluation.harness.tasks import Loaded
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+from q2n.evaluation.base import within_range
 from q2n.evaluation.harness.surroundings import local_data, quiet_harness, same_draws
 from q2n.exceptions import ConfigurationError, DataError
 from q2n.options import did_you_mean
@@ -225,18 +225,6 @@ def lengths(
             )
             found += map(reader.length, task.instances)
     return tuple(length for length in found if length is not None)
-
-
-def within_range(aggregate: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """lm-eval's aggregation of a score, infinite where it is beyond the range of floats."""
-
-    def tolerant(items: Any) -> Any:
-        try:
-            return aggregate(items)
-        except OverflowError:
-            return math.inf
-
-    return tolerant
 
 
 def _is_file(spec: str) -> bool:

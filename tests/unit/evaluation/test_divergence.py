@@ -6,7 +6,7 @@ from helpers.runs import tiny, tokens
 
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.divergence import HEAD_ROWS, Divergence, divergences
-from q2n.evaluation.original import Original
+from q2n.evaluation.reference import Original
 from q2n.evaluation.windows import last_hidden_states
 
 CPU = torch.device("cpu")

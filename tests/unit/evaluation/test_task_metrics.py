@@ -5,8 +5,8 @@ import math
 import pytest
 from helpers.records import make_metric, make_protocol, make_record
 
+from q2n.evaluation.base import mean_and_stderr
 from q2n.evaluation.harness.results import _parts
-from q2n.evaluation.spread import mean_and_stderr
 from q2n.records import store as records
 from q2n.records.schema import Metric, TaskProtocol
 

@@ -14,13 +14,12 @@ from q2n.cells.objective import objective
 from q2n.cells.run import run_cell
 from q2n.cli import CONFIG_DIR
 from q2n.command.preflight import preflight
-from q2n.evaluation.base import EvaluationContext
+from q2n.evaluation.base import EvaluationContext, exp, expm1, mean_and_stderr
 from q2n.evaluation.divergence import Divergence, divergences
 from q2n.evaluation.harness import Harness
 from q2n.evaluation.harness.model import HarnessModel
-from q2n.evaluation.original import Original
 from q2n.evaluation.perplexity import Perplexity
-from q2n.evaluation.spread import exp, expm1, mean_and_stderr
+from q2n.evaluation.reference import Original
 from q2n.evaluation.windows import last_hidden_states
 from q2n.exceptions import NumericalError
 from q2n.models.spec import TinyModel
