@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from q2n.config import RunConfig
 from q2n.exceptions import UnsupportedError
 from q2n.models.shapes import Skeleton
 from q2n.plan.memory import Memory, predict
 from q2n.plan.workload import Workload
-
-if TYPE_CHECKING:
-    from q2n.config import RunConfig
 
 GIB = 2**30
 
@@ -51,24 +50,18 @@ def device_memory(device: str) -> int | None:
     return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
 
 
-def _group_limits() -> list[int]:
+def _group_limits() -> Iterator[int]:
     """Limits of this process's control group and of those above it (Linux, version 2), or version 1's."""
     root = Path("/sys/fs/cgroup")
     try:
-        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition("::")[2].strip().lstrip("/")
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition("::")[2].strip()
     except OSError:
-        return []
-    folders = [root / own, *(root / own).parents] if own else [root]
-    files = [folder / "memory.max" for folder in folders if folder.is_relative_to(root)]
-    limits = []
+        return  # not Linux
+    group = root / own.lstrip("/")
+    files = [folder / "memory.max" for folder in (group, *group.parents) if folder.is_relative_to(root)]
     for file in (*files, root / "memory" / "memory.limit_in_bytes"):
-        try:
-            text = file.read_text(encoding="utf-8").strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < 2**60:
-            limits.append(int(text))
-    return limits
+        with suppress(OSError, ValueError):  # no such group here; "max": no limit
+            yield int(file.read_text(encoding="utf-8"))
 
 
 def shortages(memory: Memory, host: int | None, device: int | None) -> list[str]:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from q2n.config import RunConfig
 from q2n.plan.workload import Corpus, Windows, Workload
-
-if TYPE_CHECKING:
-    from q2n.config import RunConfig
 
 BASE = 510e6
 """The interpreter with torch, transformers, numba and the model's code, before any weight (440 MB), and
@@ -163,9 +160,9 @@ def _states(work: Workload, windows: Windows) -> float:
 
 def _kept(work: Workload) -> float:
     """The unquantized model's last hidden states, and a copy of its head."""
-    states = sum(windows.tokens for windows in work.windows if windows.keeps) * work.shapes.hidden
-    head = work.shapes.embedding_weights if any(windows.keeps for windows in work.windows) else 0
-    return float(work.element * (states + head))
+    kept = [windows.tokens for windows in work.windows if windows.keeps]
+    head = work.shapes.embedding_weights if kept else 0
+    return float(work.element * (sum(kept) * work.shapes.hidden + head))
 
 
 def _device(work: Workload, evaluation: float) -> float:

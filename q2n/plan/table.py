@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from q2n.config import RunConfig
 from q2n.exceptions import Q2NError, RecordError
 from q2n.plan.fit import GIB, advice, device_memory, host_memory, misfit, shortages, size
 from q2n.plan.memory import Memory, disk, predict
@@ -17,10 +17,7 @@ from q2n.records import lease
 from q2n.records import store as records
 from q2n.records.identity import identify
 from q2n.records.notes import State
-
-if TYPE_CHECKING:
-    from q2n.config import RunConfig
-    from q2n.records.schema import CellRef
+from q2n.records.schema import CellRef
 
 MARKS = {"records": "", "scaled": " *", "estimate": " ?"}
 """Beside a time: where it comes from."""

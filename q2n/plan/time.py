@@ -8,14 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from q2n.config import RunConfig
 from q2n.plan.workload import Workload
 from q2n.records.provenance import cpu_model
 from q2n.records.store import FILE_NAME
-
-if TYPE_CHECKING:
-    from q2n.config import RunConfig
 
 RATES = {"cpu": 40e9, "cuda": 60e12, "mps": 2e12}
 """Multiply-adds counted as two operations, a second: of one thread of a processor, of one device. A guess for
@@ -37,11 +35,10 @@ class Duration:
 
 @dataclass(frozen=True)
 class Past:
-    """What a record says of its time."""
+    """What a record says of its time. ``amounts``: tokens of calibration, tokens of evaluation's windows."""
 
     like: tuple[str, ...]
-    tokens: int
-    windows: int
+    amounts: tuple[int, int]
     seconds: float
 
 
@@ -61,8 +58,7 @@ def _past(path: Path) -> Past | None:
         if provenance["cpu"] != cpu_model() or not record["seconds"]:
             return None
         hardware = {"device": provenance["device"], "dtype": provenance["dtype"]}
-        tokens, windows = _amounts(config)
-        return Past(_like(config, hardware), tokens, windows, sum(record["seconds"].values()))
+        return Past(_like(config, hardware), _amounts(config), sum(record["seconds"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -73,13 +69,12 @@ def duration(
     """The cell's time: the median of like cells (same model, baseline, correction and device),
     scaled by tokens where they had others, else operations over :data:`RATES`."""
     like = [item for item in past if item.like == _like(config.tree, hardware)]
-    tokens, windows = _amounts(config.tree)
-    same = [item.seconds for item in like if (item.tokens, item.windows) == (tokens, windows)]
+    amounts = _amounts(config.tree)
+    same = [item.seconds for item in like if item.amounts == amounts]
     if same:
         return Duration(median(same), "records")
     if like:
-        total = tokens + windows
-        scaled = [item.seconds * total / max(1, item.tokens + item.windows) for item in like]
+        scaled = [item.seconds * sum(amounts) / max(1, sum(item.amounts)) for item in like]
         return Duration(median(scaled), "scaled")
     return Duration(operations(work) / rate(hardware["device"]), "estimate")
 
@@ -102,7 +97,6 @@ def _like(config: Mapping[str, Any], hardware: Mapping[str, str]) -> tuple[str, 
 
 
 def _amounts(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens of calibration, tokens of evaluation's windows."""
     calibration = config["calibration"]
     return calibration["nsamples"] * calibration["seqlen"], sum(_windows(config["evaluation"]))
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
+from q2n.config import RunConfig
+from q2n.evaluation.base import Evaluation
 from q2n.evaluation.composite import Composite
 from q2n.evaluation.divergence import Divergence
 from q2n.evaluation.windows import WindowedText
+from q2n.models.shapes import ModelShapes
 from q2n.models.spec import TinyModel
 from q2n.runtime.device import MEMORY_SHARE, available_memory
-
-if TYPE_CHECKING:
-    from q2n.config import RunConfig
-    from q2n.evaluation.base import Evaluation
-    from q2n.models.shapes import ModelShapes
 
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 
