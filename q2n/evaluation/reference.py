@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from q2n.data.cache import cache_root, kept
 from q2n.evaluation.base import Evaluation, EvaluationContext
@@ -24,9 +25,6 @@ from q2n.records.reuse import Ledger
 from q2n.records.schema import Metric
 from q2n.records.source_code import CHECKOUT, targets
 from q2n.runtime.files import write_atomic, write_json_atomic
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _METRICS = TypeAdapter(list[Metric])
 

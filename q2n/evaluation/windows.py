@@ -21,7 +21,6 @@ from q2n.records.schema import EvaluationProtocol
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
     from q2n.models.adapter import ModelAdapter
 
@@ -66,7 +65,7 @@ class WindowedText(Evaluation):
     def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
         return [self._text(name, outline.tokenizer, cache_dir) for name in self.datasets]
 
-    def _text(self, dataset: str, tokenizer: PreTrainedTokenizerBase, cache_dir: str | None) -> TokenSet:
+    def _text(self, dataset: str, tokenizer: Any, cache_dir: str | None) -> TokenSet:
         source = self._source(dataset, cache_dir)
         stride = None if self.step == self.seqlen else self.step
         return evaluation_windows(source, tokenizer, self.seqlen, self.windows, self.bos, stride)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from q2n.data.text import TokenSet
 from q2n.evaluation.base import Evaluation, EvaluationContext
+from q2n.evaluation.harness.identity import identify_tasks
+from q2n.evaluation.harness.requests import Reader, require_fit
+from q2n.evaluation.harness.results import Results
+from q2n.evaluation.harness.surroundings import quiet_harness
+from q2n.evaluation.harness.tasks import SEED, Selection, lengths, load_tasks
 from q2n.exceptions import UnsupportedError
+from q2n.models.outline import Outline
 from q2n.options import option
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from q2n.data.text import TokenSet
-    from q2n.evaluation.harness.results import Results
-    from q2n.evaluation.harness.tasks import Loaded, Selection
-    from q2n.models.outline import Outline
-    from q2n.records.schema import Metric
+from q2n.records.schema import Metric
 
 
 @option
@@ -46,17 +45,12 @@ class Harness(Evaluation):
     """Whether requests longer than the model's window lose their beginning, or are refused."""
 
     def identity(self) -> dict[str, Any]:
-        from q2n.evaluation.harness.identity import identity
-
-        return identity(self.tasks, self.include_path, self.data_dir)
+        return identify_tasks(self.tasks, self.include_path, self.data_dir)
 
     def prepare(self, cache_dir: str | None) -> None:
-        self._load(cache_dir)
+        load_tasks(self._selection(cache_dir))
 
     def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
-        from q2n.evaluation.harness.requests import Reader, require_fit
-        from q2n.evaluation.harness.tasks import lengths
-
         self._require_template(outline.tokenizer)
         reader = Reader.of(outline.config, outline.tokenizer)
         found = lengths(self._selection(cache_dir), self.limit or None, self.apply_chat_template, reader)
@@ -64,55 +58,24 @@ class Harness(Evaluation):
         return []
 
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
-        from q2n.evaluation.harness.results import metrics
-
-        self._require_template(context.loaded.tokenizer)
-        loaded = self._load(context.cache_dir)
-        return metrics(self._run(loaded, context), loaded, context)
-
-    def _require_template(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if self.apply_chat_template and not tokenizer.chat_template:
-            raise UnsupportedError(
-                "evaluation.apply_chat_template=true: this model's tokenizer has no template"
-            )
-
-    def _load(self, cache_dir: str | None) -> Loaded:
-        from q2n.evaluation.harness.tasks import load_tasks
-
-        return load_tasks(self._selection(cache_dir))
-
-    def _selection(self, cache_dir: str | None) -> Selection:
-        from q2n.evaluation.harness.tasks import Selection
-
-        return Selection(
-            tuple(self.tasks),
-            tuple(str(Path(folder).expanduser()) for folder in self.include_path),
-            self.data_dir,
-            self.num_fewshot,
-            self.max_new_tokens,
-            self.allow_code_execution,
-            cache_dir,
-        )
-
-    def _run(self, loaded: Loaded, context: EvaluationContext) -> Results:
         import torch
 
-        from q2n.evaluation.harness.results import Results
-        from q2n.evaluation.harness.surroundings import quiet_harness
-        from q2n.evaluation.harness.tasks import SEED
         from q2n.models.loading import quiet_transformers
 
+        self._require_template(context.loaded.tokenizer)
+        loaded = load_tasks(self._selection(context.cache_dir))
         devices = [] if context.device.type == "cpu" else [context.device]
         with quiet_harness(self.allow_code_execution), quiet_transformers(), torch.random.fork_rng(devices):
             from lm_eval import evaluate
 
-            from q2n.evaluation.harness.model import harness_model
+            from q2n.evaluation.harness.model import HarnessModel
 
             torch.manual_seed(SEED)  # for tasks that sample their answers
             for task in loaded.tasks.values():
                 task.set_fewshot_seed(seed=SEED)
             began = time.perf_counter()
-            with harness_model(context, self.batch_size, self.truncation) as model:
+            with context.loaded.adapter.on(context.device):
+                model = HarnessModel(context, self.batch_size, self.truncation)
                 scores = evaluate(
                     model,
                     {"tasks": loaded.tasks, "groups": loaded.groups},
@@ -122,4 +85,23 @@ class Harness(Evaluation):
                     fewshot_as_multiturn=self.apply_chat_template,
                     confirm_run_unsafe_code=self.allow_code_execution,
                 )
-            return Results(scores, model, time.perf_counter() - began, self.apply_chat_template)
+            seconds = time.perf_counter() - began
+        results = Results(scores, loaded, model, context, seconds, self.apply_chat_template)
+        return [metric for name in loaded.shown for metric in results.metrics(name)]
+
+    def _require_template(self, tokenizer: Any) -> None:
+        if self.apply_chat_template and not tokenizer.chat_template:
+            raise UnsupportedError(
+                "evaluation.apply_chat_template=true: this model's tokenizer has no template"
+            )
+
+    def _selection(self, cache_dir: str | None) -> Selection:
+        return Selection(
+            tuple(self.tasks),
+            tuple(str(Path(folder).expanduser()) for folder in self.include_path),
+            self.data_dir,
+            self.num_fewshot,
+            self.max_new_tokens,
+            self.allow_code_execution,
+            cache_dir,
+        )

@@ -16,12 +16,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 from q2n.data.bundled import BundledText
 from q2n.exceptions import DataError
 from q2n.runtime.files import sha256_text
 
+TASK_FILES = Path(__file__).parent / "task_files"
+"""What lm-eval is told of the bundled tasks."""
 RULE = "items-1"
 """Changes whenever the same text would give other items."""
 ITEMS = 640
@@ -57,7 +60,7 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Point:
+class SentenceBreak:
     """A place between two sentences: what comes before it, and the next words."""
 
     article: int
@@ -73,11 +76,6 @@ def dataset(
     from datasets import Dataset
 
     return {"test": Dataset.from_list(list(items(text, kind, cache_dir)))}
-
-
-def identity(text: Literal["wiki", "news"]) -> dict[str, str]:
-    """What decides the items, for fingerprints; cheap."""
-    return {**BundledText(text).identity(), "items": RULE}
 
 
 @cache
@@ -106,14 +104,14 @@ def passages(documents: Sequence[str]) -> list[Passage]:
 
 def cloze_items(documents: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Which of four beginnings of a sentence goes on with the passage? The wrong ones are right elsewhere:
-    true continuations of points in other articles, so that without the passage all four are alike."""
-    points = [point for passage in passages(documents) for point in _points(passage)]
-    for point in points:
-        seed = sha256_text(f"{point.context}\n{point.continuation}")
-        choices = _wrong(point, points, documents, seed)
+    true continuations at breaks in other articles, so that without the passage all four are alike."""
+    breaks = [place for passage in passages(documents) for place in _breaks(passage)]
+    for place in breaks:
+        seed = sha256_text(f"{place.context}\n{place.continuation}")
+        choices = _wrong(place, breaks, documents, seed)
         answer = int(seed, 16) % CHOICES
-        choices.insert(answer, point.continuation)
-        yield {"article": point.article, "passage": point.context, "choices": choices, "answer": answer}
+        choices.insert(answer, place.continuation)
+        yield {"article": place.article, "passage": place.context, "choices": choices, "answer": answer}
 
 
 def last_word_items(documents: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -142,16 +140,18 @@ def _runs(sentences: list[str]) -> Iterator[tuple[str, ...]]:
     yield tuple(run)
 
 
-def _points(passage: Passage) -> Iterator[Point]:
+def _breaks(passage: Passage) -> Iterator[SentenceBreak]:
     for index in range(1, len(passage.sentences)):
         context = " ".join(passage.sentences[:index])
         following = passage.sentences[index].split()
         if len(context.split()) >= CONTEXT_WORDS and len(following) >= CHOICE_WORDS:
             continuation = " ".join(following[:CHOICE_WORDS])
-            yield Point(passage.article, context, passage.sentences[index - 1], continuation)
+            yield SentenceBreak(passage.article, context, passage.sentences[index - 1], continuation)
 
 
-def _wrong(point: Point, points: Sequence[Point], documents: Sequence[str], seed: str) -> list[str]:
+def _wrong(
+    place: SentenceBreak, breaks: Sequence[SentenceBreak], documents: Sequence[str], seed: str
+) -> list[str]:
     """Three different continuations from articles that share neither the last sentence nor the wording.
 
     Raises:
@@ -159,12 +159,12 @@ def _wrong(point: Point, points: Sequence[Point], documents: Sequence[str], seed
     """
     wrong: list[str] = []
     for attempt in range(ATTEMPTS):
-        other = points[int(sha256_text(f"{seed} {attempt}"), 16) % len(points)]
+        other = breaks[int(sha256_text(f"{seed} {attempt}"), 16) % len(breaks)]
         if (
-            other.article != point.article
+            other.article != place.article
             and other.continuation not in wrong
-            and other.continuation not in documents[point.article]
-            and point.last_sentence not in documents[other.article]
+            and other.continuation not in documents[place.article]
+            and place.last_sentence not in documents[other.article]
         ):
             wrong.append(other.continuation)
         if len(wrong) == CHOICES - 1:

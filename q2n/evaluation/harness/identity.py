@@ -8,14 +8,13 @@ from typing import Any
 
 import yaml
 
-from q2n.evaluation.harness import bundled
+from q2n.data.bundled import BundledText
+from q2n.evaluation.harness.bundled import RULE, TASK_FILES
 from q2n.records.fingerprint import fingerprint
 from q2n.runtime.files import sha256_file, sha256_text
 
-BUNDLED = Path(__file__).parent / "task_files"
 
-
-def identity(tasks: Sequence[str], include_path: Sequence[str], data_dir: str | None) -> dict[str, Any]:
+def identify_tasks(tasks: Sequence[str], include_path: Sequence[str], data_dir: str | None) -> dict[str, Any]:
     """For each task the digest of its settings if it is bundled, of its file if it is the user's (lm-eval's
     own follow from its version), for local data and everything in ``include_path`` a digest of names, sizes
     and times.
@@ -32,16 +31,21 @@ def identity(tasks: Sequence[str], include_path: Sequence[str], data_dir: str | 
 
 
 def _task(name: str) -> dict[str, str]:
-    shipped = BUNDLED / f"{name}.yaml"
+    shipped = TASK_FILES / f"{name}.yaml"
     if shipped.is_file():
         tree = _plain(shipped)
-        return {"task": fingerprint(tree), **bundled.identity(tree["dataset_kwargs"]["text"])}
+        return {
+            "task": fingerprint(tree),
+            **BundledText(tree["dataset_kwargs"]["text"]).identity(),
+            "items": RULE,
+        }
     file = Path(name).expanduser()
     if not file.is_file():
         return {"task": name}
     # Functions and included files usually lie beside it.
     beside = [path for path in file.parent.iterdir() if path.suffix in (".py", ".yaml", ".yml")]
-    local = [Path(text).expanduser() for text in _strings(_plain(file)) if _is_path(text)]
+    short = (text for text in _strings(_plain(file)) if "/" in text and "\n" not in text and len(text) < 1000)
+    local = [path for path in (Path(text).expanduser() for text in short) if path.exists()]
     return {"task": sha256_file(file), "beside": listing(beside), "data": listing(local)}
 
 
@@ -72,7 +76,3 @@ def _strings(tree: Any) -> Iterator[str]:
     elif isinstance(tree, list):
         for item in tree:
             yield from _strings(item)
-
-
-def _is_path(text: str) -> bool:
-    return "/" in text and "\n" not in text and len(text) < 1000 and Path(text).expanduser().exists()

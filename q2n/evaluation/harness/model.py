@@ -10,22 +10,19 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import Any, cast
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from q2n.data.text import encode
-from q2n.evaluation.harness.prefixes import Batch, Request, Tree, batches, collate, grow
-from q2n.evaluation.harness.requests import Reader, generated, pair_length, prompt_length, require_fit
-
-if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance
-    from torch import Tensor
-
-    from q2n.evaluation.base import EvaluationContext
-    from q2n.evaluation.harness.requests import Length
+from q2n.evaluation.base import EvaluationContext
+from q2n.evaluation.harness.prefixes import Batch, PrefixTree, Request, batches, collate, grow
+from q2n.evaluation.harness.requests import Length, Reader, generated, require_fit
 
 CPU_TOKENS, DEVICE_TOKENS = 2048, 32768
 """Tokens of a forward pass when the batch size is automatic; halved whenever memory runs out."""
@@ -34,7 +31,7 @@ CPU_TEXTS, DEVICE_TEXTS = 8, 32
 HEAD_ROWS = 128
 """Tokens whose logits exist at the same time."""
 
-Answer = tuple[float, bool]
+Likelihood = tuple[float, bool]
 """Log-likelihood of a continuation, and whether it is what greedy decoding gives."""
 
 
@@ -84,21 +81,15 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         self, strings: Sequence[str], left_truncate_len: int | None = None, **_: Any
     ) -> tuple[Tensor, Tensor]:
         """Ids and attention mask ``(B, T)`` of prompts, padded and cut on the left."""
-        rows = [self.reader.prompt(text, "")[-(left_truncate_len or 0) :] for text in strings]
-        ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(ids)
-        for place, row in enumerate(rows):
-            ids[place, -len(row) :] = torch.tensor(row)
-            mask[place, -len(row) :] = 1
-        return ids, mask
+        prompts = (self.reader.prompt("", text) for text in strings)
+        rows = [torch.tensor(prompt[-(left_truncate_len or 0) :]) for prompt in prompts]
+        pad = partial(pad_sequence, batch_first=True, padding_side="left")
+        ids = pad(rows, padding_value=self.tokenizer.pad_token_id or 0)
+        return ids, pad([torch.ones_like(row) for row in rows])
 
-    def loglikelihood(self, requests: list[Instance], **_: Any) -> list[Answer]:
-        pairs = [
-            self.reader.pair(context, continuation, str(request.task_name))
-            for request in requests
-            for context, continuation in [cast(tuple[str, str], request.args)]
-        ]
-        lengths = [pair_length(request, *pair) for request, pair in zip(requests, pairs, strict=True)]
+    def loglikelihood(self, requests: list[Instance], **_: Any) -> list[Likelihood]:
+        pairs = [self.reader.pair(str(request.task_name), *request.args) for request in requests]
+        lengths = [Length.of_pair(request, *pair) for request, pair in zip(requests, pairs, strict=True)]
         self._note(requests, lengths, 1)
         answers = self._loglikelihood_tokens(
             [(request.args, *pair) for request, pair in zip(requests, pairs, strict=True)]
@@ -111,8 +102,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
         self._progress(0.0, f"{len(requests)} texts to generate")
         rooms = [generated(request.args[1]) for request in requests]
-        prompts = [len(self.reader.prompt(request.args[0], str(request.task_name))) for request in requests]
-        self._note(requests, list(map(prompt_length, requests, prompts, rooms)))
+        prompts = [len(self.reader.prompt(str(request.task_name), request.args[0])) for request in requests]
+        self._note(requests, list(map(Length.of_prompt, requests, prompts, rooms)))
         texts: list[str] = super().generate_until(requests, disable_tqdm=True)
         for request, text, prompt, room in zip(requests, texts, prompts, rooms, strict=True):
             written = len(self.tok_encode(text, add_special_tokens=False))
@@ -149,7 +140,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             if length.tokens > self.max_length:
                 self.cut.add(strings)
 
-    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[Answer]:
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[Likelihood]:
         """Answers to ``((context, continuation), context ids, continuation ids)``, in order."""
         scored = [
             Request(index, tuple((before + after)[-(self.max_length + 1) :][:-1]), tuple(after))
@@ -158,8 +149,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         window = getattr(self.config, "sliding_window", None)
         if window and max(len(request.tokens) for request in scored) > window:
             # Which ancestors are within the window is the model's own affair.
-            return cast(list[Answer], super()._loglikelihood_tokens(requests, disable_tqdm=True))
-        answers: dict[int, Answer] = {}
+            return cast(list[Likelihood], super()._loglikelihood_tokens(requests, disable_tqdm=True))
+        answers: dict[int, Likelihood] = {}
         for alike in self._rotated_alike(scored):
             for batch in batches(grow(alike), self._tokens, self._rows):
                 answers.update(self._within_memory(batch))
@@ -175,22 +166,19 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         for length in sorted(by_length, reverse=True):  # what does not fit into memory fails at once
             yield by_length[length]
 
-    def _within_memory(self, trees: Sequence[Tree]) -> Iterator[tuple[int, Answer]]:
+    def _within_memory(self, trees: Sequence[PrefixTree]) -> list[tuple[int, Likelihood]]:
         """The answers to a batch; one half after the other where the whole is too much."""
         try:
-            answers = list(self._score(collate(trees)))
+            return list(self._score(collate(trees)))
         except torch.OutOfMemoryError:
             if len(trees) == 1:
                 raise
-            torch.cuda.empty_cache()
-            half = len(trees) // 2
-            yield from self._within_memory(trees[:half])
-            yield from self._within_memory(trees[half:])
-        else:
-            yield from answers
+        torch.cuda.empty_cache()
+        half = len(trees) // 2
+        return self._within_memory(trees[:half]) + self._within_memory(trees[half:])
 
     @torch.no_grad()
-    def _score(self, batch: Batch) -> Iterator[tuple[int, Answer]]:
+    def _score(self, batch: Batch) -> Iterator[tuple[int, Likelihood]]:
         hidden = self._adapter.base(
             input_ids=batch.ids.to(self.device),
             attention_mask=batch.mask.to(self.device),
@@ -215,12 +203,3 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             likelihoods.append(logits.gather(1, wanted[:, None])[:, 0].cpu())
             greedy.append((logits.argmax(dim=-1) == wanted).cpu())
         return torch.cat(likelihoods).double(), torch.cat(greedy)
-
-
-@contextmanager
-def harness_model(
-    context: EvaluationContext, batch_size: int | str, truncation: bool
-) -> Iterator[HarnessModel]:
-    """The model on its device as a whole, and back on the CPU afterwards."""
-    with context.loaded.adapter.on(context.device):
-        yield HarnessModel(context, batch_size, truncation)

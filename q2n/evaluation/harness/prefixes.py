@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import starmap, takewhile
+from operator import eq
 
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 SHARED = 4
 """Tokens that two sequences must share to be put into one tree (nearly all share a BOS)."""
@@ -33,7 +32,7 @@ class Request:
 
 
 @dataclass
-class Tree:
+class PrefixTree:
     """Nodes in an order in which parents come first. ``parents`` are -1 at a root; ``places`` has for every
     request the nodes whose outputs predict its targets."""
 
@@ -65,21 +64,21 @@ class Tree:
 class Batch:
     """Trees padded to the largest: ``ids`` and ``positions`` ``(B, N)``, ``mask`` ``(B, 1, N, N)`` bool."""
 
-    trees: Sequence[Tree]
+    trees: Sequence[PrefixTree]
     ids: Tensor
     positions: Tensor
     mask: Tensor
 
 
-def grow(requests: Iterable[Request]) -> list[Tree]:
+def grow(requests: Iterable[Request]) -> list[PrefixTree]:
     """Every request in one of few trees, larger trees first."""
-    trees: list[Tree] = []
+    trees: list[PrefixTree] = []
     path: list[int] = []
     previous: tuple[int, ...] = ()
     for request in sorted(requests, key=lambda item: item.tokens):
-        shared = _common(previous, request.tokens)
+        shared = sum(takewhile(bool, starmap(eq, zip(previous, request.tokens, strict=False))))
         if shared < SHARED or len(trees[-1]) + len(request.tokens) - shared > NODES:
-            trees.append(Tree())
+            trees.append(PrefixTree())
             shared = 0
         del path[shared:]
         for token in request.tokens[shared:]:
@@ -89,14 +88,13 @@ def grow(requests: Iterable[Request]) -> list[Tree]:
     return sorted(trees, key=len, reverse=True)
 
 
-def batches(trees: Sequence[Tree], tokens: int, rows: int | None = None) -> Iterator[list[Tree]]:
+def batches(trees: Sequence[PrefixTree], tokens: int, rows: int | None = None) -> Iterator[list[PrefixTree]]:
     """Runs of trees of similar size: at most ``rows`` requests, or at most ``tokens`` with padding; at least
     one tree. Sorted largest first, so that what does not fit into memory fails at once."""
-    batch: list[Tree] = []
+    batch: list[PrefixTree] = []
     for tree in trees:
         requests = sum(len(item.places) for item in (*batch, tree))
-        full = requests > rows if rows else (len(batch) + 1) * len(batch[0]) > tokens if batch else False
-        if batch and full:
+        if batch and (requests > rows if rows else (len(batch) + 1) * len(batch[0]) > tokens):
             yield batch
             batch = []
         batch.append(tree)
@@ -104,7 +102,7 @@ def batches(trees: Sequence[Tree], tokens: int, rows: int | None = None) -> Iter
         yield batch
 
 
-def collate(trees: Sequence[Tree]) -> Batch:
+def collate(trees: Sequence[PrefixTree]) -> Batch:
     """Padded tensors. Padding attends to itself alone: a row that attends to nothing would be NaN."""
     size = max(map(len, trees))
     ids = torch.zeros(len(trees), size, dtype=torch.long)
@@ -115,13 +113,3 @@ def collate(trees: Sequence[Tree]) -> Batch:
         positions[row, : len(tree)] = torch.tensor(tree.depths)
         mask[row, 0, : len(tree), : len(tree)] = tree.attends()
     return Batch(trees, ids, positions, mask)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    length = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length

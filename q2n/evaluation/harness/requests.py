@@ -38,6 +38,20 @@ class Length:
     tokens: int
     kept: int
 
+    @classmethod
+    def of_pair(cls, request: Instance, before: list[int], after: list[int]) -> Length:
+        """What a log-likelihood needs: the last token is predicted, but not read."""
+        return cls._of(request, len(before) + len(after) - 1, len(after))
+
+    @classmethod
+    def of_prompt(cls, request: Instance, prompt: int, room: int) -> Length:
+        """What a text needs that is generated after ``prompt`` tokens: at least one of them must stay."""
+        return cls._of(request, prompt + room, room + 1)
+
+    @classmethod
+    def _of(cls, request: Instance, tokens: int, kept: int) -> Length:
+        return cls(str(request.task_name), int(request.doc_id or 0), tokens, kept)
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -94,7 +108,7 @@ class Reader:
         ids = encode(self.tokenizer, text)
         return ids[: len(ids) - len(self._around[1])]
 
-    def prompt(self, text: str, task: str) -> list[int]:
+    def prompt(self, task: str, text: str) -> list[int]:
         """:meth:`ids`, or the stand-in where there are none.
 
         Raises:
@@ -102,7 +116,7 @@ class Reader:
         """
         return self.ids(text) or [self._require_stand_in(task)]
 
-    def pair(self, context: str, continuation: str, task: str) -> tuple[list[int], list[int]]:
+    def pair(self, task: str, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The tokens of a context and those of its continuation.
 
         Raises:
@@ -149,8 +163,8 @@ class Reader:
         if text.strip() and all(parts) and len("".join(parts).encode()) + SPARE + room <= self.window:
             return None
         if generates:
-            return prompt_length(request, len(self.prompt(text, task)), room)
-        return pair_length(request, *self.pair(text, rest[0], task))
+            return Length.of_prompt(request, len(self.prompt(task, text)), room)
+        return Length.of_pair(request, *self.pair(task, text, rest[0]))
 
 
 def generated(settings: Mapping[str, Any]) -> int:
@@ -160,18 +174,7 @@ def generated(settings: Mapping[str, Any]) -> int:
     return int(normalize_gen_kwargs(dict(settings), 256)["max_gen_toks"])  # HFLM.max_gen_toks is 256
 
 
-def pair_length(request: Instance, before: list[int], after: list[int]) -> Length:
-    """What a log-likelihood needs: the last token is predicted, but not read."""
-    tokens = len(before) + len(after) - 1
-    return Length(str(request.task_name), int(request.doc_id or 0), tokens, len(after))
-
-
-def prompt_length(request: Instance, prompt: int, room: int) -> Length:
-    """What a text needs that is generated after ``prompt`` tokens: at least one of them must stay."""
-    return Length(str(request.task_name), int(request.doc_id or 0), prompt + room, room + 1)
-
-
-def require_fit(lengths: Iterable[Length | None], window: int, truncation: bool) -> None:
+def require_fit(lengths: Iterable[Length], window: int, truncation: bool) -> None:
     """Compare what requests need with the model's window.
 
     Raises:
@@ -179,7 +182,7 @@ def require_fit(lengths: Iterable[Length | None], window: int, truncation: bool)
     """
     long: dict[str, list[Length]] = defaultdict(list)
     for length in lengths:
-        if length is not None and length.tokens > window and not (truncation and length.kept <= window):
+        if length.tokens > window and not (truncation and length.kept <= window):
             long[length.task].append(length)
     if not long:
         return

@@ -2,37 +2,95 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from q2n.evaluation.base import EvaluationContext, exp, mean_and_stderr
+from q2n.evaluation.harness.tasks import Loaded
 from q2n.exceptions import NumericalError
 from q2n.records.fingerprint import canonical_json
 from q2n.records.schema import Metric, TaskProtocol
+from q2n.runtime.files import sha256_text
 
 if TYPE_CHECKING:
     from q2n.evaluation.harness.model import HarnessModel
-    from q2n.evaluation.harness.tasks import Loaded
 
 
 @dataclass(frozen=True)
 class Results:
-    """lm-eval's scores, the model that answered (with the tokens of its requests), and the seconds of all
-    tasks together."""
+    """lm-eval's scores on the loaded tasks, the model that answered (with the tokens of its requests) in its
+    context, and the seconds of all tasks together."""
 
     scores: Mapping[str, Any]
+    loaded: Loaded
     model: HarnessModel
+    context: EvaluationContext
     seconds: float
     chat_template: bool
 
-    def scored(self, name: str, key: str, loaded: Loaded) -> list[str]:
+    def metrics(self, name: str) -> Iterator[Metric]:
+        """Every score of a task or group.
+
+        Raises:
+            NumericalError: one of the unquantized model's is not a number.
+        """
+        whole = self.tokens(list(self.loaded.tasks))
+        for key, value in self.scores["results"][name].items():
+            score, comma, rule = key.partition(",")
+            if not comma or score.endswith("_stderr"):
+                continue
+            tasks = self.scored(name, key)
+            tokens = self.tokens(tasks)
+            samples = self.samples(tasks, score, rule)
+            undefined = _items(samples, self.model.undefined)
+            if not self.context.quantized and (undefined or math.isnan(value)):
+                raise NumericalError(
+                    f"task {name}: {score} of the unquantized model is not a number"
+                    f" ({undefined} of {len(samples)} items without log-likelihoods)"
+                )
+            higher = self.scores["higher_is_better"].get(name, {}).get(score)
+            share = score in ("acc", "acc_norm", "exact_match") or score.startswith("pass@")
+            yield Metric(
+                name=score if rule == "none" else f"{score} ({rule})",
+                dataset=name,
+                unit="share" if share else score,
+                count=len(samples),
+                count_unit="items",
+                lower_is_better=higher is False,
+                protocol=self.protocol(name, samples),
+                tokens=tokens or None,
+                seconds=self.seconds * tokens / whole if whole else None,
+                special_tokens=self.model.reader.before,
+                undefined=undefined,
+                **_parts(score, float(value), [sample.get(score) for sample in samples]),
+            )
+
+    def protocol(self, name: str, samples: Sequence[Mapping[str, Any]]) -> TaskProtocol:
+        """What must agree before two scores of a task on these items may be compared."""
+        asked = canonical_json([[sample["arguments"], str(sample["target"])] for sample in samples])
+        cut = _items(samples, self.model.cut)
+        return TaskProtocol(
+            dataset=name,
+            items_sha256=sha256_text(asked),
+            tokenizer=self.context.loaded.tokenizer_sha256,
+            items=len(samples),
+            task_version=str(self.scores["versions"].get(name)),
+            harness=f"lm-eval {importlib.metadata.version('lm_eval')}",
+            fewshot=int(self.scores["n-shot"].get(name, 0)),
+            chat_template=self.chat_template,
+            forward_dtype=str(self.context.dtype).removeprefix("torch."),
+            left_out=self.model.reader.left_out,
+            cut=cut,
+            window=self.model.max_length if cut else 0,
+        )
+
+    def scored(self, name: str, key: str) -> list[str]:
         """The tasks behind a score (``acc,none``): the task itself, or those of the group that have it."""
-        group = loaded.groups.get(name)
+        group = self.loaded.groups.get(name)
         if group is None:
             return [name]
         tasks = dict.fromkeys(task.task_name for task in group.get_all_tasks())
@@ -60,51 +118,6 @@ def _requests(item: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [tuple(part for part in request if isinstance(part, str)) for request in item["arguments"]]
 
 
-def metrics(results: Results, loaded: Loaded, context: EvaluationContext) -> list[Metric]:
-    """Every score of every name that is shown.
-
-    Raises:
-        NumericalError: one of the unquantized model's is not a number.
-    """
-    return [metric for name in loaded.shown for metric in _of_name(name, results, loaded, context)]
-
-
-def _of_name(name: str, results: Results, loaded: Loaded, context: EvaluationContext) -> list[Metric]:
-    whole = results.tokens(list(loaded.tasks))
-    found = []
-    for key, value in results.scores["results"][name].items():
-        score, comma, rule = key.partition(",")
-        if not comma or score.endswith("_stderr"):
-            continue
-        tasks = results.scored(name, key, loaded)
-        tokens = results.tokens(tasks)
-        samples = results.samples(tasks, score, rule)
-        undefined = _items(samples, results.model.undefined)
-        if not context.quantized and (undefined or math.isnan(value)):
-            raise NumericalError(
-                f"task {name}: {score} of the unquantized model is not a number"
-                f" ({undefined} of {len(samples)} items without log-likelihoods)"
-            )
-        higher = results.scores["higher_is_better"].get(name, {}).get(score)
-        found.append(
-            Metric(
-                name=score if rule == "none" else f"{score} ({rule})",
-                dataset=name,
-                unit=_unit(score),
-                count=len(samples),
-                count_unit="items",
-                lower_is_better=higher is False,
-                protocol=_protocol(name, samples, results, context),
-                tokens=tokens or None,
-                seconds=results.seconds * tokens / whole if whole else None,
-                special_tokens=results.model.reader.before,
-                undefined=undefined,
-                **_parts(score, float(value), [sample.get(score) for sample in samples]),
-            )
-        )
-    return found
-
-
 def _items(samples: Sequence[Mapping[str, Any]], among: Collection[tuple[str, ...]]) -> int:
     """How many items have a request among these."""
     return sum(any(strings in among for strings in _requests(item)) for item in samples)
@@ -127,29 +140,3 @@ def _parts(score: str, value: float, values: list[Any]) -> dict[str, Any]:
     if set(numbers) <= {0.0, 1.0}:
         return {**alone, "per_item": "".join(f"{number:.0f}" for number in numbers), "stderr": stderr}
     return {**alone, "per_window": tuple(numbers), "stderr": stderr}
-
-
-def _protocol(
-    name: str, samples: Sequence[Mapping[str, Any]], results: Results, context: EvaluationContext
-) -> TaskProtocol:
-    asked = canonical_json([[sample["arguments"], str(sample["target"])] for sample in samples])
-    cut = _items(samples, results.model.cut)
-    return TaskProtocol(
-        dataset=name,
-        items_sha256=hashlib.sha256(asked.encode()).hexdigest(),
-        tokenizer=context.loaded.tokenizer_sha256,
-        items=len(samples),
-        task_version=str(results.scores["versions"].get(name)),
-        harness=f"lm-eval {importlib.metadata.version('lm_eval')}",
-        fewshot=int(results.scores["n-shot"].get(name, 0)),
-        chat_template=results.chat_template,
-        forward_dtype=str(context.dtype).removeprefix("torch."),
-        left_out=results.model.reader.left_out,
-        cut=cut,
-        window=results.model.max_length if cut else 0,
-    )
-
-
-def _unit(score: str) -> str:
-    known = {"acc": "share", "acc_norm": "share", "exact_match": "share", "perplexity": "perplexity"}
-    return known.get(score, "share" if score.startswith("pass@") else score)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,8 @@ def same_draws() -> Iterator[None]:
 @contextmanager
 def quiet_harness(allow_code_execution: bool = False) -> Iterator[None]:
     """No bars, log lines or warnings of lm-eval inside; leave to run generated code only if that is given."""
+    import datasets
+
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -54,19 +57,10 @@ def quiet_harness(allow_code_execution: bool = False) -> Iterator[None]:
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
-        _silence_bars(stack)
+        for name in ("lm_eval.api.model", "lm_eval.api.task", "lm_eval.models.huggingface"):
+            module = importlib.import_module(name)
+            stack.enter_context(patch.object(module, "tqdm", partial(module.tqdm, disable=True)))
+        if datasets.is_progress_bar_enabled():
+            datasets.disable_progress_bars()
+            stack.callback(datasets.enable_progress_bars)
         yield
-
-
-def _silence_bars(stack: ExitStack) -> None:
-    import datasets
-    import lm_eval.api.model
-    import lm_eval.api.task
-    import lm_eval.models.huggingface
-
-    modules: Sequence[Any] = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
-    for module in modules:
-        stack.enter_context(patch.object(module, "tqdm", partial(module.tqdm, disable=True)))
-    if datasets.is_progress_bar_enabled():
-        datasets.disable_progress_bars()
-        stack.callback(datasets.enable_progress_bars)

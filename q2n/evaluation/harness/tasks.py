@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from q2n.evaluation.base import within_range
+from q2n.evaluation.harness.bundled import TASK_FILES
+from q2n.evaluation.harness.requests import Length, Reader
 from q2n.evaluation.harness.surroundings import local_data, quiet_harness, same_draws
 from q2n.exceptions import ConfigurationError, DataError
 from q2n.options import did_you_mean
 
-if TYPE_CHECKING:
-    from q2n.evaluation.harness.requests import Length, Reader
-
-BUNDLED = Path(__file__).parent / "task_files"
-"""Task files that come with the package."""
 DEFINES = frozenset({"group", "dataset_path", "custom_dataset"})
 """Keys that only a definition has: with others alone a member of a group changes a task defined elsewhere."""
 SEED = 1234
@@ -93,7 +90,7 @@ def _index(include_path: tuple[str, ...], cache_dir: str | None, everything: boo
     """lm-eval's index of task files: the bundled ones, those of ``include_path``, and perhaps its own."""
     from lm_eval.tasks import TaskManager
 
-    folders = [str(BUNDLED), *include_path]
+    folders = [str(TASK_FILES), *include_path]
     metadata = {"cache_dir": cache_dir} if cache_dir else {}
     return TaskManager(include_path=folders, include_defaults=everything, metadata=metadata)
 
@@ -213,7 +210,7 @@ def lengths(
     loaded = load_tasks(selection)
     tokenizer = SimpleNamespace(tokenizer=reader.tokenizer, chat_template_args={})
     chat = partial(HFLM.apply_chat_template, tokenizer) if chat_template else None
-    found: list[Length | None] = []
+    found: list[Length] = []
     with quiet_harness(selection.allow_code_execution), same_draws():
         for task in loaded.tasks.values():
             task.set_fewshot_seed(seed=SEED)
@@ -223,8 +220,8 @@ def lengths(
                 fewshot_as_multiturn=chat_template,
                 chat_template=chat,
             )
-            found += map(reader.length, task.instances)
-    return tuple(length for length in found if length is not None)
+            found += filter(None, map(reader.length, task.instances))
+    return tuple(found)
 
 
 def _is_file(spec: str) -> bool:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2n.evaluation.base import EvaluationContext
-from q2n.evaluation.harness.model import harness_model
+from q2n.evaluation.harness.model import HarnessModel
 from q2n.evaluation.harness.prefixes import NODES, SHARED, Request, batches, collate, grow
 from q2n.models.spec import HubModel
 
@@ -111,7 +111,8 @@ def test_a_score_does_not_depend_on_longer_requests_beside_it(tmp_path):
     generator = torch.Generator().manual_seed(0)
     stem = torch.randint(3, 259, (90,), generator=generator).tolist()
     asked = [(("", str(size)), stem[:size], stem[size : size + 4]) for size in (10, 20, 25, 40, 80)]
-    with harness_model(context, "auto", truncation=False) as model:
+    with context.loaded.adapter.on(context.device):
+        model = HarnessModel(context, "auto", truncation=False)
         together = model._loglikelihood_tokens(asked)
         alone = [model._loglikelihood_tokens([request])[0] for request in asked]
     for (found, _), (expected, _) in zip(together, alone, strict=True):

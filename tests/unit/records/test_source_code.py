@@ -221,12 +221,12 @@ def test_a_module_of_a_users_own_option_counts_with_what_it_imports(
 def test_a_bundled_tasks_settings_count_and_its_comments_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(tasks_identity.BUNDLED, tmp_path / "tasks")
-    monkeypatch.setattr(tasks_identity, "BUNDLED", tmp_path / "tasks")
+    shutil.copytree(tasks_identity.TASK_FILES, tmp_path / "tasks")
+    monkeypatch.setattr(tasks_identity, "TASK_FILES", tmp_path / "tasks")
     file = tmp_path / "tasks" / "q2n_wiki_cloze.yaml"
 
     def found() -> dict:
-        return tasks_identity.identity(["q2n_wiki_cloze"], [], None)
+        return tasks_identity.identify_tasks(["q2n_wiki_cloze"], [], None)
 
     before, text = found(), file.read_text()
     file.write_text(f"# Reworded.\n{text}")
