@@ -86,10 +86,9 @@ class Evaluation(ABC):
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and its standard error (``s / sqrt(n)``, ``s`` with ``n - 1``); None for fewer than two values,
     or where one or the spread is not finite."""
-    if not all(map(math.isfinite, values)):
-        return sum(values) / len(values), None
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
+    finite = all(map(math.isfinite, values))
+    mean = (math.fsum(values) if finite else sum(values)) / len(values)
+    if not finite or len(values) < 2:
         return mean, None
     try:
         variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)

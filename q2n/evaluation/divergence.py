@@ -54,7 +54,7 @@ class Divergence(WindowedText):
         head = context.loaded.adapter.lm_head.weight.detach().clone()
         kept: dict[str, Original] = {}
         for dataset in self.datasets:
-            text = self.text(context, dataset)
+            text = self.text(dataset, context.loaded.tokenizer, context.cache_dir)
             key = {"windows": text.tokens.tolist(), "text": text.text_sha256}
             compute = partial(self.states, context, text, dataset, "divergence")
             states = kept_states(context, identity, key, compute)
@@ -74,7 +74,7 @@ class Divergence(WindowedText):
 
     def _measure(self, context: EvaluationContext, dataset: str) -> Iterator[Metric]:
         began = time.perf_counter()
-        text = self.text(context, dataset)
+        text = self.text(dataset, context.loaded.tokenizer, context.cache_dir)
         states = self.states(context, text, dataset, "divergence")
         found = divergences(context.kept[dataset], context.loaded.adapter, states)
         kl, undefined = defined(found.kl, context.quantized, f"divergence on {dataset}")

@@ -57,7 +57,7 @@ class Perplexity(WindowedText):
 
     def _measure(self, context: EvaluationContext, dataset: str) -> Metric:
         began = time.perf_counter()
-        text = self.text(context, dataset)
+        text = self.text(dataset, context.loaded.tokenizer, context.cache_dir)
         states = self.states(context, text, dataset)
         every = self.seqlen - 1
         counted = [every] + [min(every, self.step)] * (len(text.tokens) - 1)

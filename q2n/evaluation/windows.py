@@ -54,18 +54,15 @@ class WindowedText(Evaluation):
     def identity(self) -> dict[str, Any]:
         return {name: {**self._source(name).identity(), "windowing": RULE} for name in self.datasets}
 
-    def text(self, context: EvaluationContext, dataset: str) -> TokenSet:
+    def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
+        return [self.text(name, outline.tokenizer, cache_dir) for name in self.datasets]
+
+    def text(self, dataset: str, tokenizer: Any, cache_dir: str | None) -> TokenSet:
         """The windows of a data set, ``(n, seqlen)``.
 
         Raises:
             DataError: too little text.
         """
-        return self._text(dataset, context.loaded.tokenizer, context.cache_dir)
-
-    def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
-        return [self._text(name, outline.tokenizer, cache_dir) for name in self.datasets]
-
-    def _text(self, dataset: str, tokenizer: Any, cache_dir: str | None) -> TokenSet:
         source = self._source(dataset, cache_dir)
         stride = None if self.step == self.seqlen else self.step
         return evaluation_windows(source, tokenizer, self.seqlen, self.windows, self.bos, stride)

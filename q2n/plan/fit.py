@@ -41,13 +41,12 @@ def host_memory() -> int:
 
 def device_memory(device: str) -> int | None:
     """Bytes of a CUDA device; None for any other, and where torch sees none."""
-    if not device.startswith("cuda"):
-        return None
-    import torch
+    if device.startswith("cuda"):
+        import torch
 
-    if not torch.cuda.is_available():
-        return None
-    return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
+        if torch.cuda.is_available():
+            return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
+    return None
 
 
 def _group_limits() -> Iterator[int]:

@@ -114,8 +114,7 @@ def _windows(tree: Mapping[str, Any]) -> Iterable[int]:
 def operations(work: Workload) -> float:
     """Floating-point operations that must be done; a method's own searches are not counted."""
     shapes = work.shapes
-    layers = [rows * columns for rows, columns in shapes.linears.values()]
-    forward = 2.0 * sum(layers) * shapes.num_blocks
+    forward = 2.0 * sum(rows * columns for rows, columns in shapes.linears.values()) * shapes.num_blocks
     widths = (shapes.hidden, shapes.heads * shapes.head_dim, shapes.hidden, shapes.intermediate)
     gram = work.tokens * sum(width**2 for width in widths)
     factorising = sum(4 * width**3 for width in widths)

@@ -69,9 +69,7 @@ class SentenceBreak:
     continuation: str
 
 
-def dataset(
-    text: Literal["wiki", "news"], kind: Kind, cache_dir: str | None = None, **_: Any
-) -> dict[str, Any]:
+def dataset(text: str, kind: Kind, cache_dir: str | None = None, **_: Any) -> dict[str, Any]:
     """What lm-eval asks of a ``custom_dataset``: a data set a split; it also passes the task's metadata."""
     from datasets import Dataset
 

@@ -34,11 +34,8 @@ def _task(name: str) -> dict[str, str]:
     shipped = TASK_FILES / f"{name}.yaml"
     if shipped.is_file():
         tree = _plain(shipped)
-        return {
-            "task": fingerprint(tree),
-            **BundledText(tree["dataset_kwargs"]["text"]).identity(),
-            "items": RULE,
-        }
+        text = BundledText(tree["dataset_kwargs"]["text"])
+        return {"task": fingerprint(tree), **text.identity(), "items": RULE}
     file = Path(name).expanduser()
     if not file.is_file():
         return {"task": name}
@@ -70,9 +67,6 @@ def _plain(file: Path) -> Any:
 def _strings(tree: Any) -> Iterator[str]:
     if isinstance(tree, str):
         yield tree
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from _strings(item)
-    elif isinstance(tree, list):
-        for item in tree:
+    elif isinstance(tree, (dict, list)):
+        for item in tree.values() if isinstance(tree, dict) else tree:
             yield from _strings(item)

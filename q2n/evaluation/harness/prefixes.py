@@ -44,13 +44,6 @@ class PrefixTree:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def add(self, token: int, path: list[int]) -> None:
-        """A new node at the end of ``path``, which grows by it."""
-        self.tokens.append(token)
-        self.parents.append(path[-1] if path else -1)
-        self.depths.append(len(path))
-        path.append(len(self.tokens) - 1)
-
     def attends(self) -> Tensor:
         """``(N, N)`` bool: row ``i`` marks node ``i`` and its ancestors."""
         mask = torch.eye(len(self), dtype=torch.bool)
@@ -73,7 +66,7 @@ class Batch:
 def grow(requests: Iterable[Request]) -> list[PrefixTree]:
     """Every request in one of few trees, larger trees first."""
     trees: list[PrefixTree] = []
-    path: list[int] = []
+    path: list[int] = []  # nodes of the request before this one
     previous: tuple[int, ...] = ()
     for request in sorted(requests, key=lambda item: item.tokens):
         shared = sum(takewhile(bool, starmap(eq, zip(previous, request.tokens, strict=False))))
@@ -81,9 +74,13 @@ def grow(requests: Iterable[Request]) -> list[PrefixTree]:
             trees.append(PrefixTree())
             shared = 0
         del path[shared:]
+        tree = trees[-1]
         for token in request.tokens[shared:]:
-            trees[-1].add(token, path)
-        trees[-1].places.append((request, path[-len(request.targets) :]))
+            tree.tokens.append(token)
+            tree.parents.append(path[-1] if path else -1)
+            tree.depths.append(len(path))
+            path.append(len(tree) - 1)
+        tree.places.append((request, path[-len(request.targets) :]))
         previous = request.tokens
     return sorted(trees, key=len, reverse=True)
 

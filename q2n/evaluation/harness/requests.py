@@ -41,16 +41,13 @@ class Length:
     @classmethod
     def of_pair(cls, request: Instance, before: list[int], after: list[int]) -> Length:
         """What a log-likelihood needs: the last token is predicted, but not read."""
-        return cls._of(request, len(before) + len(after) - 1, len(after))
+        tokens = len(before) + len(after) - 1
+        return cls(str(request.task_name), int(request.doc_id or 0), tokens, len(after))
 
     @classmethod
     def of_prompt(cls, request: Instance, prompt: int, room: int) -> Length:
         """What a text needs that is generated after ``prompt`` tokens: at least one of them must stay."""
-        return cls._of(request, prompt + room, room + 1)
-
-    @classmethod
-    def _of(cls, request: Instance, tokens: int, kept: int) -> Length:
-        return cls(str(request.task_name), int(request.doc_id or 0), tokens, kept)
+        return cls(str(request.task_name), int(request.doc_id or 0), prompt + room, room + 1)
 
 
 @dataclass(frozen=True)

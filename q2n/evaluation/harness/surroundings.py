@@ -51,8 +51,7 @@ def quiet_harness(allow_code_execution: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        leave = {"HF_ALLOW_CODE_EVAL": "1" if allow_code_execution else "0"}
-        stack.enter_context(patch.dict(os.environ, leave))
+        stack.enter_context(patch.dict(os.environ, HF_ALLOW_CODE_EVAL=str(int(allow_code_execution))))
         for name in ("lm_eval", "huggingface_hub", "datasets"):
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)

@@ -103,7 +103,7 @@ def test_what_is_not_a_number_stops_the_unquantized_model_and_is_the_result_of_a
 def test_divergence_from_what_is_not_a_number_is_infinite():
     option, identity = Divergence(**TEXT), {"config": {"model": {}, "evaluation": {}}, "weights": {}}
     identity |= {"data": {"evaluation": {}}, "hardware": {}, "versions": {}, "sources": {}}
-    kept = {"wiki": original(tiny(tied=False), option.text(context(tiny()), "wiki").tokens)}
+    kept = {"wiki": original(tiny(tied=False), option.text("wiki", tiny().tokenizer, None).tokens)}
     kl, agreement = option.evaluate(context(broken(), kept=kept, quantized=True))
     assert (kl.value, kl.stderr, kl.undefined) == (math.inf, None, 3)
     assert agreement.value == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from q2n.evaluation.harness.bundled import TASK_FILES
 from q2n.evaluation.harness.identity import identify_tasks
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def test_nothing_heavy_is_loaded():
