@@ -69,6 +69,7 @@ def grow(requests: Iterable[Request]) -> list[PrefixTree]:
     path: list[int] = []  # nodes of the request before this one
     previous: tuple[int, ...] = ()
     for request in sorted(requests, key=lambda item: item.tokens):
+        # The length of their common beginning: equal tokens up to the first that differ.
         shared = sum(takewhile(bool, starmap(eq, zip(previous, request.tokens, strict=False))))
         if shared < SHARED or len(trees[-1]) + len(request.tokens) - shared > NODES:
             trees.append(PrefixTree())
