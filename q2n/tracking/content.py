@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from q2n.records.store import RunRecord, to_frame
+from q2n.records.store import RunRecord
 from q2n.types import LayerReport
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SECRET = re.compile(r"(^|_)(token|api_?key|secret|password|passwd|credentials?|auth)$", re.IGNORECASE)
 _SERIES = (
@@ -41,8 +43,7 @@ def config_of(record: RunRecord) -> dict[str, Any]:
         "provenance": record.provenance.model_dump(),
         "protocols": {protocol.key(): protocol.model_dump() for protocol in record.protocols},
     }
-    cleaned: dict[str, Any] = without_secrets(whole)
-    return cleaned
+    return dict(without_secrets(whole))
 
 
 def without_secrets(tree: Any) -> Any:
@@ -91,14 +92,7 @@ def summary_of(record: RunRecord) -> dict[str, Any]:
     return summary
 
 
-def table_of(record: RunRecord) -> tuple[list[str | int], list[Iterable[Any]]]:
-    """The record's rows of the results table: ``(columns, rows)`` of plain values."""
-    frame = to_frame([record]).astype(object)
-    frame = frame.where(frame.notna(), None)
-    rows: list[Iterable[Any]] = list(frame.to_numpy().tolist())
-    return [str(column) for column in frame.columns], rows
-
-
-def finite(value: Any) -> Any:
-    """``value``, or None for a number that is not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def table_of(frame: pd.DataFrame) -> tuple[list[str | int], list[Iterable[Any]]]:
+    """``(columns, rows)`` of plain values, None where there is none."""
+    frame = frame.astype(object)
+    return [*map(str, frame.columns)], [*frame.where(frame.notna(), None).to_numpy().tolist()]

@@ -7,22 +7,25 @@ account, no network, a full disk) costs one line on the terminal and never a res
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from q2n.options import option
+from q2n.records.store import RunRecord, to_frame
 from q2n.runtime.files import write_text_atomic
 from q2n.tracking.content import config_of, history_of, run_name, summary_of, table_of
 
 if TYPE_CHECKING:
-    from q2n.records.store import RunRecord
-    from q2n.tracking.heat_maps import HeatMap
-    from q2n.tracking.sweep import Curves, Sheet, SweepContent
+    import pandas as pd
+
+    from q2n.tracking.sweep import SweepContent
 
 _LOG = logging.getLogger(__name__)
 _START_SECONDS = 30.0
@@ -30,14 +33,11 @@ _FINISH_SECONDS = 120.0
 _ROOM = 1 << 16
 """Bytes for which there is room after a run was written: its last part is smaller."""
 
-HEAT_MAP = "wandb/confusion_matrix/v1"
-"""The heat map among the charts every W&B server has: two columns of text, and one that is the colour."""
-
 
 @option
 class WandbTracking:
-    """Logs each finished cell as a run, and a sweep that has ended as one more (``job_type`` ``sweep``): its
-    tables, heat maps and layers' curves. All runs of a sweep share a group.
+    """Logs each finished cell as a run, and a sweep that has ended as one more (``job_type`` ``sweep``): the
+    tables and figures of its report. All runs of a sweep share a group.
 
     ``offline`` needs neither account nor network and writes under ``dir`` (default: ``./wandb``), to be
     uploaded later with ``wandb sync``. ``group`` overrides the sweep's own.
@@ -76,19 +76,26 @@ class WandbTracking:
     def _log(self, record: RunRecord, group: str | None) -> str:
         about = {"name": run_name(record), "config": config_of(record), "group": group, "job_type": "cell"}
         with self._run(about) as run:
-            _fill(run, record)
+            run.define_metric("block")
+            run.define_metric("layers/*", step_metric="block")
+            history = history_of(record)
+            for step, values in history:
+                run.log(values, step=step)
+            run.log({"results": _table(to_frame([record]))}, step=len(history))
+            run.summary.update(summary_of(record))
             return self._where(run)
 
     def _log_sweep(self, records: Sequence[RunRecord], group: str) -> str:
         from q2n.tracking.sweep import sweep_content
 
-        content = sweep_content(records)
-        name = "sweep-" + "-".join(content.config["names"])
-        about = {"name": name, "config": content.config, "group": group, "job_type": "sweep"}
-        with self._run(about) as run:
-            run.log(_of_sweep(content), step=0)
-            run.summary.update(content.summary)
-            return self._where(run)
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            content = sweep_content(records, Path(folder))
+            name = "sweep-" + "-".join(content.config["names"])
+            about = {"name": name, "config": content.config, "group": group, "job_type": "sweep"}
+            with self._run(about) as run:
+                run.log(_of_sweep(content, Path(folder)), step=0)
+                run.summary.update(content.summary)
+                return self._where(run)
 
     @contextmanager
     def _run(self, about: dict[str, Any]) -> Iterator[Any]:
@@ -165,60 +172,23 @@ def _settings() -> Any:
     )
 
 
-def _fill(run: Any, record: RunRecord) -> None:
+def _of_sweep(content: SweepContent, folder: Path) -> dict[str, Any]:
+    """Tables and figures, whose files are below ``folder``, by the key they are logged under."""
     import wandb
 
-    run.define_metric("block")
-    run.define_metric("layers/*", step_metric="block")
-    history = history_of(record)
-    for step, values in history:
-        run.log(values, step=step)
-    columns, rows = table_of(record)
-    run.log({"results": wandb.Table(columns=columns, data=rows)}, step=len(history))
-    run.summary.update(summary_of(record))
+    infinite = [math.inf, -math.inf]  # a chart has no place for them
+    finite = {name: table.mask(table.isin(infinite)) for name, table in content.tables.items()}
+    tables = {f"sweep/{name}": _table(table) for name, table in finite.items() if not table.empty}
+    for drawn in content.figures:
+        svg, png = drawn.files
+        # a server takes a dot for the path into a nested value
+        key = re.sub(r"[^A-Za-z0-9-]+", "_", Path(svg).stem)
+        tables[f"figures/{key}"] = wandb.Image(str(folder / png), caption=drawn.caption)
+    return tables
 
 
-def _of_sweep(content: SweepContent) -> dict[str, Any]:
-    """Tables and charts by the key they are logged under."""
-    tables = {name: getattr(content, name) for name in ("results", "differences", "layers")}
-    return {
-        **{f"sweep/{name}": _table(sheet) for name, sheet in tables.items() if sheet.rows},
-        **{f"heat_map/{_key(item.name)}": _heat_map(item) for item in content.heat_maps},
-        **{f"layer_errors/{_key(item.layer)}": _curves(item) for item in content.curves},
-    }
-
-
-def _key(name: str) -> str:
-    """Without what a server may take for a path into a nested value; the title has the name itself."""
-    return re.sub(r"[^A-Za-z0-9-]+", "_", name)
-
-
-def _table(sheet: Sheet) -> Any:
+def _table(frame: pd.DataFrame) -> Any:
     import wandb
 
-    columns: list[str | int] = [*sheet.columns]
-    rows: list[Iterable[Any]] = [*sheet.rows]
+    columns, rows = table_of(frame)
     return wandb.Table(columns=columns, data=rows)
-
-
-def _heat_map(item: HeatMap) -> Any:
-    import wandb
-
-    columns: list[str | int] = [item.x, item.y, item.value]
-    places = {"Predicted": item.x, "Actual": item.y, "nPredictions": item.value}
-    table = wandb.Table(columns=columns, data=[list(cell) for cell in item.cells])
-    title = {"title": f"{item.value} over {item.x} and {item.y}: {item.name}"}
-    return wandb.plot_table(HEAT_MAP, table, places, title)
-
-
-def _curves(item: Curves) -> Any:
-    import wandb
-
-    lines = item.lines.values()
-    return wandb.plot.line_series(
-        xs=[[block for block, _ in line] for line in lines],
-        ys=[[error for _, error in line] for line in lines],
-        keys=list(item.lines),
-        title=f"{item.layer}: relative output error by block",
-        xname="block",
-    )

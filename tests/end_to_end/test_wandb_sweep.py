@@ -36,8 +36,8 @@ def test_a_sweep_is_tracked_once_whoever_ran_its_cells(engine, tmp_path):
     assert {row["fingerprint"]: row["value"] for row in rows} == {
         key: record["metrics"][0]["value"] for key, record in found.items()
     }
-    _heat_map(sweep, found)
-    _curves(sweep, found)
+    _layers(sweep, found)
+    _figures(sweep)
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert SECRET.encode() not in written
 
@@ -52,25 +52,23 @@ def _ids(runs):
     return {item["run"].run_id for item in runs}
 
 
-def _heat_map(sweep, found):
-    (table,) = [table for key, table in sweep["tables"].items() if key.startswith("heat_map/")]
-    assert table["columns"] == ["q2n.t", "q2n.lam", "news perplexity"]
-    assert {(float(t), float(lam)): value for t, lam, value in table["data"]} == {
-        (record["config"]["q2n"]["t"], record["config"]["q2n"]["lam"]): record["metrics"][0]["value"]
+def _layers(sweep, found):
+    table = sweep["tables"]["sweep/layers"]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert {(row["fingerprint"], row["block"], row["layer"]): row["error_after"] for row in rows} == {
+        (fingerprint, layer["block"], layer["name"]): layer["error_after"]
+        for fingerprint, record in found.items()
+        for layer in record["layers"]
+    }
+    assert all(math.isfinite(row["error_after"]) for row in rows)
+    assert {row["q2n_settings"] for row in rows if row["correction"] == "on"} == {
+        f"q2n.lam={record['config']['q2n']['lam']}, q2n.t={record['config']['q2n']['t']}"
         for record in found.values()
         if record["cell"]["correction"] == "on"
     }
 
 
-def _curves(sweep, found):
-    names = {layer["name"] for record in found.values() for layer in record["layers"]}
-    for name in names:
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for block, line, value in sweep["tables"][f"layer_errors/{name.replace('.', '_')}_table"]["data"]:
-            assert math.isfinite(value)
-            lines.setdefault(line, []).append((block, value))
-        expected = [
-            [(layer["block"], layer["error_after"]) for layer in record["layers"] if layer["name"] == name]
-            for record in found.values()
-        ]
-        assert sorted(lines.values()) == sorted(expected)
+def _figures(sweep):
+    names = ("heat_map-q2n_t-q2n_lam", "layers")  # so short a text leaves no interval for a forest plot
+    assert sweep["images"].keys() == {f"figures/{name}" for name in names}
+    assert all(image.startswith(b"\x89PNG") for image in sweep["images"].values())

@@ -28,7 +28,8 @@ def entries(path: Path) -> Iterator[bytes]:
 
 def read_back(folder: Path) -> list[dict[str, Any]]:
     """What every offline run below ``folder`` holds: ``run``, ``history``, ``summary``, ``config``; nested
-    keys are joined by slashes. ``tables`` are those the history points to, by their key."""
+    keys are joined by slashes. ``tables`` are those the history points to, ``images`` the bytes of the image
+    files it points to, both by key."""
     return [_read(path) for path in sorted(folder.rglob("run-*.wandb"))]
 
 
@@ -50,14 +51,19 @@ def _read(path: Path) -> dict[str, Any]:
         elif kind == "summary":
             found["summary"].update(_values(item.summary.update))
     values = {key: value for step in found["history"] for key, value in step.items()}
-    found["tables"] = {
-        key.removesuffix("/_type"): json.loads(
-            (path.parent / "files" / values[f"{key.removesuffix('_type')}path"]).read_text()
-        )
-        for key, value in values.items()
-        if key.endswith("/_type") and value == "table-file"
-    }
+    tables, images = (_files(path.parent / "files", values, kind) for kind in ("table-file", "image-file"))
+    found["tables"] = {key: json.loads(content) for key, content in tables.items()}
+    found["images"] = images
     return found
+
+
+def _files(folder: Path, values: dict[str, Any], kind: str) -> dict[str, bytes]:
+    keys = [
+        key.removesuffix("/_type")
+        for key, value in values.items()
+        if key.endswith("/_type") and value == kind
+    ]
+    return {key: (folder / values[f"{key}/path"]).read_bytes() for key in keys}
 
 
 def _values(items: Any) -> dict[str, Any]:

@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
+from q2n.records.store import RunRecord
 from q2n.report.figures import cost_gain, curves, differences, heat_map, layers, null_space
 from q2n.report.figures.files import save
 from q2n.report.figures.style import style
 from q2n.report.overview import FIGURES, Drawn, StudyReport
 from q2n.report.studies.study import CostGain, Differences, FigureSpec, HeatMap, Layers, Lines, NullSpace
 from q2n.report.tables.every_difference import Line
+from q2n.report.tables.lines import observations
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OVERVIEW = "overview"
 
-_PLAIN: tuple[FigureSpec, ...] = (Differences(), NullSpace())
+PLAIN: tuple[FigureSpec, ...] = (Differences(), NullSpace())
 """What is drawn of records that belong to no study."""
 
 
-def write_figures(report: StudyReport, results_dir: Path, png: bool = False) -> tuple[Drawn, ...]:
+def figures_of_sweep(records: Sequence[RunRecord]) -> list[FigureSpec]:
+    """What is drawn of a sweep that is no study: :data:`PLAIN`, its layers, and the metric over bits and over
+    the one or two numeric settings that have the most values (the later in the alphabet is x)."""
+    labels, _ = observations(records)
+    settings = [dict(label.split("=", 1) for side in own for label in side) for own in labels]
+    values = pd.DataFrame(settings).sort_index(axis="columns")
+    numbers = values.apply(pd.to_numeric, errors="coerce")
+    counts = values.nunique()[(numbers.notna() == values.notna()).all() & (values.nunique() > 1)]
+    axes = sorted(map(str, counts.sort_values(ascending=False, kind="stable").index[:2]))
+    over = [HeatMap(x=axes[1], y=axes[0])] if len(axes) == 2 else [Lines(x=axis) for axis in axes]
+    return [*PLAIN, *over, Lines(x="bits"), Layers()]
+
+
+def write_figures(
+    report: StudyReport, results_dir: Path, png: bool = False, plain: Sequence[FigureSpec] = PLAIN
+) -> tuple[Drawn, ...]:
     """``figures/<name>/<label>.svg`` of every figure the study asks for and its records have the numbers for,
     in the study's order.
 
     Args:
         png: whether ``<label>.png`` is written as well.
+        plain: the figures of records that belong to no study.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    specs = report.study.figures if report.study else _PLAIN
+    specs = report.study.figures if report.study else plain
     written: dict[str, Drawn] = {}
     with style():
         for spec in specs:

@@ -240,7 +240,7 @@ def test_every_table_shows_infinity(on, off, difference, seeds):
         assert pair.verdict in ("better", "worse", "undecided")
     assert "inf" in records.to_frame(made).to_csv()
     for record in made:
-        columns, rows = content.table_of(record)
+        columns, rows = content.table_of(records.to_frame([record]))
         assert len(rows[0]) == len(columns)
         assert content.summary_of(record)["wiki/perplexity"] == record.metrics[0].value
     assert objective(made[0], None, "minimize") == made[0].metrics[0].value

@@ -160,13 +160,10 @@ def test_forest_and_curves_have_a_panel_or_head_per_model(two: list[RunRecord]) 
     assert [axis.get_title() for axis in figure.axes] == ["a/model", "b/model"]
 
 
-def test_trackers_are_told_of_two(two: list[RunRecord]) -> None:
-    content = sweep_content(two)
+def test_trackers_are_told_of_two(two: list[RunRecord], tmp_path: Path) -> None:
+    content = sweep_content(two, tmp_path)
     assert content.config["models"] == ["a/model", "b/model"]
-    assert {row[0] for row in content.differences.rows} == {"a/model", "b/model"}
-    unquantized = {
-        row[0]: row[content.differences.columns.index("unquantized")] for row in content.differences.rows
-    }
+    unquantized = content.tables["differences"].set_index("model")["unquantized"].to_dict()
     assert unquantized == pytest.approx({"a/model": math.exp(COLLAPSED), "b/model": math.exp(SOUND)})
 
 

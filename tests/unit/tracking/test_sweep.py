@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -20,9 +21,11 @@ from helpers.wandb_files import read_back
 from q2n.command.summary import Command, Outcome, track
 from q2n.records.notes import State, group_of, new_id
 from q2n.records.store import RunRecord
+from q2n.report.figures.of_study import figures_of_sweep, write_figures
 from q2n.report.overview import study_report
+from q2n.report.studies.study import load_studies
 from q2n.tracking.sweep import sweep_content
-from q2n.tracking.wandb import HEAT_MAP, WandbTracking
+from q2n.tracking.wandb import WandbTracking, _of_sweep
 from q2n.types import LayerReport
 
 SWEEP = "20260105T101500Z-node-3-4711"
@@ -94,8 +97,7 @@ def test_an_offline_run_holds_what_the_records_say(tmp_path: Path) -> None:
     )
     _differences_are_the_reports(_rows(run["tables"]["sweep/differences"]))
     _layers_are_the_records(_rows(run["tables"]["sweep/layers"]))
-    _heat_map_is_the_records(run)
-    _curves_are_the_records(run)
+    _figures_are_the_reports(run["images"], tmp_path / "again")
 
 
 def _rows(table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -117,77 +119,85 @@ def _differences_are_the_reports(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _layers_are_the_records(rows: Sequence[dict[str, Any]]) -> None:
-    written = {(row["fingerprint"], row["block"], row["name"]): row for row in rows}
+    written = {(row["fingerprint"], row["block"], row["layer"]): row for row in rows}
     assert len(rows) == len(written) == sum(len(record.layers) for record in records())
+    assert {row["q2n_settings"] for row in rows} >= {"", "q2n.lam=0.5, q2n.t=0.1"}
     for record in records():
         for layer in record.layers:
             row = written[record.fingerprint, layer.block, layer.name]
             assert (row["error_before"], row["error_after"]) == (layer.error_before, layer.error_after)
+            assert (row["seed"], row["correction"]) == (record.cell.seed, record.cell.correction)
             assert row["heldout_error_after"] is None
 
 
-def _heat_map_is_the_records(run: dict[str, Any]) -> None:
-    (key,) = [key for key in run["tables"] if key.startswith("heat_map/")]
-    table = run["tables"][key]
-    assert table["columns"] == ["q2n.t", "q2n.lam", "wiki perplexity"]
-    expected = {}
-    for t in T:
-        for lam in LAM:
-            values = [
-                record.metrics[0].value
-                for record in records()
-                if (record.config["q2n"].get("t"), record.config["q2n"].get("lam")) == (t, lam)
-            ]
-            expected[str(t), str(lam)] = sum(values) / 2
-    assert {(x, y): value for x, y, value in table["data"]} == pytest.approx(expected)
-    chart = run["config"][f"_wandb/visualize/{key.removesuffix('_table')}"]["panel_config"]
-    assert chart["panelDefId"] == HEAT_MAP
-    assert chart["fieldSettings"] == {
-        "Predicted": "q2n.t",
-        "Actual": "q2n.lam",
-        "nPredictions": "wiki perplexity",
-    }
+def _figures_are_the_reports(images: dict[str, bytes], folder: Path) -> None:
+    drawn = write_figures(
+        study_report("main", records()), folder, png=True, plain=figures_of_sweep(records())
+    )
+    names = ["differences", "heat_map-q2n_t-q2n_lam", "layers"]
+    expected = [(folder / item.files[1]).read_bytes() for item in drawn]
+    assert images == {f"figures/{name}": image for name, image in zip(names, expected, strict=True)}
 
 
-def _curves_are_the_records(run: dict[str, Any]) -> None:
-    for name in LAYERS:
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for block, line, value in run["tables"][f"layer_errors/{name.replace('.', '_')}_table"]["data"]:
-            lines.setdefault(line, []).append((block, value))
-        expected = [
-            [(layer.block, layer.error_after) for layer in record.layers if layer.name == name]
-            for record in records()
-        ]
-        assert sorted(lines.values()) == sorted(expected)
-        assert "off seed 1" in lines
-        chart = run["config"][f"_wandb/visualize/layer_errors/{name.replace('.', '_')}"]["panel_config"]
-        assert chart["panelDefId"] == "wandb/lineseries/v0"
+def test_a_study_is_drawn_as_its_file_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).resolve().parents[3])
+    (study,) = [item for item in load_studies().values() if item.name == "ablation_t_lambda"]
+    cells = [record.model_copy(update={"name": study.name}) for record in records()]
+    drawn = sweep_content(cells, tmp_path).figures
+    assert [item.kind for item in drawn] == [item.kind for item in study.figures]
 
 
-def test_without_two_numbers_varied_the_map_is_of_lines_and_bits() -> None:
-    cells = [
-        _record(2 + bits / 10 + (correction == "on") / 100, bits=bits, correction=correction)
-        for bits in (2, 3)
-        for correction in ("off", "on")
-    ]
-    (found,) = sweep_content(cells).heat_maps
-    assert (found.x, found.y) == ("bits", "line")
-    assert {(x, y): value for x, y, value in found.cells} == {
-        (f"{cell.cell.bits}", f"gptq {cell.cell.correction}"): cell.metrics[0].value for cell in cells
-    }
+@pytest.mark.parametrize("changes", [{}, {"name": "another"}])
+def test_no_description_of_studies_is_needed(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments" / "main").mkdir(parents=True)
+    (tmp_path / "experiments" / "main" / "study.yaml").write_text("titel: misspelt")
+    cells = [_record(2.0, correction="off"), _record(2.1, **changes)]
+    content = sweep_content(cells, tmp_path)
+    assert content.config["names"] == sorted({"main", *changes.values()})
+    assert {item.kind for item in content.figures} == {"differences", "layers"}
 
 
-def test_what_diverged_is_an_empty_place_and_not_an_error() -> None:
+def test_the_two_numbers_with_the_most_values_are_the_axes_of_the_map() -> None:
+    def swept(**values: Sequence[float]) -> list[RunRecord]:
+        grid = [dict(zip(values, place, strict=True)) for place in itertools.product(*values.values())]
+        return [_record(2.0, q2n_fields={**place, "rank_rule": f"r{n % 2}"}) for n, place in enumerate(grid)]
+
+    def over(cells: list[RunRecord]) -> list[tuple[str, ...]]:
+        found = [item.model_dump(exclude={"metric"}) for item in figures_of_sweep(cells)]
+        return [tuple(item.values()) for item in found if item["kind"] in ("heat_map", "lines")]
+
+    bits = ("lines", "bits")
+    heat_map = ("heat_map", "q2n.t", "q2n.lam")
+    assert over(swept(t=T, lam=LAM, eps=(1, 2), seed=(0,))) == [("heat_map", "q2n.t", "q2n.eps"), bits]
+    assert over(swept(t=T, lam=(0, 1, 2), eps=(1, 2))) == [heat_map, bits]
+    assert over([*swept(t=T, lam=(0, 1)), _record(2.0, correction="off")]) == [heat_map, bits]
+    assert over(swept(t=T)) == [("lines", "q2n.t"), bits]
+    assert over([_record(2.0)]) == [bits]
+
+
+def test_what_diverged_is_an_empty_place_and_not_an_error(tmp_path: Path) -> None:
     cells = [_record(2.0, correction="off"), make_record(metrics=(make_metric(float("inf")),))]
-    content = sweep_content(cells)
-    values = {row[content.results.columns.index("correction")]: row for row in content.results.rows}
-    assert values["on"][content.results.columns.index("value")] is None
-    assert (content.heat_maps[0].cells[1]) == ("3", "gptq on", None)
+    content = sweep_content(cells, tmp_path)
+    logged = _of_sweep(content, tmp_path)
+    table = logged["sweep/results"]
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.data]
+    assert {row["correction"]: row["value"] for row in rows} == {
+        "off": cells[0].metrics[0].value,
+        "on": None,
+    }
 
 
-def test_secrets_that_were_swept_over_are_not_told() -> None:
+def test_secrets_that_were_swept_over_are_not_told(tmp_path: Path) -> None:
     cells = [_record(2.0 + place, q2n_fields={"api_key": f"secret-{place}"}) for place in (0, 1)]
-    assert "secret-" not in repr(sweep_content(cells))
+    cells.append(_record(2.5, correction="off"))
+    content = sweep_content(cells, tmp_path)
+    told = [repr(content), *(table.to_csv() for table in content.tables.values())]
+    told += [path.read_text() for path in tmp_path.rglob("*.svg")]
+    assert len(told) > 4
+    assert "secret-" not in "".join(told)
 
 
 @pytest.mark.parametrize("failure", [ImportError("no wandb"), OSError("no space\nleft"), RuntimeError("x")])

@@ -15,7 +15,7 @@ from helpers.records import make_metric, make_protocol, make_record
 from helpers.wandb_files import read_back
 
 from q2n.options import build
-from q2n.records.store import RunRecord
+from q2n.records.store import RunRecord, to_frame
 from q2n.tracking.content import history_of, summary_of, table_of, without_secrets
 from q2n.tracking.none import NoTracking
 from q2n.tracking.wandb import WandbTracking
@@ -164,5 +164,5 @@ def test_unknown_quantities_are_left_out_of_series_and_tables() -> None:
     assert "layers/q/alpha_min" not in values
     assert "layers/q/error_before" not in values
     assert values["layers/q/error_after"] == 0.1
-    columns, rows = table_of(item)
+    columns, rows = table_of(to_frame([item]))
     assert dict(zip(columns, next(iter(rows)), strict=True))["git_commit"] is None
