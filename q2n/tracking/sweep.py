@@ -12,6 +12,7 @@ import pandas as pd
 
 from q2n.exceptions import ConfigurationError
 from q2n.records.store import RunRecord, to_frame
+from q2n.report.figures.labels import measure
 from q2n.report.figures.of_study import figures_of_sweep, write_figures
 from q2n.report.overview import Drawn, StudyReport, study_report
 from q2n.report.studies.study import load_studies
@@ -86,7 +87,7 @@ def _difference(pair: Pair) -> dict[str, Any]:
         "settings": settings,
         "correction": line,
         "bits": column.bits,
-        "metric": f"{column.dataset} {column.name}",
+        "metric": measure(column),
         "protocol": column.protocol.label() if column.protocol else None,
         "uncorrected": pair.uncorrected,
         "corrected": pair.corrected,

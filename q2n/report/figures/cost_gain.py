@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from q2n.records.store import RunRecord
-from q2n.report.figures.forest import shape, shapes_legend
-from q2n.report.figures.style import WIDTH, colours, decades, signed_log, vary
-from q2n.report.tables.comparisons import FEWEST_SEEDS, Difference
+from q2n.report.figures.forest import mark, shapes_legend
+from q2n.report.figures.labels import joined, measure, parts_of, vary
+from q2n.report.figures.style import BESIDE, INK, WIDTH, colours, decades, new_figure, set_title, signed_log
+from q2n.report.overview import StudyReport
+from q2n.report.tables.comparisons import Difference
 from q2n.report.tables.pairs import Pair
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from q2n.report.overview import StudyReport
 
 CAPTION = (
     "Across: seconds of the correction, eigenvalue decomposition included, in per cent of those of the "
@@ -27,7 +25,7 @@ CAPTION = (
 
 
 @dataclass(frozen=True)
-class Spent:
+class Tradeoff:
     """A point: what tells it apart, the share of time in per cent, the gain in per cent of the value."""
 
     label: tuple[str, ...]
@@ -37,20 +35,15 @@ class Spent:
 
 def draw(report: StudyReport, metric: str | None = None) -> Figure | None:
     """The figure; None: no difference in per cent, or no times."""
-    from matplotlib.figure import Figure
-
     records = {record.fingerprint: record for record in report.records}
     points = [point for pair in _chosen(report.pairs, metric) if (point := _point(pair, records))]
     if not points:
         return None
     names, common = vary([point.label for point in points])
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    axis = figure.subplots()
+    figure, ((axis,),) = new_figure(WIDTH, 4.2)
     _scatter(axis, points, names)
-    axis.set(xlabel="time of the correction in % of the quantization")
-    axis.set_ylabel("gain in %   (better ↑)")
-    said = "\n".join(part for part in (report.title, ", ".join(common)) if part)
-    figure.suptitle(said, x=0.01, ha="left", fontsize=10)
+    axis.set(xlabel="time of the correction in % of the quantization", ylabel="gain in %   (better ↑)")
+    set_title(figure, report.title, joined(common))
     shapes = shapes_legend([point.gain for point in points])
     figure.legend(handles=shapes, loc="outside lower left", ncols=3, handletextpad=0.2, columnspacing=1.2)
     return figure
@@ -59,19 +52,19 @@ def draw(report: StudyReport, metric: str | None = None) -> Figure | None:
 def _chosen(pairs: Sequence[Pair], metric: str | None) -> list[Pair]:
     """Pairs of the metric, or of the first one in per cent."""
     usable = [pair for pair in pairs if pair.found is not None and pair.found.relative]
-    names = [f"{pair.column.dataset} {pair.column.name}" for pair in usable]
-    wanted = metric or (names[0] if names else "")
-    return [pair for pair, name in zip(usable, names, strict=True) if name == wanted]
+    wanted = metric or next((measure(pair.column) for pair in usable), "")
+    return [pair for pair in usable if measure(pair.column) == wanted]
 
 
-def _point(pair: Pair, records: Mapping[str, RunRecord]) -> Spent | None:
-    shares = [_share(records[cell]) for cell in pair.corrected_cells]
+def _point(pair: Pair, records: Mapping[str, RunRecord]) -> Tradeoff | None:
+    shares = (_share(records[cell]) for cell in pair.corrected_cells)
     known = [share for share in shares if share is not None]
     if not known or pair.found is None:
         return None
-    row = pair.row
-    label = (row.model, row.baseline, ", ".join(row.settings), f"{pair.column.bits:g} bit", row.line)
-    return Spent(label, math.fsum(known) / len(known), _as_gain(pair.found, pair.column.lower_is_better))
+    gain = pair.found
+    if pair.column.lower_is_better:
+        gain = replace(gain, estimate=-gain.estimate, low=-gain.high, high=-gain.low)
+    return Tradeoff(parts_of(pair.row, pair.column.bits), math.fsum(known) / len(known), gain)
 
 
 def _share(record: RunRecord) -> float | None:
@@ -80,37 +73,23 @@ def _share(record: RunRecord) -> float | None:
     return 100 * own / whole if whole and own is not None else None
 
 
-def _as_gain(found: Difference, lower_is_better: bool) -> Difference:
-    if not lower_is_better:
-        return found
-    return Difference(-found.estimate, -found.high, -found.low, found.p_value, found.relative, found.seeds)
-
-
-def _scatter(axis: Axes, points: Sequence[Spent], names: Sequence[tuple[str, ...]]) -> None:
+def _scatter(axis: Axes, points: Sequence[Tradeoff], names: Sequence[tuple[str, ...]]) -> None:
     """Colours by what varies first (the baseline, mostly), the rest written beside the point."""
     heads = [name[0] if name else point.label[-1] for name, point in zip(names, points, strict=True)]
     palette = colours(heads)
     ends = [0.0]
     for point, head, name in zip(points, heads, names, strict=True):
-        gain, tint = point.gain, palette[head]
-        dotted = ":" if gain.seeds < FEWEST_SEEDS else "-"
-        if math.isfinite(gain.low) and math.isfinite(gain.high):
-            axis.plot([point.share] * 2, [gain.low, gain.high], color=tint, linewidth=1.5, linestyle=dotted)
-            ends += [gain.low, gain.high]
-        axis.plot(point.share, gain.estimate, color=tint, **shape(gain.established, gain.seeds))
-        beside = ", ".join(part for part in name[1:] if part)
-        axis.annotate(
-            beside, (point.share, gain.estimate), (6, 3), textcoords="offset points", color=tint, fontsize=8
-        )
-        ends.append(gain.estimate)
-    axis.axhline(0, color="#333333", linewidth=1)
+        tint, at = palette[head], (point.share, point.gain.estimate)
+        ends += mark(axis, point.gain, point.share, tint, linewidth=1.5, upright=True)
+        axis.annotate(joined(name[1:]), at, (6, 3), textcoords="offset points", color=tint, fontsize=8)
+    axis.axhline(0, color=INK, linewidth=1)
     signed_log(axis, axis.yaxis, ends)
     shares = [point.share for point in points if point.share > 0]
     if shares and max(shares) > 8 * min(shares):
         axis.set_xscale("log")
         decades(axis.xaxis, shares)
     axis.margins(x=0.15)
-    axis.grid(color="#e6e6e6", linewidth=0.6)
+    axis.grid(visible=True)
     for head, tint in palette.items():
         axis.plot([], [], color=tint, linewidth=3, label=head)
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1)
+    axis.legend(**BESIDE, handlelength=1)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from q2n.report.figures.forest import Entry, Panel, forest
-from q2n.report.figures.style import vary
+from matplotlib.figure import Figure
+
+from q2n.report.figures.forest import ForestLine, Panel, forest
+from q2n.report.figures.labels import bit_width, joined, measure, vary
 from q2n.report.tables.every_difference import MAIN, Line, main_lines
 from q2n.report.tables.lines import NO_CORRECTION
 from q2n.report.tables.pairs import Pair
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CAPTION = (
     "Corrected minus uncorrected value with its paired 95 % interval. A filled mark is a difference "
@@ -33,9 +31,9 @@ def draw(pairs: Sequence[Pair], title: str, metric: str | None = None) -> Figure
     Args:
         metric: ``<data set> <name>`` of the only one to draw.
     """
-    measures = dict.fromkeys(_measure(pair) for pair in pairs if metric in (None, _metric(pair)))
-    panels = [_panel([pair for pair in pairs if _measure(pair) == measure]) for measure in measures]
-    panels = [panel for panel in panels if panel.entries]
+    drawn = [pair for pair in pairs if pair.found is not None and metric in (None, measure(pair.column))]
+    scales = dict.fromkeys(map(_scale, drawn))
+    panels = [_panel([pair for pair in drawn if _scale(pair) == scale]) for scale in scales]
     return forest(panels, title) if panels else None
 
 
@@ -49,50 +47,38 @@ def draw_overview(lines: Iterable[Line]) -> Figure | None:
     return draw(pairs, f"What the correction changes: q2n={MAIN} minus q2n={NO_CORRECTION}")
 
 
-def _metric(pair: Pair) -> str:
-    return f"{pair.column.dataset} {pair.column.name}".strip()
-
-
-def _measure(pair: Pair) -> tuple[str, str, bool]:
+def _scale(pair: Pair) -> tuple[str, str, bool]:
+    """What the entries of a panel have in common: metric, unit, and which way is better."""
     relative = pair.found is not None and pair.found.relative
-    return (_metric(pair), "%" if relative else pair.column.unit, pair.column.lower_is_better)
+    return (measure(pair.column), "%" if relative else pair.column.unit, pair.column.lower_is_better)
 
 
-def _panel(pairs: Sequence[Pair]) -> Panel:
-    """All pairs of one metric, those of one model and baseline below one head; where all have the same, those
+def _panel(drawn: list[Pair]) -> Panel:
+    """All pairs of one scale, those of one model and baseline below one head; where all have the same, those
     of one number of bits."""
-    drawn = [pair for pair in pairs if pair.found is not None]
-    by_bits = len({_method(pair) for pair in drawn}) == 1 < len({_line(pair) for pair in drawn})
+    by_bits = len({pair.row.key[:2] for pair in drawn}) == 1 < len({_line(pair) for pair in drawn})
     if by_bits:
         drawn.sort(key=lambda pair: pair.column.bits)
-    heads, common = vary([(*_method(pair), _bits(pair)) if by_bits else _method(pair) for pair in drawn])
-    labels, shared = vary([_line(pair) if by_bits else (_bits(pair), *_line(pair)) for pair in drawn])
+    places = [(*pair.row.key[:2], bit_width(pair.column.bits), *_line(pair)) for pair in drawn]
+    head_ends = 3 if by_bits else 2
+    heads, common = vary([place[:head_ends] for place in places])
+    labels, shared = vary([place[head_ends:] for place in places])
     if len(set(heads)) == len(heads) or not any(labels):  # a head for one line says less than a longer line
         labels = [(*head, *label) for head, label in zip(heads, labels, strict=True)]
         heads = [()] * len(labels)
-    metric, unit, lower = _measure(pairs[0])
+    metric, unit, lower = _scale(drawn[0])
     entries = tuple(
-        Entry(_text(head), _text(label) or pair.row.line, pair.row.correction, pair.found, pair.useless)
+        ForestLine(
+            joined(head), joined(label) or pair.row.line, pair.row.correction, pair.found, pair.useless
+        )
         for pair, head, label in zip(drawn, heads, labels, strict=True)
         if pair.found is not None
     )
     told = "difference in %" if unit == "%" else f"difference ({unit})"
-    return Panel(f"{metric}: {_text((*common, *shared))}", told, lower, entries)
-
-
-def _method(pair: Pair) -> tuple[str, ...]:
-    return (pair.row.model, pair.row.baseline)
-
-
-def _bits(pair: Pair) -> str:
-    return f"{pair.column.bits:g} bit"
+    return Panel(f"{metric}: {joined((*common, *shared))}", told, lower, entries)
 
 
 def _line(pair: Pair) -> tuple[str, ...]:
     """Settings, correction, settings of the correction without the ``q2n.`` that they all begin with."""
     own = ", ".join(label.removeprefix("q2n.") for label in pair.row.correction_settings)
     return (", ".join(pair.row.settings), pair.row.correction, own)
-
-
-def _text(parts: Sequence[str]) -> str:
-    return ", ".join(part for part in parts if part)

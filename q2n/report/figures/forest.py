@@ -6,15 +6,15 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from q2n.report.figures.style import WIDTH, colours, signed_log
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from q2n.report.figures.style import INK, WIDTH, colours, new_figure, set_title, signed_log
 from q2n.report.tables.comparisons import FEWEST_SEEDS, Difference
 from q2n.report.tables.pairs import USELESS
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 ROW = 0.24
 """Inches of a line."""
@@ -26,9 +26,9 @@ LONGEST = 30
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A line of a forest plot; entries of one ``head`` stand together below it, ``colour`` is what decides
-    the line's colour; one between ``useless`` models is marked."""
+class ForestLine:
+    """A difference in a forest plot; lines of one ``head`` stand together below it, ``colour`` decides the
+    line's colour, and a difference between ``useless`` models is marked."""
 
     head: str
     label: str
@@ -44,45 +44,33 @@ class Panel:
     title: str
     unit: str
     lower_is_better: bool
-    entries: tuple[Entry, ...]
+    entries: tuple[ForestLine, ...]
 
 
 def forest(panels: Sequence[Panel], title: str) -> Figure:
     """One panel below the other."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    heights = [ROW * _rows(panel.entries) * _step(panel.entries) + 0.9 for panel in panels]
-    figure = Figure(figsize=(WIDTH, sum(heights) + 0.8), layout="constrained")
-    axes = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    palette = colours(entry.colour for panel in panels for entry in panel.entries)
-    for panel, axis in zip(panels, axes, strict=True):
-        _draw(axis, panel, palette)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    heights = [_height(panel.entries) for panel in panels]
+    ratios = {"height_ratios": heights}
+    figure, axes = new_figure(WIDTH, sum(heights) + 0.8, len(panels), gridspec_kw=ratios)
     entries = [entry for panel in panels for entry in panel.entries]
+    palette = colours(entry.colour for entry in entries)
+    for panel, axis in zip(panels, axes[:, 0], strict=True):
+        _draw(axis, panel, palette)
+    set_title(figure, title, size=11)
     handles = shapes_legend([entry.found for entry in entries])
     if any(entry.useless for entry in entries):
         told = f"{DAGGER} over {USELESS} times the unquantized perplexity"
         handles.append(Line2D([], [], linestyle="none", label=told))
-    figure.legend(
-        handles=handles,
-        loc="outside lower left",
-        ncols=2,
-        handletextpad=0.2,
-        handlelength=1.2,
-        columnspacing=1.2,
-    )
+    spacing = {"handletextpad": 0.2, "handlelength": 1.2, "columnspacing": 1.2}
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, **spacing)
     return figure
 
 
-def _rows(entries: Sequence[Entry]) -> int:
-    heads = dict.fromkeys(entry.head for entry in entries)
-    return len(entries) + sum(bool(head) for head in heads)
-
-
-def _step(entries: Sequence[Entry]) -> float:
-    """Lines that a label needs."""
-    return max(1.0, 0.75 * max(_broken(entry.label).count("\n") + 1 for entry in entries))
+def _height(entries: Sequence[ForestLine]) -> float:
+    """Inches of a panel: its lines and heads, as tall as the longest label needs."""
+    rows = len(entries) + len({entry.head for entry in entries} - {""})
+    step = max(1.0, 0.75 * max(_broken(entry.label).count("\n") + 1 for entry in entries))
+    return ROW * rows * step + 0.9
 
 
 def _broken(label: str) -> str:
@@ -90,25 +78,23 @@ def _broken(label: str) -> str:
 
 
 def _draw(axis: Axes, panel: Panel, palette: dict[str, str]) -> None:
-    ticks: list[tuple[int, str, bool]] = []
+    ticks: list[tuple[str, bool]] = []
     ends: list[float] = []
-    row, head = 0, ""
+    head = ""
     for entry in panel.entries:
         if entry.head != head:
             head = entry.head
-            ticks.append((row, head, True))
-            row += 1
-        ticks.append((row, _broken(entry.label) + (f" {DAGGER}" if entry.useless else ""), False))
-        ends += _mark(axis, row, entry.found, palette[entry.colour])
-        row += 1
-    axis.axvline(0, color="#333333", linewidth=1)
-    axis.set_ylim(row - 0.4, -0.6)
-    axis.set_yticks([place for place, _, _ in ticks], [label for _, label, _ in ticks])
+            ticks.append((head, True))
+        ends += mark(axis, entry.found, len(ticks), palette[entry.colour], linewidth=1.6)
+        ticks.append((_broken(entry.label) + (f" {DAGGER}" if entry.useless else ""), False))
+    axis.axvline(0, color=INK, linewidth=1)
+    axis.set_ylim(len(ticks) - 0.4, -0.6)
+    axis.set_yticks(range(len(ticks)), [label for label, _ in ticks])
     axis.tick_params(axis="y", length=0)
-    for text, (_, _, is_head) in zip(axis.get_yticklabels(), ticks, strict=True):
+    for text, (_, is_head) in zip(axis.get_yticklabels(), ticks, strict=True):
         text.set_fontweight("bold" if is_head else "normal")
     bent = signed_log(axis, axis.xaxis, [*ends, 0.0])
-    axis.grid(axis="x", color="#e6e6e6", linewidth=0.6)
+    axis.grid(visible=True, axis="x")
     axis.set_axisbelow(True)
     axis.set_title("\n".join(textwrap.wrap(panel.title, 52, break_on_hyphens=False)))
     better, worse = ("← better", "worse →") if panel.lower_is_better else ("← worse", "better →")
@@ -116,21 +102,33 @@ def _draw(axis: Axes, panel: Panel, palette: dict[str, str]) -> None:
     axis.set_xlabel(f"{better}    {panel.unit}{scale}    {worse}")
 
 
-def _mark(axis: Axes, row: int, found: Difference, colour: str) -> list[float]:
-    """A difference: filled where it is established, hollow where not, a diamond for one seed; its ends."""
-    ends = [end for end in (found.low, found.estimate, found.high) if math.isfinite(end)]
-    if math.isfinite(found.low) and math.isfinite(found.high):
-        dashed = ":" if found.seeds < FEWEST_SEEDS else "-"
-        axis.plot([found.low, found.high], [row, row], color=colour, linewidth=1.6, linestyle=dashed)
-    axis.plot(found.estimate, row, **shape(found.established, found.seeds), color=colour)
-    return ends
+def mark(
+    axis: Axes, found: Difference, at: float, colour: str, linewidth: float, upright: bool = False
+) -> list[float]:
+    """Draw a difference with its interval and return its finite ends.
+
+    Args:
+        at: its place on the other axis.
+        upright: whether differences are on the y axis.
+    """
+
+    def plot(values: list[float], **style: Any) -> None:
+        sides = (values, [at] * len(values))
+        axis.plot(*(reversed(sides) if upright else sides), color=colour, **style)
+
+    interval = [found.low, found.high]
+    if all(map(math.isfinite, interval)):
+        plot(interval, linewidth=linewidth, linestyle=":" if found.seeds < FEWEST_SEEDS else "-")
+    plot([found.estimate], **_shape(found.established, found.seeds))
+    return [end for end in (*interval, found.estimate) if math.isfinite(end)]
 
 
-def shape(established: bool, seeds: int) -> dict[str, Any]:
+def _shape(established: bool, seeds: int) -> dict[str, Any]:
     """The mark of a difference: filled where it is established, hollow where not, a diamond for one seed."""
-    shape = {"marker": "D" if seeds < FEWEST_SEEDS else "o", "markersize": 5 if seeds < FEWEST_SEEDS else 6}
+    single = seeds < FEWEST_SEEDS
     return {
-        **shape,
+        "marker": "D" if single else "o",
+        "markersize": 5 if single else 6,
         "linestyle": "none",
         "markerfacecolor": None if established else "white",
         "markeredgewidth": 1.4,
@@ -139,8 +137,6 @@ def shape(established: bool, seeds: int) -> dict[str, Any]:
 
 def shapes_legend(found: Sequence[Difference]) -> list[Any]:
     """Handles for the marks that occur."""
-    from matplotlib.lines import Line2D
-
     kinds = {
         "established over seeds": (True, FEWEST_SEEDS),
         "not established": (False, FEWEST_SEEDS),
@@ -148,7 +144,7 @@ def shapes_legend(found: Sequence[Difference]) -> list[Any]:
     }
     met = {(item.established, min(item.seeds, FEWEST_SEEDS)) for item in found}
     return [
-        Line2D([], [], color="black", label=label, **shape(*kind))
+        Line2D([], [], color="black", label=label, **_shape(*kind))
         for label, kind in kinds.items()
         if kind in met
     ]

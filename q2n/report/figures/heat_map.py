@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from q2n.report.figures.style import WIDTH, plain
-from q2n.report.figures.values import (
-    Point,
-    baseline,
-    bits,
-    by_panel,
-    headline,
-    is_number,
-    is_off,
-    line,
-    model,
-    points,
-    settings,
-)
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from q2n.report.figures.labels import measure, parts_of, plain
+from q2n.report.figures.style import WIDTH, new_figure, set_title
+from q2n.report.figures.values import SeedMean, by_panel, is_number, measured_over, seed_means
+from q2n.report.overview import StudyReport
+from q2n.report.tables.lines import without_correction
 from q2n.report.tables.pairs import Pair
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from q2n.report.overview import StudyReport
 
 CAPTION = (
     "Mean over seeds; below it the difference to q2n=off in per cent, where that cell was measured "
@@ -34,44 +25,36 @@ CAPTION = (
     "smallest of many noisy numbers is small by luck too."
 )
 
-Place = tuple[Any, Any]
-
 
 def draw(report: StudyReport, x: str, y: str, metric: str | None = None) -> Figure | None:
     """The map; None: no cell has both keys."""
-    from matplotlib.figure import Figure
-
-    every = points(report, (x, y), metric)
+    every = seed_means(report, (x, y), metric)
     placed = [item for item in every if None not in item.place]
     if not placed:
         return None
-    panels, common = by_panel(placed, model, baseline, settings, bits, line)
-    off = {_without_correction(item): item.mean for item in every if is_off(item) and None in item.place}
-    axes_values = [sorted({item.place[k] for item in placed}, key=_order) for k in range(2)]
-    rows, columns = len(axes_values[1]), len(axes_values[0])
-    tall = 0.42 * rows + 1.0
-    figure = Figure(
-        figsize=(max(WIDTH, 0.75 * columns + 1.6), tall * len(panels) + 0.5), layout="constrained"
-    )
-    grid = figure.subplots(len(panels), squeeze=False)[:, 0]
+    panels, common = by_panel(placed, lambda item: parts_of(item.row, item.bits))
+    off = {
+        (without_correction(item.row), item.bits): item.mean
+        for item in every
+        if item.uncorrected and None in item.place
+    }
+    xs, ys = (sorted({item.place[k] for item in placed}, key=_order) for k in range(2))
+    height = (0.42 * len(ys) + 1.0) * len(panels) + 0.5
+    figure, axes = new_figure(max(WIDTH, 0.75 * len(xs) + 1.6), height, len(panels))
     found = {
         fingerprint: pair
         for pair in report.pairs
-        if metric in (None, f"{pair.column.dataset} {pair.column.name}")
+        if metric in (None, measure(pair.column))
         for fingerprint in pair.corrected_cells
     }
-    for axis, (title, members) in zip(grid, panels.items(), strict=True):
-        _panel(axis, members, (axes_values[0], axes_values[1]), found)
-        without = off.get(_without_correction(members[0]))
+    for axis, (title, members) in zip(axes[:, 0], panels.items(), strict=True):
+        _panel(axis, members, xs, ys, found)
+        without = off.get((without_correction(members[0].row), members[0].bits))
         beside = "" if without is None else f"off: {_digits(without)}"
         axis.set_title("; ".join(part for part in (title, beside) if part))
         axis.set(xlabel=x, ylabel=y)
-    figure.suptitle(headline(report.title, common, placed), x=0.01, ha="left", fontsize=10)
+    set_title(figure, report.title, common, measured_over(placed))
     return figure
-
-
-def _without_correction(item: Point) -> tuple[Any, ...]:
-    return (item.row.model, item.row.baseline, item.row.settings, item.bits)
 
 
 def _order(value: Any) -> tuple[int, float, str]:
@@ -79,13 +62,8 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 
 def _panel(
-    axis: Axes, members: Sequence[Point], places: tuple[list[Any], list[Any]], found: Mapping[str, Pair]
+    axis: Axes, members: Sequence[SeedMean], xs: list[Any], ys: list[Any], found: Mapping[str, Pair]
 ) -> None:
-    import numpy as np
-    from matplotlib import colormaps
-    from matplotlib.colors import LogNorm, Normalize
-
-    xs, ys = places
     values = np.full((len(ys), len(xs)), np.nan)
     for item in members:
         values[ys.index(item.place[1]), xs.index(item.place[0])] = item.mean
@@ -106,7 +84,7 @@ def _panel(
         spine.set_visible(False)
 
 
-def _annotate(axis: Axes, place: tuple[int, int], item: Point, pair: Pair | None, colour: str) -> None:
+def _annotate(axis: Axes, place: tuple[int, int], item: SeedMean, pair: Pair | None, colour: str) -> None:
     style: dict[str, Any] = {"ha": "center", "color": colour, "fontsize": 8.5}
     number = _digits(item.mean)
     if pair is None or pair.found is None or not pair.found.relative:

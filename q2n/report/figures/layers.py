@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from q2n.records.store import RunRecord, to_frame
-from q2n.report.figures.style import PALETTE, WIDTH, decades, signed_log, vary
-from q2n.report.tables.lines import NO_CORRECTION, in_order, observations, row_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from q2n.report.overview import StudyReport
+from q2n.report.figures.labels import bit_width, joined, vary
+from q2n.report.figures.style import INK, WIDTH, colours, decades, new_figure, set_title, signed_log
+from q2n.report.figures.values import ranked
+from q2n.report.overview import StudyReport
+from q2n.report.tables.lines import NO_CORRECTION, observations, row_of
 
 MOST = 16
 """Rows a figure has at most."""
@@ -30,39 +29,28 @@ CAPTION = (
     "smaller perplexity."
 )
 
-Curve = dict[int, float]
-"""A number by block."""
-
 
 def draw(report: StudyReport) -> Figure | None:
     """A row a corrected line of the tables; None: nothing was corrected."""
-    from matplotlib.figure import Figure
-
     groups = _groups(report.records)
     if not groups:
         return None
     names, common = vary(list(groups))
     shown = list(zip(names, groups.values(), strict=True))[:MOST]
-    figure = Figure(figsize=(WIDTH, 1.7 * len(shown) + 1.4), layout="constrained")
-    axes = figure.subplots(len(shown), 2, squeeze=False, sharex=True)
-    kinds = dict.fromkeys(layer.name for records in groups.values() for layer in records[0].layers)
-    tints = {kind: PALETTE[place % len(PALETTE)] for place, kind in enumerate(kinds)}
+    figure, axes = new_figure(WIDTH, 1.7 * len(shown) + 1.4, len(shown), 2, sharex=True)
+    tints = colours(layer.name for records in groups.values() for layer in records[0].layers)
     for (before, after), (name, records) in zip(axes, shown, strict=True):
         layers = to_frame(records, per="layer")
         _before(before, layers, tints)
         _after(after, layers, tints)
-        before.set_title(", ".join(part for part in name if part))
+        before.set_title(joined(name))
     for axis in axes[-1]:
         axis.set_xlabel("block")
-    handles = [axes[0, 0].lines[place] for place in range(len(axes[0, 0].lines))]
+    handles = list(axes[0, 0].lines)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=1.2, columnspacing=1.2)
     cut = f" (first {MOST} of {len(groups)})" if len(groups) > MOST else ""
-    said = (
-        report.title + cut,
-        ", ".join(common),
-        "error before the correction | its change by the correction",
-    )
-    figure.suptitle("\n".join(part for part in said if part), x=0.01, ha="left", fontsize=10)
+    sides = "error before the correction | its change by the correction"
+    set_title(figure, report.title + cut, joined(common), sides)
     return figure
 
 
@@ -71,12 +59,12 @@ def _groups(records: Sequence[RunRecord]) -> dict[tuple[str, ...], list[RunRecor
     labels, _ = observations(records)
     groups: dict[tuple[str, ...], list[RunRecord]] = defaultdict(list)
     rows = [row_of(record, settings) for record, settings in zip(records, labels, strict=True)]
-    ranks = {row: rank for rank, row in enumerate(in_order(rows))}
-    order = sorted(range(len(rows)), key=lambda place: (ranks[rows[place]], records[place].cell.bits))
-    for record, row in ((records[place], rows[place]) for place in order):
+    ranks = ranked(rows)
+    ordered = sorted(zip(records, rows, strict=True), key=lambda pair: (ranks[pair[1]], pair[0].cell.bits))
+    for record, row in ordered:
         if record.cell.correction != NO_CORRECTION and record.layers:
-            name = (row.model, row.baseline, f"{record.cell.bits:g} bit", ", ".join(row.settings), row.line)
-            groups[name].append(record)
+            model, baseline, settings, line = row.key
+            groups[model, baseline, bit_width(record.cell.bits), settings, line].append(record)
     return groups
 
 
@@ -89,33 +77,27 @@ def _before(axis: Axes, layers: pd.DataFrame, tints: Mapping[str, str]) -> None:
     if any(value > 0 for value in values):
         axis.set_yscale("log")
         decades(axis.yaxis, values)
-    axis.grid(color="#e6e6e6", linewidth=0.6)
+    axis.grid(visible=True)
 
 
 def _after(axis: Axes, layers: pd.DataFrame, tints: Mapping[str, str]) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axis.axhline(0, color="#333333", linewidth=0.8)
+    axis.axhline(0, color=INK, linewidth=0.8)
     ends = [0.0]
     for kind, tint in tints.items():
         for dashed, inputs in (("-", ""), ("--", "heldout_")):
-            curve = _change(layers, kind, inputs)
+            was, became = (layers[f"{inputs}error_{when}"].astype(float) for when in ("before", "after"))
+            mean = _mean(layers, kind, became / was)
+            curve = {block: 100 * (value - 1) for block, value in mean.items()}  # in per cent
             axis.plot(list(curve), list(curve.values()), color=tint, linewidth=1.1, linestyle=dashed)
             ends += curve.values()
     axis.set_ylim(min(*ends, -1) * 1.1, max(*ends, 1) * 1.1)
     if not signed_log(axis, axis.yaxis, ends):
         axis.yaxis.set_major_locator(MaxNLocator(5))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g} %" if value else "0"))
-    axis.grid(color="#e6e6e6", linewidth=0.6)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:+g} %" if value else "0")
+    axis.grid(visible=True)
 
 
-def _change(layers: pd.DataFrame, kind: str, inputs: str) -> Curve:
-    """What became of the error, in per cent."""
-    before, after = (layers[f"{inputs}error_{when}"].astype(float) for when in ("before", "after"))
-    return {block: 100 * (value - 1) for block, value in _mean(layers, kind, after / before).items()}
-
-
-def _mean(layers: pd.DataFrame, kind: str, values: pd.Series[float]) -> Curve:
+def _mean(layers: pd.DataFrame, kind: str, values: pd.Series[float]) -> dict[int, float]:
     """Geometric mean over seeds by block; blocks without a positive finite value are left out."""
     kept = values[(layers["layer"] == kind) & (values > 0) & np.isfinite(values)]
     by_block = kept.groupby(layers["block"])

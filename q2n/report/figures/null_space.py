@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from q2n.records.store import RunRecord
+from q2n.report.figures.style import new_figure
 from q2n.report.tables.lines import observations
 from q2n.report.tables.settings import Settings
 from q2n.types import LayerReport, NullSpaceReport
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CAPTION = (
     "Spectra of the inputs of every layer with the place where the null space begins, how far the "
@@ -53,21 +54,19 @@ def _label(record: RunRecord, settings: Settings) -> str:
 
 def draw(record: RunRecord, settings: Settings = NONE) -> Figure:
     """The figure of one cell whose layers have measures; ``settings`` tell it from others."""
-    from matplotlib.figure import Figure
-
-    by_input: dict[str, Measured] = {}
+    by_input: dict[str, OfLayers] = {}
     for name, title in INPUTS.items():
         layers = [(layer, layer.null_space) for layer in record.layers if layer.name == name]
         by_input[title] = [(layer, measured) for layer, measured in layers if measured]
-    figure = Figure(figsize=(16, 11), layout="constrained")
-    axes = figure.subplots(3, 4)
+    figure, axes = new_figure(16, 11, 3, 4)
     for place, (title, of_input) in enumerate(by_input.items()):
         _spectra(axes[0, place], f"inputs of {title}", of_input)
         _sources(axes[2, place], title, of_input)
-    _projection(axes[1, 0], by_input)
-    _ranks(axes[1, 1], by_input)
-    _angles(axes[1, 2], by_input)
-    _reach(axes[1, 3], by_input)
+    for panel, (values, set_to) in zip(axes[1], PER_BLOCK, strict=True):
+        _per_block(panel, by_input, values)
+        panel.set(xlabel="block", **set_to)
+    axes[1, 0].legend(fontsize="small")
+    axes[1, 3].axhline(0, color="black", linewidth=0.5)
     cell = record.cell
     figure.suptitle(
         f"{cell.model}, {cell.baseline}, {cell.bits:g} bit, group {cell.group_size}, q2n={cell.correction}, "
@@ -77,14 +76,53 @@ def draw(record: RunRecord, settings: Settings = NONE) -> Figure:
     return figure
 
 
-Measured = Sequence[tuple[LayerReport, NullSpaceReport]]
-Value = Callable[[NullSpaceReport], float | None]
+OfLayers = Sequence[tuple[LayerReport, NullSpaceReport]]
+"""The layers of one name, block by block."""
+Value = Callable[[LayerReport, NullSpaceReport], float | None]
 
 
-def _spectra(axes: Axes, title: str, layers: Measured) -> None:
+def _angle(place: int) -> Value:
+    return lambda _, item: item.half_angles[place] if item.half_angles else None
+
+
+PER_BLOCK: tuple[tuple[dict[str, Value], dict[str, Any]], ...] = (
+    (
+        {
+            "-": lambda _, item: item.projection_error,
+            "--": lambda _, item: item.heldout_projection_error,
+            ":": lambda _, item: item.half_projection_error,
+        },
+        {
+            "title": "projection error (-- held-out, ··· other half)",
+            "ylabel": "||X P|| / ||X||",
+            "ylim": 0,
+        },
+    ),
+    (
+        {
+            "-": lambda layer, item: 1 / layer.shape[1] * item.rank,
+            "--": lambda layer, item: 1 / layer.shape[1] * item.effective_rank,
+        },
+        {"title": "rank (-- effective rank) / width", "ylim": (0, 1)},
+    ),
+    (
+        {"-": _angle(MIDDLE), "--": _angle(NEARLY_ALL)},
+        {
+            "title": "angles between null spaces of two halves\n(median, -- 87.5 %)",
+            "ylabel": "degrees",
+            "ylim": 0,
+        },
+    ),
+    (
+        {"-": lambda _, item: item.reach, "--": lambda _, item: item.reached},
+        {"title": "share of the projected target reached by the\nbest row scale (-- as corrected)"},
+    ),
+)
+"""Panels of values by block: what is drawn in each line style, and how its axes are set."""
+
+
+def _spectra(axes: Axes, title: str, layers: OfLayers) -> None:
     """Eigenvalues over the largest by place, a line a block; a mark where the null space begins."""
-    from matplotlib import colormaps
-
     colours = colormaps["viridis"]
     last = max((layer.block for layer, _ in layers), default=0) or 1
     for layer, measured in layers:
@@ -98,57 +136,19 @@ def _spectra(axes: Axes, title: str, layers: Measured) -> None:
     axes.set(xscale="log", yscale="log", title=title, xlabel="place", ylabel="eigenvalue / largest")
 
 
-def _per_block(axes: Axes, layers: Measured, value: Value, *, scale: float = 1.0, **style: Any) -> None:
-    points = [(layer.block, value(measured)) for layer, measured in layers]
-    kept = [(block, scale * number) for block, number in points if number is not None]
-    if kept:
-        axes.plot([block for block, _ in kept], [number for _, number in kept], **style)
-
-
-def _projection(axes: Axes, by_input: dict[str, Measured]) -> None:
+def _per_block(axes: Axes, by_input: Mapping[str, OfLayers], values: Mapping[str, Value]) -> None:
+    """Values of every input by block, a line style each."""
     for place, (title, layers) in enumerate(by_input.items()):
-        style: dict[str, Any] = {"color": f"C{place}", "linewidth": 1.2}
-        _per_block(axes, layers, lambda item: item.projection_error, label=title, **style)
-        _per_block(axes, layers, lambda item: item.heldout_projection_error, linestyle="--", **style)
-        _per_block(axes, layers, lambda item: item.half_projection_error, linestyle=":", **style)
-    axes.set(title="projection error (-- held-out, ··· other half)", xlabel="block")
-    axes.set(ylabel="||X P|| / ||X||", ylim=0)
-    axes.legend(fontsize="small")
+        for linestyle, value in values.items():
+            points = [(layer.block, value(layer, measured)) for layer, measured in layers]
+            kept = [(block, number) for block, number in points if number is not None]
+            if kept:
+                label = title if linestyle == "-" else None
+                style: dict[str, Any] = {"color": f"C{place}", "linewidth": 1.2, "linestyle": linestyle}
+                axes.plot(*zip(*kept, strict=True), label=label, **style)
 
 
-def _ranks(axes: Axes, by_input: dict[str, Measured]) -> None:
-    for place, (title, layers) in enumerate(by_input.items()):
-        share = 1 / layers[0][0].shape[1] if layers else 1.0
-        style: dict[str, Any] = {"color": f"C{place}", "linewidth": 1.2, "scale": share}
-        _per_block(axes, layers, lambda item: item.rank, label=title, **style)
-        _per_block(axes, layers, lambda item: item.effective_rank, linestyle="--", **style)
-    axes.set(title="rank (-- effective rank) / width", xlabel="block", ylim=(0, 1))
-
-
-def _angles(axes: Axes, by_input: dict[str, Measured]) -> None:
-    for place, (title, layers) in enumerate(by_input.items()):
-        style: dict[str, Any] = {"color": f"C{place}", "linewidth": 1.2}
-        _per_block(axes, layers, lambda item: _at(item, MIDDLE), label=title, **style)
-        _per_block(axes, layers, lambda item: _at(item, NEARLY_ALL), linestyle="--", **style)
-    axes.set(title="angles between null spaces of two halves\n(median, -- 87.5 %)", xlabel="block")
-    axes.set(ylabel="degrees", ylim=0)
-
-
-def _at(measured: NullSpaceReport, place: int) -> float | None:
-    return measured.half_angles[place] if measured.half_angles else None
-
-
-def _reach(axes: Axes, by_input: dict[str, Measured]) -> None:
-    for place, (title, layers) in enumerate(by_input.items()):
-        style: dict[str, Any] = {"color": f"C{place}", "linewidth": 1.2}
-        _per_block(axes, layers, lambda item: item.reach, label=title, **style)
-        _per_block(axes, layers, lambda item: item.reached, linestyle="--", **style)
-    axes.axhline(0, color="black", linewidth=0.5)
-    axes.set(title="share of the projected target reached by the\nbest row scale (-- as corrected)")
-    axes.set(xlabel="block")
-
-
-def _sources(axes: Axes, title: str, layers: Measured) -> None:
+def _sources(axes: Axes, title: str, layers: OfLayers) -> None:
     """Relative output error before the correction by source, stacked, and the whole of it afterwards."""
     told = [(layer, item) for layer, item in layers if item.error_sources and item.error_sources_after]
     blocks = [layer.block for layer, _ in told]

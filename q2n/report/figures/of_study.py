@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from q2n.records.store import RunRecord
 from q2n.report.figures import cost_gain, curves, differences, heat_map, layers, null_space
-from q2n.report.figures.files import save
 from q2n.report.figures.style import style
 from q2n.report.overview import FIGURES, Drawn, StudyReport
 from q2n.report.studies.study import CostGain, Differences, FigureSpec, HeatMap, Layers, Lines, NullSpace
 from q2n.report.tables.every_difference import Line
 from q2n.report.tables.lines import observations
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from q2n.runtime.files import write_atomic
 
 OVERVIEW = "overview"
+PNG_DPI = 120
 
 PLAIN: tuple[FigureSpec, ...] = (Differences(), NullSpace())
 """What is drawn of records that belong to no study."""
@@ -80,31 +79,42 @@ def write_overview(lines: tuple[Line, ...], results_dir: Path, png: bool = False
 
 
 def _write(figure: Figure, results_dir: Path, place: str, kind: str, caption: str, png: bool) -> Drawn:
-    path = results_dir / place
-    save(figure, path.parent, path.name, ("svg", "png") if png else ("svg",))
-    return Drawn(kind, caption, f"{place}.svg", f"{place}.png" if png else None)
+    drawn = Drawn(kind, caption, f"{place}.svg", f"{place}.png" if png else None)
+    save(figure, *(results_dir / file for file in drawn.files))
+    return drawn
+
+
+def save(figure: Figure, *paths: Path) -> None:
+    """Write the figure in the format of each path's ending: the same bytes from the same records.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    figure.draw_without_rendering()  # lays the figure out, which takes as long as drawing it: once for all
+    figure.set_layout_engine("none")
+    for path in paths:
+        kind = path.suffix.removeprefix(".")
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        write_atomic(path, partial(figure.savefig, format=kind, dpi=PNG_DPI, metadata=metadata))
 
 
 def _drawn(report: StudyReport, spec: FigureSpec) -> Iterator[tuple[str, Figure, str]]:
     """File name, figure and caption of each figure of one entry of the study."""
-    figure: Figure | None = None
-    label, caption = str(spec.kind), ""
     match spec:
+        case NullSpace():
+            for name, drawing in null_space.draw_all(report.records):
+                yield name, drawing, null_space.CAPTION
+            return
         case Differences():
             figure, caption = differences.draw(report.pairs, report.title, spec.metric), differences.CAPTION
         case HeatMap():
             figure, caption = heat_map.draw(report, spec.x, spec.y, spec.metric), heat_map.CAPTION
-            label += f"-{spec.x}-{spec.y}"
         case Lines():
             figure, caption = curves.draw(report, spec.x, spec.metric), curves.CAPTION
-            label += f"-{spec.x}"
         case Layers():
             figure, caption = layers.draw(report), layers.CAPTION
         case CostGain():
             figure, caption = cost_gain.draw(report, spec.metric), cost_gain.CAPTION
-        case NullSpace():
-            for name, drawing in null_space.draw_all(report.records):
-                yield name, drawing, null_space.CAPTION
-    metric = getattr(spec, "metric", None)
     if figure is not None:
-        yield label + (f"-{metric.replace(' ', '_')}" if metric else ""), figure, caption
+        asked = filter(None, (getattr(spec, key, None) for key in ("x", "y", "metric")))
+        yield "-".join((spec.kind, *asked)).replace(" ", "_"), figure, caption

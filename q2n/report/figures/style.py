@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
+import matplotlib.style
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+
+from q2n.report.figures.labels import plain
 from q2n.report.tables.lines import NO_CORRECTION
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
 WIDTH = 6.4
 """Inches of most figures: narrow enough for letters to be read when a phone shrinks it."""
@@ -21,6 +25,12 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5
 
 GREY = "#767676"
 """Of what is no result: axes, references, the uncorrected line."""
+
+INK = "#333333"
+"""Of the line at zero."""
+
+BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+"""Where a legend stands that would hide what is drawn."""
 
 _CORRECTIONS = ("on", "released", "lstsq", "groupwise", "tuned", "bias", "requantize")
 
@@ -38,6 +48,8 @@ RULES = {
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
     "figure.facecolor": "white",
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
     "svg.hashsalt": "q2n",
     "svg.fonttype": "none",
 }
@@ -46,11 +58,22 @@ RULES = {
 @contextmanager
 def style() -> Iterator[None]:
     """Inside, figures are drawn by these rules alone: a user's own matplotlibrc must not change them."""
-    import matplotlib.style
-    from cycler import cycler
-
     with matplotlib.style.context(["default", {**RULES, "axes.prop_cycle": cycler(color=PALETTE)}]):
         yield
+
+
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **layout: Any
+) -> tuple[Figure, Any]:
+    """A figure of so many inches and the array of its axes, ``(rows, columns)``; ``layout`` is that of
+    :meth:`matplotlib.figure.Figure.subplots`."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **layout)
+
+
+def set_title(figure: Figure, *lines: str, size: int = 10) -> None:
+    """Write the lines that are not empty above a figure."""
+    figure.suptitle("\n".join(filter(None, lines)), x=0.01, ha="left", fontsize=size)
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
@@ -62,19 +85,8 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     return {name: found.get(name, GREY) for name in names}
 
 
-def vary(parts: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
-    """Labels of several parts without what they have in common, and that."""
-    if not parts:
-        return [], ()
-    differing = [place for place, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
-    common = tuple(part for place, part in enumerate(parts[0]) if place not in differing and part)
-    return [tuple(label[place] for place in differing) for label in parts], common
-
-
 def signed_log(axis: Axes, which: Axis, ends: Sequence[float]) -> bool:
     """Make a signed axis logarithmic beyond ±5 where its values reach far; whether it was needed."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     reach = max((abs(end) for end in ends if math.isfinite(end)), default=0.0)
     if reach <= 40:
         return False
@@ -83,31 +95,19 @@ def signed_log(axis: Axes, which: Axis, ends: Sequence[float]) -> bool:
     steps = [step for step in (5, 10, 20, 50, 100, 300, 1000, 1e4, 1e5, 1e6) if step <= 1.2 * reach]
     if len(steps) > 5:
         steps = steps[::2]
-    low, high = min(ends), max(ends)
-    ticks = [
-        tick
-        for tick in (*(-step for step in reversed(steps)), 0, *steps)
-        if 2 * low - 5 <= tick <= 2 * high + 5
-    ]
-    which.set_major_locator(FixedLocator(ticks))
+    low, high = 2 * min(ends) - 5, 2 * max(ends) + 5
+    ticks = (*(-step for step in reversed(steps)), 0, *steps)
+    which.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     which.set_minor_locator(NullLocator())
-    which.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    which.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
     return True
 
 
 def decades(which: Axis, values: Iterable[float]) -> None:
     """Plain numbers on a logarithmic axis: a few within a decade, one to three a decade over several."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
     finite = [value for value in values if math.isfinite(value) and value > 0]
     span = max(finite, default=1.0) / min(finite, default=1.0)
     locator = MaxNLocator(5) if span < 5 else LogLocator(subs=(1, 2, 5) if span < 200 else (1,))
     which.set_major_locator(locator)
     which.set_minor_locator(NullLocator())
-    which.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
-
-
-def plain(value: float) -> str:
-    """``0.05``, ``44.3``, ``2,093``, ``1.2e+06``."""
-    size = abs(value)
-    return f"{value:.1e}" if size >= 1e6 else f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"
+    which.set_major_formatter(lambda value, _: plain(value))

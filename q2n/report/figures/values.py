@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from q2n.records.store import Metric, RunRecord
-from q2n.report.figures.style import vary
+from q2n.report.figures.labels import joined, measure, vary
 from q2n.report.overview import StudyReport
 from q2n.report.tables.lines import NO_CORRECTION, Row, in_order, observations, row_of
 from q2n.report.tables.settings import Settings, values_by_key
 
 
 @dataclass(frozen=True)
-class Point:
+class SeedMean:
     """Cells that differ in nothing but the seed. ``place`` are the values of the asked keys (None: there is
     no such key), ``values`` the metric of every seed, ``first`` one of the records."""
 
@@ -29,56 +29,48 @@ class Point:
 
     @property
     def mean(self) -> float:
-        return (math.fsum if _finite(self.values) else sum)(self.values) / len(self.values)
+        return (math.fsum if self._finite else sum)(self.values) / len(self.values)
 
     @property
     def spread(self) -> float:
         """Standard deviation over seeds; 0 for one."""
-        if len(self.values) < 2 or not _finite(self.values):
+        if len(self.values) < 2 or not self._finite:
             return 0.0
         mean = self.mean
         return math.sqrt(math.fsum((value - mean) ** 2 for value in self.values) / (len(self.values) - 1))
 
+    @property
+    def uncorrected(self) -> bool:
+        return self.row.correction == NO_CORRECTION
 
-def _finite(values: Sequence[float]) -> bool:
-    return all(math.isfinite(value) for value in values)
-
-
-def chosen_metric(metric: str | None) -> Callable[[RunRecord], Metric | None]:
-    """The metric called ``<data set> <name>`` of a record, or its first."""
-
-    def choose(record: RunRecord) -> Metric | None:
-        named = (item for item in record.metrics if metric in (None, f"{item.dataset} {item.name}"))
-        return next(named, None)
-
-    return choose
+    @property
+    def _finite(self) -> bool:
+        return all(map(math.isfinite, self.values))
 
 
-def points(report: StudyReport, keys: Sequence[str], metric: str | None) -> list[Point]:
+def seed_means(report: StudyReport, keys: Sequence[str], metric: str | None) -> list[SeedMean]:
     """Every cell of the study at its place, seeds together, by bits and then in the order of the tables.
 
     Args:
-        keys: dotted configuration keys; they are no longer among the settings of a point.
+        keys: dotted configuration keys; they are no longer among the settings of a cell.
         metric: ``<data set> <name>``; None: each record's first.
     """
-    choose = chosen_metric(metric)
     labels, _ = observations(report.records)
     leaves = [values_by_key(record) for record in report.records]
     said = _said_by_axes(leaves, labels, keys)
     found: dict[tuple[Any, ...], list[tuple[RunRecord, Metric]]] = defaultdict(list)
     for record, tree, settings in zip(report.records, leaves, labels, strict=True):
-        measured = choose(record)
+        measured = next((item for item in record.metrics if metric in (None, measure(item))), None)
         if measured is not None:
             place = tuple(tree.get(key) for key in keys)
-            row = row_of(record, Settings(*(_without(side, said) for side in settings)))
-            found[place, row, record.cell.bits].append((record, measured))
-    ranks = {row: rank for rank, row in enumerate(in_order(dict.fromkeys(row for _, row, _ in found)))}
-    return [
-        Point(place, row, bits, members[0][1], tuple(item.value for _, item in members), members[0][0])
-        for (place, row, bits), members in sorted(
-            found.items(), key=lambda item: (item[0][2], ranks[item[0][1]])
-        )
+            kept = (tuple(label for label in side if _key(label) not in said) for side in settings)
+            found[place, row_of(record, Settings(*kept)), record.cell.bits].append((record, measured))
+    ranks = ranked(row for _, row, _ in found)
+    means = [
+        SeedMean(place, row, bits, members[0][1], tuple(item.value for _, item in members), members[0][0])
+        for (place, row, bits), members in found.items()
     ]
+    return sorted(means, key=lambda item: (item.bits, ranks[item.row]))
 
 
 def _said_by_axes(
@@ -88,7 +80,9 @@ def _said_by_axes(
     names = {_key(label) for settings in labels for side in settings for label in side}
 
     def echoes(name: str, axis: str) -> bool:
-        both = [(tree[leaf], tree[axis]) for tree in leaves for leaf in _leaves(name, tree) if axis in tree]
+        # a choice of a group is called by the group's name
+        pairs = [(leaf, tree) for tree in leaves for leaf in (name, f"{name}._target_") if leaf in tree]
+        both = [(tree[leaf], tree[axis]) for leaf, tree in pairs if axis in tree]
         return bool(both) and all(one == other for one, other in both)
 
     return {name for name in names if any(echoes(name, axis) for axis in keys)}
@@ -98,23 +92,20 @@ def _key(label: str) -> str:
     return label.partition("=")[0]
 
 
-def _leaves(name: str, tree: Mapping[str, Any]) -> list[str]:
-    """The leaf a label stands for: a choice of a group is called by the group's name."""
-    return [leaf for leaf in (name, f"{name}._target_") if leaf in tree]
+def ranked(rows: Iterable[Row]) -> dict[Row, int]:
+    """The place of each row in the order of the tables."""
+    return {row: rank for rank, row in enumerate(in_order(dict.fromkeys(rows)))}
 
 
-def _without(labels: tuple[str, ...], said: set[str]) -> tuple[str, ...]:
-    return tuple(label for label in labels if _key(label) not in said)
-
-
-def by_panel(items: Iterable[Point], *parts: Callable[[Point], str]) -> tuple[dict[str, list[Point]], str]:
-    """Points by what tells the panels of a figure apart, and what all panels have in common."""
-    items = list(items)
-    names, common = vary([tuple(part(item) for part in parts) for item in items])
-    panels: dict[str, list[Point]] = defaultdict(list)
+def by_panel(
+    items: Sequence[SeedMean], parts: Callable[[SeedMean], tuple[str, ...]]
+) -> tuple[dict[str, list[SeedMean]], str]:
+    """Means by what tells the panels of a figure apart, and what all panels have in common."""
+    names, common = vary([parts(item) for item in items])
+    panels: dict[str, list[SeedMean]] = defaultdict(list)
     for item, name in zip(items, names, strict=True):
-        panels[", ".join(part for part in name if part)].append(item)
-    return dict(panels), ", ".join(common)
+        panels[joined(name)].append(item)
+    return dict(panels), joined(common)
 
 
 def is_number(value: Any) -> bool:
@@ -122,38 +113,9 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def headline(title: str, common: str, items: Sequence[Point]) -> str:
-    """Above a figure: its study, what all panels have in common, what was measured."""
-    return "\n".join(part for part in (title, common, measured_over(items)) if part)
-
-
-def measured_over(items: Sequence[Point]) -> str:
+def measured_over(items: Sequence[SeedMean]) -> str:
     """``wiki perplexity ↓ lower is better, mean of 3 seeds``."""
     metric, seeds = items[0].metric, sorted({len(item.values) for item in items})
     arrow = "↓ lower is better" if metric.lower_is_better else "↑ higher is better"
     counted = "one seed" if seeds == [1] else f"mean of {' or '.join(map(str, seeds))} seeds"
-    return f"{metric.dataset} {metric.name} {arrow}, {counted}"
-
-
-def model(item: Point) -> str:
-    return item.row.model
-
-
-def settings(item: Point) -> str:
-    return ", ".join(item.row.settings)
-
-
-def bits(item: Point) -> str:
-    return f"{item.bits:g} bit"
-
-
-def baseline(item: Point) -> str:
-    return item.row.baseline
-
-
-def line(item: Point) -> str:
-    return item.row.line
-
-
-def is_off(item: Point) -> bool:
-    return item.row.correction == NO_CORRECTION
+    return f"{measure(metric)} {arrow}, {counted}"

@@ -16,7 +16,7 @@ from q2n.records.store import RunRecord
 from q2n.report.figures import cost_gain, curves, differences, heat_map, layers
 from q2n.report.figures.of_study import write_figures, write_overview
 from q2n.report.figures.style import style
-from q2n.report.figures.values import points
+from q2n.report.figures.values import seed_means
 from q2n.report.overview import StudyReport, study_report
 from q2n.report.page.cells import layer_summary
 from q2n.report.studies.study import CostGain, Differences, HeatMap, Layers, Lines, Study
@@ -116,7 +116,7 @@ def test_the_map_has_the_mean_at_its_place_and_a_gap_where_nothing_was_measured(
     (axes,) = heat_map.draw(whole, "q2n.t", "q2n.lam").axes
     (image,) = axes.images
     values = np.ma.filled(image.get_array(), np.nan)
-    means = {item.place: item.mean for item in points(whole, ("q2n.t", "q2n.lam"), None)}
+    means = {item.place: item.mean for item in seed_means(whole, ("q2n.t", "q2n.lam"), None)}
     assert values[0].tolist() == [means[0.01, 0], means[0.1, 0]]
     assert math.isnan(values[1][0])
     assert values[1][1] == means[0.1, 0.5]
@@ -131,7 +131,7 @@ def test_curves_are_means_over_their_key_and_the_uncorrected_cell_is_level() -> 
     whole = report([record for record in grid() if record.config["q2n"].get("lam", 0) == 0])
     (axes,) = curves.draw(whole, "q2n.t").axes
     drawn = {line.get_label(): line for line in axes.lines}
-    means = {item.place[0]: item.mean for item in points(whole, ("q2n.t",), None)}
+    means = {item.place[0]: item.mean for item in seed_means(whole, ("q2n.t",), None)}
     assert list(drawn["on"].get_xdata()) == [0.01, 0.1]
     assert list(drawn["on"].get_ydata()) == [means[0.01], means[0.1]]
     assert set(drawn["off"].get_ydata()) == {means[None]}
