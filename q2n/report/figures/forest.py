@@ -50,8 +50,7 @@ class Panel:
 def forest(panels: Sequence[Panel], title: str) -> Figure:
     """One panel below the other."""
     heights = [_height(panel.entries) for panel in panels]
-    ratios = {"height_ratios": heights}
-    figure, axes = new_figure(WIDTH, sum(heights) + 0.8, len(panels), gridspec_kw=ratios)
+    figure, axes = new_figure(WIDTH, sum(heights) + 0.8, len(panels), height_ratios=heights)
     entries = [entry for panel in panels for entry in panel.entries]
     palette = colours(entry.colour for entry in entries)
     for panel, axis in zip(panels, axes[:, 0], strict=True):

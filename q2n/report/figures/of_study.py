@@ -18,7 +18,6 @@ from q2n.report.tables.every_difference import Line
 from q2n.report.tables.lines import observations
 from q2n.runtime.files import write_atomic
 
-OVERVIEW = "overview"
 PNG_DPI = 120
 
 PLAIN: tuple[FigureSpec, ...] = (Differences(), NullSpace())
@@ -74,8 +73,7 @@ def write_overview(lines: tuple[Line, ...], results_dir: Path, png: bool = False
         figure = differences.draw_overview(lines)
         if figure is None:
             return None
-        place = f"{FIGURES}/{OVERVIEW}"
-        return _write(figure, results_dir, place, "differences", differences.OVERVIEW, png)
+        return _write(figure, results_dir, f"{FIGURES}/overview", "differences", differences.OVERVIEW, png)
 
 
 def _write(figure: Figure, results_dir: Path, place: str, kind: str, caption: str, png: bool) -> Drawn:
