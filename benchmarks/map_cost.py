@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from q2n.data.cache import cache_root
+from q2n.data.local_files import cache_root
 from q2n.records.store import load_all
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"

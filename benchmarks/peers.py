@@ -23,7 +23,7 @@ from typing import Any
 
 from peer_work import environments, floor, goals, process
 
-from q2n.data.cache import cache_root
+from q2n.data.local_files import cache_root
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "peers.json"
 TYPICAL = {"q2n": 25, "gptqmodel": 95, "llmcompressor": 110, "ist": 65, "neural-compressor": 85}

@@ -13,7 +13,8 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from q2n.baselines.fields import Bits, GroupSize
 from q2n.exceptions import ConfigurationError
-from q2n.models.spec import ModelSpec, Streaming
+from q2n.models.loaded import Streaming
+from q2n.models.spec import ModelSpec
 from q2n.options import as_read, build, construct, did_you_mean, option, unread
 from q2n.records.fingerprint import NEUTRAL_KEYS, SOURCES, canonical_json, flatten, relevant
 from q2n.records.known_values import known_values

@@ -10,7 +10,7 @@ from measure import JOB
 from q2n import __version__
 from q2n.baselines.gptq import GPTQ
 from q2n.corrections.none import NoCorrection
-from q2n.models.loading import LoadedModel
+from q2n.models.loaded import LoadedModel
 from q2n.models.spec import HubModel, TinyModel
 from q2n.options import build
 from q2n.pipeline.activations import activation_store

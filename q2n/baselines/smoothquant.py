@@ -54,7 +54,7 @@ class SmoothQuant(LayerwiseBaseline):
             NumericalError: an input is not finite.
         """
         from q2n.linalg.dense import require_finite
-        from q2n.models.groups import GATE_UP, QKV
+        from q2n.models.shapes import GATE_UP, QKV
         from q2n.quantization.transforms.block_inputs import largest_inputs
         from q2n.quantization.transforms.scaling import migrate
 

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from q2n.data.cache import cache_root, kept
 from q2n.data.clean import before_filter, paragraphs, without_tags
-from q2n.data.packages import PackagedFile, packaged_file
+from q2n.data.local_files import PackagedFile, cache_root, kept, packaged_file
 from q2n.data.text import Split, TextSource
 from q2n.exceptions import DataError
 from q2n.runtime.files import sha256_file, sha256_text, write_json_atomic

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from q2n.data.text import TokenSet
-from q2n.models.outline import Outline
+from q2n.models.loaded import Outline
 from q2n.records.schema import Metric
 
 if TYPE_CHECKING:
     import torch
 
-    from q2n.models.loading import LoadedModel
+    from q2n.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)

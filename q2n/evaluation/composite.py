@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from q2n.data.text import TokenSet
 from q2n.evaluation.base import Evaluation, EvaluationContext
-from q2n.models.outline import Outline
+from q2n.models.loaded import Outline
 from q2n.options import build, option
 from q2n.records.schema import Metric
 

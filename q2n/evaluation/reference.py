@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from q2n.data.cache import cache_root, kept
+from q2n.data.local_files import cache_root, kept
 from q2n.evaluation.base import Evaluation, EvaluationContext
 from q2n.records.fingerprint import fingerprint, plain
 from q2n.records.reuse import Ledger

@@ -14,7 +14,7 @@ from q2n.data.sources import HUB_PATHS, text_source
 from q2n.data.text import RULE, TextSource, TokenSet, evaluation_windows
 from q2n.evaluation.base import Evaluation, EvaluationContext
 from q2n.exceptions import NumericalError
-from q2n.models.outline import Outline, context_length
+from q2n.models.loaded import Outline, context_length
 from q2n.options import ReadIf, option
 from q2n.records.schema import EvaluationProtocol
 

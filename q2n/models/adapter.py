@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from q2n.exceptions import ModelError
+from q2n.exceptions import ModelError, UnsupportedError
 from q2n.models.block import DecoderBlock
-from q2n.models.groups import DOWN, GATE_UP, O_PROJ, QKV, LinearGroup
-from q2n.models.residency import InMemory
+from q2n.models.shapes import LinearGroup
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["FAMILIES", "DecoderBlock", "LinearGroup", "ModelAdapter", "adapt", "require_family"]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """``config.model_type`` of every family an adapter exists for."""
@@ -64,7 +64,7 @@ class ModelAdapter:
     @property
     def in_memory(self) -> bool:
         """Whether all weights are loaded; otherwise blocks are read when they are used."""
-        return all(isinstance(block.residency, InMemory) for block in self.blocks)
+        return all(block.residency.in_memory for block in self.blocks)
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
@@ -90,15 +90,11 @@ class ModelAdapter:
         Raises:
             UnsupportedError: it tries to change weights that are not in memory.
         """
-        if self.in_memory:
-            return nullcontext()
-        from q2n.models.streaming import OnlyInMemory
-
-        return cast(AbstractContextManager[object], cast(Any, OnlyInMemory)())
+        return nullcontext() if self.in_memory else cast(Any, OnlyInMemory)()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Hidden states ``(B, T, D)`` that enter the first block, for token ids ``(B, T)``."""
-        return cast("Tensor", self.embeddings(ids.to(self.embeddings.weight.device)))
+        return cast(Tensor, self.embeddings(ids.to(self.embeddings.weight.device)))
 
     @torch.no_grad()
     def prepare(self, seqlen: int) -> None:
@@ -109,12 +105,33 @@ class ModelAdapter:
         """
         ids = torch.zeros(1, seqlen, dtype=torch.long, device=self.embeddings.weight.device)
         captured: list[dict[str, Any]] = []
-        with _recording([block.module for block in self.blocks], captured), _idle(self.final_norm):
+
+        def record(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+            captured.append(kwargs)
+            return hidden_states
+
+        with ExitStack() as stack:
+            for block in self.blocks:
+                stack.enter_context(_forwarding(block.module, record))
+            # The norm is idle: it may be on another device than the embeddings.
+            stack.enter_context(_forwarding(self.final_norm, lambda hidden_states: hidden_states))
             self.base(input_ids=ids, use_cache=False)
         if len(captured) != len(self.blocks):
             raise ModelError(f"the model called {len(captured)} blocks; the adapter knows {len(self.blocks)}")
         for block, kwargs in zip(self.blocks, captured, strict=True):
             block.set_kwargs(seqlen, kwargs)
+
+
+class OnlyInMemory(TorchDispatchMode):
+    """Inside, nothing can be computed with weights that are not in memory: it would have no effect at all."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(item, Tensor) and item.is_meta for item in tree_leaves((args, kwargs))):
+            raise UnsupportedError(
+                "streaming: this method changes the weights of a block that is not in memory; give the "
+                "change to DecoderBlock.rewrite(), or use streaming=off"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 def adapt(model: nn.Module) -> ModelAdapter:
@@ -153,26 +170,8 @@ def _forget_lengths(rotary: Any, _: object) -> None:
 
 
 @contextmanager
-def _recording(layers: list[nn.Module], captured: list[dict[str, Any]]) -> Iterator[None]:
-    """Inside the block, calling a layer appends its keyword arguments and returns its input."""
-
-    def record(hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        captured.append(kwargs)
-        return hidden_states
-
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(_forwarding(layer, record))
-        yield
-
-
-def _idle(module: nn.Module) -> AbstractContextManager[None]:
-    """Inside the block, ``module`` returns its input (it may be on another device than the embeddings)."""
-    return _forwarding(module, lambda hidden_states: hidden_states)
-
-
-@contextmanager
 def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside the block of code, calling ``module`` is calling ``forward``."""
     # Only `forward` is replaced, so that whatever else the model asks of its layers stays true; a layer that
     # already has a `forward` of its own (device placement hooks) gets that one back.
     own = vars(module).get("forward")
@@ -183,17 +182,3 @@ def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
         del vars(module)["forward"]
         if own is not None:
             vars(module)["forward"] = own
-
-
-__all__ = [
-    "DOWN",
-    "FAMILIES",
-    "GATE_UP",
-    "O_PROJ",
-    "QKV",
-    "DecoderBlock",
-    "LinearGroup",
-    "ModelAdapter",
-    "adapt",
-    "require_family",
-]

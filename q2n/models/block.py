@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from q2n.exceptions import ModelError
-from q2n.models.groups import DOWN, GATE_UP, GROUPS, O_PROJ, QKV, LinearGroup
-from q2n.models.residency import InMemory
+from q2n.models.shapes import DOWN, GATE_UP, GROUPS, O_PROJ, QKV, LinearGroup
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from q2n.models.residency import FinishedBlocks, Residency
+    from q2n.models.block_files import FinishedBlocks
 
 _WRAPPED = re.compile(r"\.linear(?=\.[^.]+$)")
 """What a wrapper adds to the names of a linear's own tensors."""
@@ -30,6 +29,38 @@ _WRAPPED = re.compile(r"\.linear(?=\.[^.]+$)")
 
 def _identity(tensor: Tensor) -> Tensor:
     return tensor
+
+
+class Residency:
+    """Where the weights of a block are while nothing is computed with it: here, in the host's memory, from
+    which one block at a time is copied to the device; :class:`q2n.models.streaming.Streamed` has the others.
+    """
+
+    in_memory: ClassVar[bool] = True
+
+    def enter(self, block: DecoderBlock, device: torch.device) -> None:
+        """Put the weights on ``device``."""
+        block.module.to(device)
+
+    def leave(self, block: DecoderBlock, device: torch.device) -> None:
+        """Take the weights, which are not needed for a while, from ``device``."""
+        if device.type != "cpu":
+            block.module.to("cpu")
+
+    def during_calls(self, block: DecoderBlock, device: torch.device) -> AbstractContextManager[None]:
+        """Inside, the block's module can be called by whoever has it, with inputs on ``device``."""
+        return block.on(device)
+
+    def rewrite(self, block: DecoderBlock, change: Callable[[DecoderBlock], None]) -> None:
+        """Change the original weights, at the latest when they are next used."""
+        change(block)
+
+    def finish(self, block: DecoderBlock, finished: FinishedBlocks) -> None:
+        """Take note that the block, which is in use, has its final weights."""
+
+    def restore(self, block: DecoderBlock, finished: FinishedBlocks) -> None:
+        """Take the block's final weights from ``finished``."""
+        block.assign(finished.read(block.index))
 
 
 class DecoderBlock:
@@ -45,7 +76,7 @@ class DecoderBlock:
     def __init__(self, index: int, module: nn.Module) -> None:
         self.index = index
         self.module = module
-        self.residency: Residency = InMemory()
+        self.residency = Residency()
         self._seqlen = 0
         self._kwargs: dict[str, Any] = {}
 

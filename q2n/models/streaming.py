@@ -7,6 +7,7 @@ of a block (a rotation of the whole model) is remembered and done whenever they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,20 +16,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from q2n.exceptions import ModelError, UnsupportedError
+from q2n.exceptions import ModelError
 from q2n.models import attention
+from q2n.models.block import Residency
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from q2n.models.block import DecoderBlock
-    from q2n.models.residency import FinishedBlocks
+    from q2n.models.block_files import FinishedBlocks
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BLOCKS, HEAD, EMBEDDINGS = "model.layers.", "lm_head.weight", "model.embed_tokens.weight"
@@ -60,12 +59,12 @@ class WeightFiles:
         return cls(places)
 
     def bytes(self, dtype: torch.dtype) -> int:
-        """What all tensors together need in memory."""
+        """Bytes that all tensors together need in memory."""
         count = 0
         for file in set(self.places.values()):
             with safe_open(file, framework="pt") as opened:
                 names = opened.keys()
-                count += sum(_size(opened.get_slice(name).get_shape()) for name in names)
+                count += sum(math.prod(opened.get_slice(name).get_shape()) for name in names)
         return count * dtype.itemsize
 
     def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -89,12 +88,10 @@ class WeightFiles:
         return found
 
 
-def _size(shape: Iterable[int]) -> int:
-    return int(torch.Size(shape).numel())
-
-
-class Streamed:
+class Streamed(Residency):
     """The residency of one block whose weights are in memory only while they are used."""
+
+    in_memory = False
 
     def __init__(self, files: WeightFiles, index: int, dtype: torch.dtype) -> None:
         self._files, self._prefix, self._dtype = files, f"{BLOCKS}{index}.", dtype
@@ -107,17 +104,13 @@ class Streamed:
             if self._finished is not None:
                 block.assign(self._finished.read(block.index))
             else:
-                self._read(block)
+                names = [self._prefix + name for name in block.tensors()]
+                tensors = self._files.read(names, self._dtype)
+                block.assign({name.removeprefix(self._prefix): tensors.pop(name) for name in names})
+                for change in self._rewrites:
+                    change(block)
             block.module.to(device)
         self._users += 1
-
-    def _read(self, block: DecoderBlock) -> None:
-        names = {self._prefix + name: name for name in block.tensors()}
-        tensors = self._files.read(names, self._dtype)
-        block.assign({names[name]: tensor for name, tensor in tensors.items()})
-        del tensors
-        for change in self._rewrites:
-            change(block)
 
     def leave(self, block: DecoderBlock, device: torch.device) -> None:
         self._users -= 1
@@ -138,7 +131,7 @@ class Streamed:
         self._rewrites.append(change)
 
     def finish(self, block: DecoderBlock, finished: FinishedBlocks) -> None:
-        finished.write(block)
+        finished.write(block.index, block.tensors())
         self.restore(block, finished)
 
     def restore(self, block: DecoderBlock, finished: FinishedBlocks) -> None:
@@ -189,15 +182,3 @@ def _remake_tables(model: nn.Module, config: Any) -> None:
         owned = [f"{name}.{leaf}" for leaf, table in module.named_buffers(recurse=False) if table.is_meta]
         if any(table not in stored for table in owned):
             model.set_submodule(name, cast(Any, type(module))(config=config))
-
-
-class OnlyInMemory(TorchDispatchMode):
-    """Inside, nothing can be computed with weights that are not in memory: it would have no effect at all."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(isinstance(item, Tensor) and item.is_meta for item in tree_leaves((args, kwargs))):
-            raise UnsupportedError(
-                "streaming: this method changes the weights of a block that is not in memory; give the "
-                "change to DecoderBlock.rewrite(), or use streaming=off"
-            )
-        return func(*args, **(kwargs or {}))

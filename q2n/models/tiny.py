@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from q2n.models import attention
-from q2n.models.loading import LoadedModel, ready
-from q2n.models.outline import Outline
+from q2n.models.loaded import LoadedModel, Outline
+from q2n.models.loading import ready
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from q2n.models.spec import TinyModel
-
 CONTEXT = 4096
 
 
-def random_model(spec: TinyModel, dtype: torch.dtype) -> LoadedModel:
-    """The model ``spec`` describes: weights drawn in float32 from its own seed, then rounded."""
-    outline = random_outline(spec)
+def random_model(
+    sizes: Mapping[str, Any], std: float, seed: int, dtype: torch.dtype, provenance: Mapping[str, str]
+) -> LoadedModel:
+    """The model of :func:`random_outline`: weights drawn in float32 from ``seed``, then rounded."""
+    outline = random_outline(provenance["name"], sizes)
     with torch.random.fork_rng(devices=[]):  # the library draws weights that are then overwritten
         model = cast(Any, AutoModelForCausalLM).from_config(
             outline.config, attn_implementation=attention.NAME
         )
-    _fill(model, spec.std, spec.weight_seed)
-    return ready(model.to(dtype), outline.tokenizer, {"name": spec.name, **spec.identity()})
+    _fill(model, std, seed)
+    return ready(model.to(dtype), outline.tokenizer, provenance)
 
 
-def random_outline(spec: TinyModel) -> Outline:
-    """The same without weights."""
+def random_outline(name: str, sizes: Mapping[str, Any]) -> Outline:
+    """A model without weights; ``sizes`` are the sizes of a ``config.json``, ``model_type`` among them."""
     tokenizer = byte_tokenizer()
-    config = cast(Any, CONFIG_MAPPING)[spec.family](
-        vocab_size=len(tokenizer),
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        num_hidden_layers=spec.num_blocks,
-        num_attention_heads=spec.num_heads,
-        num_key_value_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=spec.tied,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return Outline(spec.name, config, tokenizer)
+    special = {
+        f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos", "pad")
+    }
+    config = cast(Any, AutoConfig).for_model(**sizes, max_position_embeddings=CONTEXT, **special)
+    return Outline(name, config, tokenizer)
 
 
 def byte_tokenizer(add_bos: bool = True) -> PreTrainedTokenizerFast:

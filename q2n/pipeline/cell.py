@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from q2n.config import RunConfig
-from q2n.data.cache import cache_root
+from q2n.data.local_files import cache_root
 from q2n.evaluation.base import EvaluationContext
 from q2n.evaluation.reference import reference_metrics
-from q2n.models.loading import LoadedModel
+from q2n.models.loaded import LoadedModel
 from q2n.pipeline.activations import activation_store
 from q2n.pipeline.blocks import Method, Watch, quantize_model, require_finite_weights
 from q2n.pipeline.checkpoint import Checkpoint, seed_block

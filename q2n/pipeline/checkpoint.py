@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import TypeAdapter
 
 from q2n.exceptions import CheckpointError
-from q2n.models.residency import FinishedBlocks, read_tensors, seal, write_tensors
+from q2n.models.block_files import FinishedBlocks, read_tensors, seal, write_tensors
 from q2n.records.fingerprint import canonical_json, plain
 from q2n.runtime import signals as interruption
 from q2n.runtime.files import sha256_text, write_json_atomic
@@ -214,7 +214,7 @@ class Checkpoint:
         done = adapter.blocks[: position.next_block]
         for block in done:
             if block.index not in self.finished:
-                self.finished.write(block)
+                self.finished.write(block.index, block.tensors())
         files = {self.finished.path(block.index).name: self.finished.seals[block.index] for block in done}
         if position.batches:
             path = self._activations(position.next_block)

@@ -13,7 +13,7 @@ from q2n.records.schema import EvaluationProtocol, Metric
 if TYPE_CHECKING:
     from q2n.config import RunConfig
     from q2n.data.text import TokenSet
-    from q2n.models.outline import Outline
+    from q2n.models.loaded import Outline
 
 SAME_TEXT = 0.05
 """Share of the shorter text from which on two texts count as the same one: well above what separate sides of

@@ -7,7 +7,7 @@ import torch
 from helpers.commands import numbers, records, run
 from helpers.tiny_models import SHAPES
 
-from q2n.models.loading import quiet_transformers
+from q2n.models.quiet import quiet_transformers
 from q2n.models.spec import TinyModel
 
 

@@ -15,7 +15,7 @@ from q2n.evaluation.harness.model import HarnessModel
 from q2n.evaluation.harness.surroundings import quiet_harness
 from q2n.evaluation.harness.tasks import Selection, load_tasks
 from q2n.exceptions import ConfigurationError, UnsupportedError
-from q2n.models.outline import Outline
+from q2n.models.loaded import Outline
 
 CPU = torch.device("cpu")
 CHOICES, WORD, WRITTEN = "q2n_wiki_cloze", "q2n_wiki_lastword", "q2n_wiki_recite"

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from q2n.baselines.awq import AWQ
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.models.block import DecoderBlock
-from q2n.models.groups import DOWN, GATE_UP, O_PROJ, QKV
+from q2n.models.shapes import DOWN, GATE_UP, O_PROJ, QKV
 from q2n.pipeline.calibration import Accumulators
 from q2n.quantization.formats.awq import AwqSpec, clamp_groups
 from q2n.quantization.transforms.awq_scales import fold_scales, mean_magnitude, search_scales

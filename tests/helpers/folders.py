@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from q2n.models.loading import quiet_transformers
+from q2n.models.quiet import quiet_transformers
 from q2n.models.tiny import byte_tokenizer
 
 THETA = 10000.0

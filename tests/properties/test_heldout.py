@@ -12,7 +12,7 @@ from q2n.baselines.gptq import GPTQ
 from q2n.baselines.quip import QuIP
 from q2n.baselines.smoothquant import SmoothQuant
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.models.adapter import DOWN, GATE_UP, O_PROJ, QKV
+from q2n.models.shapes import DOWN, GATE_UP, O_PROJ, QKV
 from q2n.pipeline.calibration import Accumulators
 from q2n.quantization.transforms.incoherence import draw_incoherence
 from q2n.types import Statistic

@@ -8,7 +8,7 @@ from q2n.baselines.gptq import GPTQ
 from q2n.baselines.rtn import RTN
 from q2n.corrections.none import NoCorrection
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.models.adapter import DOWN, GATE_UP, O_PROJ, QKV
+from q2n.models.shapes import DOWN, GATE_UP, O_PROJ, QKV
 from q2n.types import Statistic
 
 GROUPS = (QKV, O_PROJ, GATE_UP, DOWN)

@@ -16,7 +16,7 @@ from q2n.evaluation.harness.results import Results
 from q2n.evaluation.harness.surroundings import quiet_harness
 from q2n.evaluation.harness.tasks import SEED, Selection, lengths, load_tasks
 from q2n.exceptions import UnsupportedError
-from q2n.models.outline import Outline
+from q2n.models.loaded import Outline
 from q2n.options import option
 from q2n.records.schema import Metric
 
@@ -60,7 +60,7 @@ class Harness(Evaluation):
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
         import torch
 
-        from q2n.models.loading import quiet_transformers
+        from q2n.models.quiet import quiet_transformers
 
         self._require_template(context.loaded.tokenizer)
         loaded = load_tasks(self._selection(context.cache_dir))

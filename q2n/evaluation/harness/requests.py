@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from q2n.data.text import encode, tokenizer_digest
 from q2n.exceptions import ConfigurationError, UnsupportedError
-from q2n.models.outline import PROBE, context_length
+from q2n.models.loaded import PROBE, context_length
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from q2n.data.cache import kept
+from q2n.data.local_files import kept
 from q2n.records.fingerprint import canonical_json
 from q2n.runtime.files import write_atomic
 

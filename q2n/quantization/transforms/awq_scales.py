@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from q2n.linalg.kernels.threads import steady
-from q2n.models.groups import DOWN, GATE_UP, O_PROJ, QKV, LinearGroup
+from q2n.models.shapes import DOWN, GATE_UP, O_PROJ, QKV, LinearGroup
 from q2n.quantization.transforms.scaling import migrate
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from q2n.models.block import DecoderBlock
-    from q2n.models.groups import LinearGroup
+    from q2n.models.shapes import LinearGroup
 
 
 def spread_sequences(batches: Sequence[Tensor], tokens: int | None) -> list[Tensor]:

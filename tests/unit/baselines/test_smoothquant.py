@@ -6,7 +6,7 @@ from helpers.layers import layer
 from helpers.tiny_models import FAMILIES, SHAPES, TOKENS, difference, logits, quantize, tiny
 
 from q2n.baselines.smoothquant import SmoothQuant
-from q2n.models.groups import GATE_UP, QKV
+from q2n.models.shapes import GATE_UP, QKV
 from q2n.quantization.formats.activation import ActivationQuantizer
 from q2n.quantization.transforms.block_inputs import largest_inputs
 from q2n.quantization.transforms.online import quantize_inputs

@@ -12,12 +12,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
+from q2n.data.local_files import packaged_file
 
 from q2n.data import bundled
 from q2n.data.bundled import SHARED_SENTENCE, BundledText, assign_sides
 from q2n.data.clean import before_filter, paragraphs, without_tags
 from q2n.data.heldout import heldout_starts
-from q2n.data.packages import packaged_file
 from q2n.data.sources import (
     SOURCES,
     C4Calibration,

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from q2n.exceptions import ModelError
 from q2n.models import attention
-from q2n.models.adapter import DOWN, GATE_UP, O_PROJ, QKV, adapt
+from q2n.models.adapter import adapt
+from q2n.models.shapes import DOWN, GATE_UP, O_PROJ, QKV
 from q2n.models.spec import HubModel
 from q2n.pipeline.activations import activation_store
 from q2n.pipeline.calibration import start

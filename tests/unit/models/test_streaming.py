@@ -19,7 +19,7 @@ from q2n.baselines.smoothquant import SmoothQuant
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.exceptions import ConfigurationError, ModelError, UnsupportedError
 from q2n.models import loading
-from q2n.models.loading import quiet_transformers
+from q2n.models.quiet import quiet_transformers
 from q2n.models.spec import HubModel, TinyModel
 from q2n.pipeline.activations import activation_store
 from q2n.pipeline.blocks import Method, quantize_model

@@ -19,8 +19,8 @@ from q2n.data.bundled import BundledText
 from q2n.data.overlap import RUN, overlap
 from q2n.evaluation.harness import Harness
 from q2n.exceptions import DataError, ModelError, UnsupportedError
-from q2n.models.loading import quiet_transformers
-from q2n.models.outline import context_length
+from q2n.models.loaded import context_length
+from q2n.models.quiet import quiet_transformers
 from q2n.models.spec import HubModel, TinyModel
 from q2n.models.tiny import byte_tokenizer
 from q2n.pipeline.inputs import SAME_TEXT, read_inputs

@@ -9,7 +9,7 @@ from helpers.tiny_models import FAMILIES, SHAPES, TOKENS, difference, logits, qu
 
 from q2n.baselines.awq import AWQ
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.models.groups import DOWN, GATE_UP, O_PROJ, QKV
+from q2n.models.shapes import DOWN, GATE_UP, O_PROJ, QKV
 from q2n.quantization.formats.awq import AwqSpec, clip_limits
 from q2n.quantization.transforms import awq_scales
 from q2n.quantization.transforms.awq_scales import channel_scale, fold_scales, mean_magnitude, search_scales

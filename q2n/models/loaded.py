@@ -1,19 +1,24 @@
-"""What is known of a model before its weights are read: configuration and tokenizer, and whether they fit."""
+"""A model before its weights are read (configuration and tokenizer, and whether they fit), and after."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from q2n.data.text import encode
+from q2n.data.text import encode, tokenizer_digest
 from q2n.exceptions import ModelError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
-"""Any of these holds the vocabulary of a tokenizer of the served families."""
+    from q2n.models.adapter import ModelAdapter
+
+Streaming = Literal["auto", "on", "off"]
+"""Whether the blocks' weights are in memory only while they are used."""
+DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 PROBE = "The river runs past the old mill."
 
 
@@ -52,6 +57,29 @@ class Outline:
             )
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for calibration: evaluation mode, no gradients. ``provenance`` goes into the record."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    adapter: ModelAdapter
+    provenance: Mapping[str, Any]
+
+    @property
+    def weights_sentence(self) -> str:
+        """Where the weights come from, for the notes under tables; digests are cut to 12 characters."""
+        facts = dict(self.provenance)
+        note = [str(facts.pop("note"))] if "note" in facts else []
+        shown = (f"{key} {value}" for key, value in facts.items() if key not in ("name", "dtype", "rule"))
+        return "; ".join([*note, ", ".join(DIGEST.sub(r"\1", text) for text in shown)])
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Digest of everything that decides which ids a text becomes."""
+        return tokenizer_digest(self.tokenizer)
+
+
 def context_length(config: Any) -> int | None:
     """Tokens a sequence may have by a model's configuration, or None if it sets no limit.
 
@@ -65,16 +93,3 @@ def context_length(config: Any) -> int | None:
         return limit
     original = rope.get("original_max_position_embeddings") or limit
     return max(limit, int(original * float(rope.get("factor") or 1)))
-
-
-def require_tokenizer_files(folder: Path) -> None:
-    """Look for a tokenizer in a model's folder (a path that is none is of the hub).
-
-    Raises:
-        ModelError: the folder holds none.
-    """
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ModelError(
-            f"{folder}: holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy it from the model it "
-            "was made from, or save it with tokenizer.save_pretrained()"
-        )
