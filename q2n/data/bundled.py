@@ -19,7 +19,7 @@ from q2n.data.clean import before_filter, paragraphs, without_tags
 from q2n.data.local_files import PackagedFile, cache_root, kept, packaged_file
 from q2n.data.text import Split, TextSource
 from q2n.exceptions import DataError
-from q2n.runtime.files import sha256_file, sha256_text, write_json_atomic
+from q2n.runtime.files import sha256_text, write_json_atomic
 
 RULE = "articles-2"
 """Changes whenever the same files would give other text or another split."""
@@ -75,21 +75,11 @@ def _articles(source: BundledText) -> list[tuple[str, Split]]:
     path = cache_root(source.cache_dir) / "text" / f"{source.name}-{key}.json"
     stored = _read_cache(path)
     if stored is None:
-        files = [_undamaged(item) for item in source.files()]
+        files = [item.undamaged(DataError) for item in source.files()]
         stored = assign_sides(_wiki(files[0]) if source.name == "wiki" else _news(files))
         content = {"digest": _digest(stored), "articles": stored}
         kept(lambda: write_json_atomic(path, content))
     return stored
-
-
-def _undamaged(file: PackagedFile) -> Path:
-    """The path, if the file is what its package declares (which is what the identity names)."""
-    if sha256_file(file.path) != file.sha256:
-        raise DataError(
-            f"{file.path}: damaged (its SHA-256 is not the one {file.package} declares); reinstall with "
-            f"pip install --force-reinstall {file.package}=={file.version}"
-        )
-    return file.path
 
 
 def _read_cache(path: Path) -> list[tuple[str, Split]] | None:
@@ -111,12 +101,9 @@ def _wiki(path: Path) -> list[str]:
 
     with bz2.open(path) as stream:
         pages = [raw for _, raw, _ in extract_pages(stream, ("0",))]
-    texts = [paragraphs(filter_wiki(before_filter(raw))) for raw in pages if not _redirects(raw)]
+    articles = (raw for raw in pages if not raw.lstrip().lower().startswith("#redirect"))
+    texts = (paragraphs(filter_wiki(before_filter(raw))) for raw in articles)
     return [text for text in texts if len(text) >= MIN_CHARACTERS]
-
-
-def _redirects(raw: str) -> bool:
-    return raw.lstrip().lower().startswith("#redirect")
 
 
 def _news(paths: list[Path]) -> list[str]:

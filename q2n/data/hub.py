@@ -13,22 +13,13 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from q2n.data.text import (
-    Split,
-    TextSource,
-    TokenSet,
-    encode,
-    encode_corpus,
-    token_set,
-    tokenizer_digest,
-)
+from q2n.data.text import Rules, Split, TextSource, TokenSet, encode, encode_corpus, token_set
 from q2n.exceptions import DataError
-from q2n.records.fingerprint import canonical_json
 from q2n.runtime.files import sha256_text
 
 Variant = Literal["gptq", "new_eval", "pbllm"]
@@ -187,78 +178,52 @@ class C4(HubText):
 
     def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[Sequence[int], str]:
         if self.variant == "gptq":
-            state = canonical_json(self.identity())
-            return _crops(_Draw(self, state, tokenizer_digest(tokenizer), length, special, tokenizer))
+            files = tuple(self.identity().items())
+            return _crops(self, files, Rules.of(tokenizer), length, special)
         text = " ".join(self._load("evaluation")[:C4_NEW_EVAL_DOCUMENTS][self.column])
         return encode_corpus(tokenizer, text, special)[: C4_WINDOWS * length], text
 
     def draw(
-        self,
-        tokenizer: Any,
-        split: Split,
-        count: int,
-        length: int,
-        seed: int,
-        special: bool,
-        heldout: int = 0,
+        self, tokenizer: Any, split: Split, count: int, length: int, seed: int, special: bool, heldout: int
     ) -> tuple[list[list[int]], list[str], int]:
         """``count + heldout`` crops, the documents they are from, and how many tokens the first ``count``
         of those have; the last ``heldout`` are from other documents than the first."""
         data = self._load(split)
         generator = random.Random(seed)
+        shortest = length + (self.boundary == "exclusive")
+
+        def long_document(taken: Set[str]) -> tuple[str, list[int]]:
+            longest = 0
+            for _ in range(MAX_DRAWS):
+                text: str = data[generator.randint(0, len(data) - 1)]["text"]
+                if text in taken:
+                    continue
+                ids = encode(tokenizer, text, special)
+                if len(ids) >= shortest:
+                    return text, ids
+                longest = max(longest, len(ids))
+            raise DataError(
+                f"text 'c4': none of {MAX_DRAWS} documents drawn has the {shortest} tokens needed (the "
+                f"longest {'besides those taken ' if taken else ''}has {longest}); choose a smaller seqlen"
+            )
+
         rows: list[list[int]] = []
         texts: list[str] = []
         available = 0
         for number in range(count + heldout):
-            taken = frozenset(texts[:count]) if number >= count else frozenset[str]()
-            text, ids = self._long_document(tokenizer, data, length, generator, special, taken)
+            text, ids = long_document(frozenset(texts[:count] if number >= count else ()))
             start = 0 if len(ids) == length else generator.randint(0, len(ids) - length - 1)
             rows.append(ids[start : start + length])
             texts.append(text)
             available += len(ids) if number < count else 0
         return rows, texts, available
 
-    def _long_document(
-        self,
-        tokenizer: Any,
-        data: Any,
-        length: int,
-        generator: random.Random,
-        special: bool,
-        taken: Set[str] = frozenset(),
-    ) -> tuple[str, list[int]]:
-        shortest = length + (self.boundary == "exclusive")
-        longest = 0
-        for _ in range(MAX_DRAWS):
-            row: Mapping[str, str] = data[generator.randint(0, len(data) - 1)]
-            if row["text"] in taken:
-                continue
-            ids = encode(tokenizer, row["text"], special)
-            if len(ids) >= shortest:
-                return row["text"], ids
-            longest = max(longest, len(ids))
-        raise DataError(
-            f"text 'c4': none of {MAX_DRAWS} documents drawn has the {shortest} tokens needed (the longest "
-            f"{'besides those taken ' if taken else ''}has {longest}); choose a smaller seqlen"
-        )
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """What decides the crops that evaluation takes of C4; ``state`` is that of the files, ``digest`` that of
-    the tokenizer's rules, ``tokenizer`` any one with them."""
-
-    source: C4
-    state: str
-    digest: str
-    length: int
-    special: bool
-    tokenizer: Any = field(compare=False, repr=False)
-
 
 @lru_cache(maxsize=2)
-def _crops(what: _Draw) -> tuple[Sequence[int], str]:
+def _crops(
+    source: C4, files: tuple[tuple[str, str], ...], rules: Rules, length: int, special: bool
+) -> tuple[Sequence[int], str]:
     """Token ids of all crops, and the documents they are from: drawn once for the looks of several stages."""
-    drawn = what.source.draw(what.tokenizer, "evaluation", C4_WINDOWS, what.length, 0, what.special)
-    rows, texts, _ = drawn
+    del files  # part of the key: a folder whose files change is read again
+    rows, texts, _ = source.draw(rules.tokenizer, "evaluation", C4_WINDOWS, length, 0, special, 0)
     return array("q", (token for row in rows for token in row)), "\n\n".join(texts)

@@ -140,11 +140,7 @@ class C4Calibration(HubCalibration):
 
     def source(self, cache_dir: str | None = None) -> TextSource:
         return text_source(
-            self.text,
-            variant=self.variant,
-            boundary=self.boundary,
-            path=self.path,
-            revision=self.revision,
+            "c4", variant=self.variant, boundary=self.boundary, path=self.path, revision=self.revision
         )
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from q2n.data.heldout import heldout_starts
 from q2n.exceptions import DataError
 from q2n.runtime.files import sha256_text
 
@@ -25,6 +24,8 @@ window starts with BOS and holds ``seqlen - 1`` tokens of text; ``none``: no spe
 
 RULE = "crops-1"
 """Changes whenever the same text and seed would give other tokens."""
+Rows = Sequence[Sequence[int]]
+"""Token ids of equally long sequences."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,43 @@ class TextSource(ABC):
         return encode_corpus(tokenizer, text, special), text
 
 
+def heldout_starts(
+    generator: random.Random, taken: Sequence[int], count: int, length: int, available: int, name: str
+) -> list[int]:
+    """Starts of ``count`` random crops of ``length`` tokens that share no token with the crops at ``taken``.
+
+    They may overlap each other, as calibration's own crops may.
+
+    Args:
+        available: tokens of the text.
+        name: what the text is called in the complaint.
+
+    Raises:
+        DataError: no place is left for such a crop.
+    """
+    before = [-length, *sorted(taken)]
+    after = [*sorted(taken), available - 1]
+    gaps = zip(before, after, strict=True)
+    free = [range(first + length, last - length + 1) for first, last in gaps if last - first >= 2 * length]
+    places = sum(map(len, free))
+    if count and not places:
+        raise DataError(
+            f"calibration text {name}: its {len(taken)} calibration sequences leave no {length} tokens in "
+            "a row to hold out; lower calibration.nsamples or calibration.seqlen, choose a larger text, or "
+            "set calibration.heldout=0"
+        )
+    return [_nth(free, generator.randrange(places)) for _ in range(count)]
+
+
+def _nth(ranges: Sequence[range], index: int) -> int:
+    """Entry ``index`` of all ranges, one after the other."""
+    for part in ranges:
+        if index < len(part):
+            return part[index]
+        index -= len(part)
+    raise IndexError(index)
+
+
 def evaluation_windows(
     source: TextSource,
     tokenizer: Any,
@@ -154,7 +192,7 @@ def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
 
 def encode_corpus(tokenizer: Any, text: str, special: bool = True) -> Sequence[int]:
     """:func:`encode` of a long text that many cells read with equal tokenizers: the last few are kept."""
-    return _encoded(_Encoding(tokenizer_digest(tokenizer), text, special, tokenizer))
+    return _encoded(Rules.of(tokenizer), text, special)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -165,28 +203,25 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 @dataclass(frozen=True)
-class _Encoding:
-    """A text and the rules by which it becomes ids; ``tokenizer`` is any one with these rules."""
+class Rules:
+    """The rules by which text becomes ids, as a key of a cache: ``digest`` is :func:`tokenizer_digest`,
+    ``tokenizer`` any one with these rules."""
 
     digest: str
-    text: str
-    special: bool
     tokenizer: Any = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Rules:
+        return cls(tokenizer_digest(tokenizer), tokenizer)
 
 
 @lru_cache(maxsize=4)
-def _encoded(what: _Encoding) -> Sequence[int]:
-    return array("q", encode(what.tokenizer, what.text, what.special))
+def _encoded(rules: Rules, text: str, special: bool) -> Sequence[int]:
+    return array("q", encode(rules.tokenizer, text, special))
 
 
-def token_set(
-    rows: Sequence[Sequence[int]],
-    text: str,
-    source: str,
-    available: int,
-    heldout: Sequence[Sequence[int]] = (),
-) -> TokenSet:
-    """A :class:`TokenSet` of equally long rows."""
+def token_set(rows: Rows, text: str, source: str, available: int, heldout: Rows = ()) -> TokenSet:
+    """The :class:`TokenSet` of ``rows`` and ``heldout``."""
     import torch
 
     tokens, others = (

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from q2n.data.text import Split, TextSource
 from q2n.exceptions import DataError
@@ -121,7 +121,7 @@ def _items(path: Path, content: str) -> Iterator[tuple[str, Any]]:
     """Every JSON value of a file, those of an array one by one, with its place for messages."""
     decoder = json.JSONDecoder()
     line, end = 1, 0
-    while (start := _end_of_space(content, end)) < len(content):
+    while (start := cast(re.Match[str], _SPACE.match(content, end)).end()) < len(content):
         line += content.count("\n", end, start)
         where = f"{path}:{line}"
         try:
@@ -136,11 +136,6 @@ def _items(path: Path, content: str) -> Iterator[tuple[str, Any]]:
             yield from ((f"{where}: entry {number}", item) for number, item in enumerate(value, 1))
         else:
             yield where, value
-
-
-def _end_of_space(content: str, start: int) -> int:
-    found = _SPACE.match(content, start)
-    return found.end() if found else start
 
 
 def _text(where: str, item: Any) -> str:

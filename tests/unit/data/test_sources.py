@@ -12,12 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
-from q2n.data.local_files import packaged_file
 
 from q2n.data import bundled
 from q2n.data.bundled import SHARED_SENTENCE, BundledText, assign_sides
 from q2n.data.clean import before_filter, paragraphs, without_tags
-from q2n.data.heldout import heldout_starts
+from q2n.data.local_files import packaged_file
 from q2n.data.sources import (
     SOURCES,
     C4Calibration,
@@ -26,7 +25,7 @@ from q2n.data.sources import (
     WikiCalibration,
     text_source,
 )
-from q2n.data.text import encode_corpus, evaluation_windows
+from q2n.data.text import encode_corpus, evaluation_windows, heldout_starts
 from q2n.exceptions import DataError
 from q2n.models.tiny import byte_tokenizer
 

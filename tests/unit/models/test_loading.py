@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers.tiny_models import SHAPES, TOKENS
 from pydantic import ValidationError
-from q2n.data.local_files import PackagedFile
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, OPTConfig
 
+from q2n.data.local_files import PackagedFile
 from q2n.exceptions import ModelError
 from q2n.models import convert
 from q2n.models.loading import load_pretrained
