@@ -79,10 +79,9 @@ class ModelAdapter:
                 self._around_blocks_to(torch.device("cpu"))
 
     def _around_blocks_to(self, device: torch.device) -> None:
-        for parent, inside in ((self.model, "model"), (self.base, "layers")):
-            for name, child in parent.named_children():
-                if name != inside:
-                    child.to(device)
+        for name, child in (*self.model.named_children(), *self.base.named_children()):
+            if name not in ("model", "layers"):
+                child.to(device)
 
     def rewriting(self) -> AbstractContextManager[object]:
         """Inside, a method may rewrite the model as a whole (and blocks by :meth:`DecoderBlock.rewrite`).

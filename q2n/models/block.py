@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 
 from q2n.exceptions import ModelError
 from q2n.models.shapes import DOWN, GATE_UP, GROUPS, O_PROJ, QKV, LinearGroup
@@ -218,7 +219,8 @@ class DecoderBlock:
                 f"block {self.index} got sequences of {hidden.shape[1]} tokens but ModelAdapter.prepare() "
                 f"was called for {self._seqlen}"
             )
-        return {key: _moved(value, hidden.device) for key, value in self._kwargs.items()}
+        moved: dict[str, Any] = tree_map_only(torch.Tensor, lambda it: it.to(hidden.device), self._kwargs)
+        return moved
 
 
 @contextmanager
@@ -230,11 +232,3 @@ def _replaced(module: nn.Module, name: str) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, original)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
-    return value
