@@ -35,7 +35,7 @@ MAX_DRAWS = 20_000
 
 @dataclass(frozen=True)
 class HubText(TextSource):
-    """Common to the three: ``path`` is a repository of the hub or a folder with the same files."""
+    """Base of the three: ``path`` is a repository of the hub or a folder with the same files."""
 
     path: str
     revision: str | None = None

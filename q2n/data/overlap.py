@@ -1,4 +1,4 @@
-"""How much of a text is in another one, by content.
+"""Share of a text that is in another one, by content.
 
 Texts are compared by their runs of :data:`RUN` letters and digits, without case, spaces and punctuation, so
 that other line ends, another wrapping into lines or another file format hide nothing. 64 such characters are

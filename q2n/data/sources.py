@@ -64,7 +64,7 @@ def text_source(
 
 @option
 class CalibrationOption:
-    """What every calibration option has. Subclasses say where the text comes from."""
+    """Base of every calibration option. Subclasses say where the text comes from."""
 
     nsamples: int = Field(default=32, ge=1)
     seqlen: int = Field(default=512, ge=8)
@@ -77,14 +77,14 @@ class CalibrationOption:
     activations: Literal["memory", "disk"] = "memory"
     heldout: int | None = Field(default=None, ge=0)
     """Further sequences of the text that no statistic of a solver or correction is made of: layer errors
-    are measured on them as well. None: as many as the correction needs."""
+    are measured on them as well. None stands for as many as the correction needs."""
 
     def source(self, cache_dir: str | None = None) -> TextSource:
-        """Where the text comes from."""
+        """The source of the text."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, str]:
-        """What, beside the fields, decides the tokens; cheap, for fingerprints.
+        """Identity of the tokens beside the fields; cheap, for fingerprints.
 
         Raises:
             DataError: the text is not there.

@@ -1,4 +1,4 @@
-"""Where text comes from, and how it becomes token sequences for calibration and evaluation."""
+"""Sources of text, and the token sequences made of it for calibration and evaluation."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class TextSource(ABC):
 
     @property
     def title(self) -> str:
-        """What messages call the text."""
+        """Name of the text in messages."""
         return repr(self.name)
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
-        """What identifies the text, for fingerprints; cheap.
+        """Identity of the text, for fingerprints; cheap.
 
         Raises:
             DataError: the text is not there.
@@ -76,7 +76,7 @@ class TextSource(ABC):
         """
 
     def separator(self, split: Split) -> str:
-        """What stands between two documents."""
+        """Text between two documents."""
         return "\n\n"
 
     def calibration_tokens(
@@ -158,8 +158,8 @@ def evaluation_windows(
     """Windows ``(n, seqlen)`` of the evaluation side; the incomplete last one is dropped.
 
     Args:
-        max_windows: at most so many; None or 0: all there are.
-        stride: tokens of text between the starts of two windows; None: they do not overlap.
+        max_windows: largest number of windows; None or 0 for all there are.
+        stride: tokens of text between the starts of two windows, or None if they do not overlap.
 
     Raises:
         DataError: there is not one whole window, or ``bos`` asks for a token the tokenizer lacks.

@@ -58,17 +58,17 @@ class ModelAdapter:
 
     @property
     def rotates_by_length(self) -> bool:
-        """Whether the longest sequence of a batch decides how all of it is rotated."""
+        """True if the longest sequence of a batch decides how all of it is rotated."""
         return getattr(self.rotary, "rope_type", "default") in BY_LENGTH
 
     @property
     def in_memory(self) -> bool:
-        """Whether all weights are loaded; otherwise blocks are read when they are used."""
+        """True if all weights are loaded; otherwise blocks are read when they are used."""
         return all(block.residency.in_memory for block in self.blocks)
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
-        """Inside, the model can be called as a whole, inputs on ``device``; afterwards it is on the CPU."""
+        """Make the model callable as a whole, with inputs on ``device``; afterwards it is on the CPU."""
         with ExitStack() as stack:
             for block in self.blocks:
                 stack.enter_context(block.residency.during_calls(block, device))
@@ -84,10 +84,10 @@ class ModelAdapter:
                 child.to(device)
 
     def rewriting(self) -> AbstractContextManager[object]:
-        """Inside, a method may rewrite the model as a whole (and blocks by :meth:`DecoderBlock.rewrite`).
+        """Let a method rewrite the model as a whole (and blocks by :meth:`DecoderBlock.rewrite`).
 
         Raises:
-            UnsupportedError: it tries to change weights that are not in memory.
+            UnsupportedError: the method tries to change weights that are not in memory.
         """
         return nullcontext() if self.in_memory else cast(Any, OnlyInMemory)()
 
@@ -122,7 +122,7 @@ class ModelAdapter:
 
 
 class OnlyInMemory(TorchDispatchMode):
-    """Inside, nothing can be computed with weights that are not in memory: it would have no effect at all."""
+    """Refuse to compute with weights that are not in memory, inside: it would have no effect at all."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(isinstance(item, Tensor) and item.is_meta for item in tree_leaves((args, kwargs))):
@@ -144,7 +144,7 @@ def adapt(model: nn.Module) -> ModelAdapter:
 
 
 def require_family(config: Any) -> None:
-    """Whether a model of this configuration can be adapted.
+    """Check that a model of this configuration can be adapted.
 
     Raises:
         ModelError: no adapter exists for its architecture.
@@ -170,7 +170,7 @@ def _forget_lengths(rotary: Any, _: object) -> None:
 
 @contextmanager
 def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Inside the block of code, calling ``module`` is calling ``forward``."""
+    """Let calls of ``module`` call ``forward``, inside the block of code."""
     # Only `forward` is replaced, so that whatever else the model asks of its layers stays true; a layer that
     # already has a `forward` of its own (device placement hooks) gets that one back.
     own = vars(module).get("forward")

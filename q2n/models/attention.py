@@ -39,8 +39,8 @@ def attention_forward(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it: ``query`` ``(B, H, T, D)``, ``key`` and ``value`` ``(B, G, T, D)`` with ``G``
-    a divisor of ``H``; the output is ``(B, T, H, D)``."""
+    """Attend, with the arguments transformers passes: ``query`` ``(B, H, T, D)``, ``key`` and ``value``
+    ``(B, G, T, D)`` with ``G`` a divisor of ``H``; the output is ``(B, T, H, D)``."""
     whole = attention_mask is None and query.shape[2] == key.shape[2] > 1
     ours = whole and query.device.type == "cpu" and dropout == 0.0 and not torch.is_grad_enabled()
     ours = ours and not (query.dtype == torch.bfloat16 and has_amx())

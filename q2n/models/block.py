@@ -33,9 +33,8 @@ def _identity(tensor: Tensor) -> Tensor:
 
 
 class Residency:
-    """Where the weights of a block are while nothing is computed with it: here, in the host's memory, from
-    which one block at a time is copied to the device; :class:`q2n.models.streaming.Streamed` has the others.
-    """
+    """The place of a block's weights while nothing is computed with the block: here the host's memory, from
+    which one block at a time is copied to the device; files in :class:`q2n.models.streaming.Streamed`."""
 
     in_memory: ClassVar[bool] = True
 
@@ -49,7 +48,7 @@ class Residency:
             block.module.to("cpu")
 
     def during_calls(self, block: DecoderBlock, device: torch.device) -> AbstractContextManager[None]:
-        """Inside, the block's module can be called by whoever has it, with inputs on ``device``."""
+        """Make the block's module callable by whoever has it, with inputs on ``device``."""
         return block.on(device)
 
     def rewrite(self, block: DecoderBlock, change: Callable[[DecoderBlock], None]) -> None:
@@ -107,7 +106,7 @@ class DecoderBlock:
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
-        """Inside the block of code the weights are on ``device``."""
+        """Have the weights on ``device``, inside the block of code."""
         self.residency.enter(self, device)
         try:
             yield
@@ -120,7 +119,7 @@ class DecoderBlock:
         self.residency.rewrite(self, change)
 
     def finish(self, finished: FinishedBlocks) -> None:
-        """The weights are final, and may leave memory for ``finished`` when they are not in use."""
+        """Declare the weights final: they may leave memory for ``finished`` when they are not in use."""
         self.residency.finish(self, finished)
 
     def restore(self, finished: FinishedBlocks) -> None:
@@ -206,7 +205,7 @@ class DecoderBlock:
         return cast("Tensor", hidden + self.module.get_submodule("mlp.down_proj")(m))
 
     def set_kwargs(self, seqlen: int, kwargs: dict[str, Any]) -> None:
-        """What the model passes to this block beside the hidden states, for sequences of ``seqlen``."""
+        """Keep what the model passes to this block beside the hidden states, for sequences of ``seqlen``."""
         self._seqlen, self._kwargs = seqlen, kwargs
 
     def _prepared(self, group: LinearGroup, x: Tensor) -> Tensor:

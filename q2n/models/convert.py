@@ -58,7 +58,7 @@ def _temporary() -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file the manifest names is there, whole (0.3 s, once a process)."""
+    """True if every file the manifest names is there, whole (0.3 s, once per process)."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return bool(files) and all(_is_whole(folder / name, *entry) for name, entry in files.items())

@@ -68,7 +68,7 @@ class LoadedModel:
 
     @property
     def weights_sentence(self) -> str:
-        """Where the weights come from, for the notes under tables; digests are cut to 12 characters."""
+        """Origin of the weights, for the notes under tables; digests are cut to 12 characters."""
         facts = dict(self.provenance)
         note = [str(facts.pop("note"))] if "note" in facts else []
         shown = (f"{key} {value}" for key, value in facts.items() if key not in ("name", "dtype", "rule"))

@@ -121,7 +121,7 @@ def _reading(path: str, name: str) -> Iterator[None]:
 def _files_to_stream(
     path: str, revision: str, dtype: torch.dtype, streaming: Streaming
 ) -> WeightFiles | None:
-    """The files blocks will be read from; None: the model is read whole."""
+    """The files blocks will be read from, or None if the model is read whole."""
     if streaming == "off":
         return None
     files = WeightFiles.find(path, revision)

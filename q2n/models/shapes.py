@@ -52,10 +52,10 @@ class ModelShapes:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], name: str) -> ModelShapes:
-        """From a ``config.json``.
+        """Read the sizes from a ``config.json``.
 
         Raises:
-            ModelError: it lacks a size.
+            ModelError: ``config`` lacks a size.
         """
         try:
             heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])

@@ -36,13 +36,13 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class ModelSpec(ABC):
-    """What every model option can do. ``name`` is what tables call the model."""
+    """Base of every model option. ``name`` is what tables call the model."""
 
     name: str
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
-        """What identifies the weights, for fingerprints; cheap, and needs no torch.
+        """Identity of the weights, for fingerprints; cheap, and needs no torch.
 
         Raises:
             ModelError: the weights are not where the option says.
@@ -85,7 +85,7 @@ class StoredModel(ModelSpec):
     """A model that :mod:`q2n.models.loading` reads from files."""
 
     note: ClassVar[str] = ""
-    """What the record says of the weights beside their identity."""
+    """Remark on the weights in the record, beside their identity."""
 
     @abstractmethod
     def place(self, cache_dir: str | None) -> dict[str, Any]:

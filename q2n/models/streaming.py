@@ -35,7 +35,7 @@ BLOCKS, HEAD, EMBEDDINGS = "model.layers.", "lm_head.weight", "model.embed_token
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Which file each tensor of a checkpoint is in."""
+    """The file of each tensor of a checkpoint."""
 
     places: Mapping[str, Path]
 
@@ -167,7 +167,11 @@ def streamed_model(
 
 
 def stream_blocks(blocks: Iterable[DecoderBlock], files: WeightFiles, dtype: torch.dtype) -> None:
-    """From now on the weights of ``blocks`` are read when they are used."""
+    """Have the weights of ``blocks`` read when they are used, from now on.
+
+    Raises:
+        ModelError: a weight is not there.
+    """
     for block in blocks:
         lacking = [name for name in block.tensors() if f"{BLOCKS}{block.index}.{name}" not in files.places]
         if lacking:
