@@ -21,8 +21,7 @@ from torch import Tensor
 from q2n.data.local_files import cache_root, kept
 from q2n.evaluation.base import Evaluation, EvaluationContext
 from q2n.records.fingerprint import fingerprint, plain
-from q2n.records.reuse import Ledger
-from q2n.records.schema import Metric
+from q2n.records.schema import Metric, ReuseTally
 from q2n.records.source_code import CHECKOUT, targets
 from q2n.runtime.files import write_atomic, write_json_atomic
 
@@ -42,18 +41,18 @@ class Original:
 
 
 def reference_metrics(
-    evaluation: Evaluation, context: EvaluationContext, identity: Mapping[str, Any], ledger: Ledger
+    evaluation: Evaluation, context: EvaluationContext, identity: Mapping[str, Any], tally: ReuseTally
 ) -> list[Metric]:
     """From the cache if this model was measured so, by this code and these libraries; else measured now."""
     key = fingerprint(reference_identity(identity))
     path = cache_root(context.cache_dir) / "reference" / f"{key}.json"
     try:
         metrics = _METRICS.validate_python(json.loads(path.read_text(encoding="utf-8")))
-        ledger.note("reference", key, True, sum(metric.seconds or 0.0 for metric in metrics))
+        tally.note("reference", key, True, sum(metric.seconds or 0.0 for metric in metrics))
         return metrics
     except (OSError, ValueError, ValidationError):
         pass  # not there, or unreadable: measured again and replaced
-    ledger.note("reference", key, False)
+    tally.note("reference", key, False)
     metrics = evaluation.evaluate(context)
     kept(lambda: write_json_atomic(path, [plain(metric.model_dump()) for metric in metrics]))
     return metrics

@@ -27,8 +27,7 @@ from q2n.plan.fit import misfit
 from q2n.records import provenance
 from q2n.records.fingerprint import fingerprint
 from q2n.records.known_values import guard
-from q2n.records.reuse import Ledger
-from q2n.records.schema import Metric, Reuse, RunRecord
+from q2n.records.schema import Metric, Reuse, ReuseTally, RunRecord
 from q2n.records.store import checkpoint_folder
 from q2n.runtime.clock import clocked
 from q2n.runtime.memory import keep_freed_memory
@@ -51,7 +50,7 @@ def compute(
     dtype: torch.dtype = getattr(torch, identity["hardware"]["dtype"])
     device = torch.device(identity["hardware"]["device"])
     cache_dir, seed = config.scalars.cache_dir, config.scalars.seed
-    expense, ledger = Expense(), Ledger()
+    expense, tally = Expense(), ReuseTally()
     with _checkpoint(config, identity, expense, bar) as checkpoint, torch.no_grad():
         expense.earlier = Spent(**checkpoint.account)
         bar.begin("load")
@@ -71,18 +70,18 @@ def compute(
         context = EvaluationContext(loaded, device, dtype, cache_dir, bar.advance)
         bar.begin("reference")
         with expense.stage("evaluate_unquantized"):
-            reference = reference_metrics(config.evaluation, context, identity, ledger)
+            reference = reference_metrics(config.evaluation, context, identity, tally)
             _guard(config, identity, reference)
             kept = config.evaluation.keep(context, identity)
         bar.begin("quantize")
-        layers = _quantize(config, identity, loaded, inputs, device, expense, bar, checkpoint, ledger, watch)
+        layers = _quantize(config, identity, loaded, inputs, device, expense, bar, checkpoint, tally, watch)
         bar.begin("evaluate")
         seed_block(seed, len(loaded.adapter.blocks))
         with expense.stage("evaluate"):
             metrics = config.evaluation.evaluate(replace(context, kept=kept, quantized=True))
     metrics = [inputs.marked(_with_reference(metric, reference)) for metric in metrics]
     return _record(
-        config, identity, loaded, inputs, layers, metrics, expense.total, checkpoint.resumed_at, ledger.reused
+        config, identity, loaded, inputs, layers, metrics, expense.total, checkpoint.resumed_at, tally.reused
     )
 
 
@@ -122,7 +121,7 @@ def _quantize(
     expense: Expense,
     bar: CellProgress,
     checkpoint: Checkpoint,
-    ledger: Ledger,
+    tally: ReuseTally,
     watch: Watch | None,
 ) -> list[LayerReport]:
     calibration, adapter = config.calibration, loaded.adapter
@@ -151,7 +150,7 @@ def _quantize(
             heldout=inputs.calibration.heldout,
             seed=config.scalars.seed,
             checkpoint=checkpoint,
-            static=_static_stages(config, identity, method, loaded, device, ledger),
+            static=_static_stages(config, identity, method, loaded, device, tally),
             watch=watch,
         )
 
@@ -162,13 +161,13 @@ def _static_stages(
     method: Method,
     loaded: LoadedModel,
     device: torch.device,
-    ledger: Ledger,
+    tally: ReuseTally,
 ) -> StaticStages | None:
     if config.calibration.stages != "static":
         return None
     limit = int(config.scalars.cache_limit * 2**30)
     return StaticStages(
-        StageContext(StageStore(cache_root(config.scalars.cache_dir) / "stages", limit), device, ledger),
+        StageContext(StageStore(cache_root(config.scalars.cache_dir) / "stages", limit), device, tally),
         stage_keys(identity, config.baseline, config.heldout),
         method.baseline,
         method.requires,

@@ -240,6 +240,28 @@ class Reuse(_Frozen):
     saved_seconds: float
 
 
+class ReuseTally:
+    """Counts what a cell finds of each stage while it runs."""
+
+    def __init__(self) -> None:
+        self._stages: dict[str, Reuse] = {}
+
+    def note(self, stage: str, key: str, found: bool, seconds: float = 0.0) -> None:
+        """Count one part of ``stage``: it was ``found``, which saved ``seconds``, or had to be made."""
+        known = self._stages.get(stage, Reuse(key=key, parts=0, found=0, saved_seconds=0.0))
+        self._stages[stage] = Reuse(
+            key=key,
+            parts=known.parts + 1,
+            found=known.found + found,
+            saved_seconds=known.saved_seconds + (seconds if found else 0.0),
+        )
+
+    @property
+    def reused(self) -> dict[str, Reuse]:
+        """Stages of which anything was found."""
+        return {stage: reuse for stage, reuse in self._stages.items() if reuse.found}
+
+
 class Cell(_Frozen):
     """A cell's place in the tables: the labels of its choices. ``correction`` is the choice of ``q2n``."""
 

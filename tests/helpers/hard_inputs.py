@@ -6,9 +6,8 @@ from q2n.diagnostics.null_space import NullSpaceMeasures
 from q2n.models.spec import TinyModel
 from q2n.pipeline.activations import activation_store
 from q2n.pipeline.blocks import Method, quantize_model
-from q2n.pipeline.sharing.context import StageContext
+from q2n.pipeline.sharing.context import StageContext, StageMemory
 from q2n.pipeline.sharing.keys import StageKeys
-from q2n.pipeline.sharing.memory import StageMemory
 from q2n.pipeline.sharing.static import StaticStages
 from q2n.pipeline.sharing.store import StageStore
 
@@ -139,7 +138,7 @@ def quantized(baseline, correction, stages, spoil, tmp_path, *, dtype=torch.floa
     static = None
     if stages == "static":
         context = StageContext(StageStore(tmp_path, 0), torch.device("cpu"), memory=StageMemory(0))
-        keys = StageKeys("statistics", "spectra", "prepared", "codes")
+        keys = StageKeys("statistics", "spectra", "codes")
         static = StaticStages(context, keys, baseline, method.requires, len(adapter.blocks))
     with activation_store("memory") as store:
         reports = quantize_model(

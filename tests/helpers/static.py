@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from q2n.cells.run import run_cell
 from q2n.config import GROUPS, RunConfig
-from q2n.pipeline.sharing.memory import MEMORY
+from q2n.pipeline.sharing.context import MEMORY
 
 
 def write_texts(folder: Path) -> Path:

@@ -28,8 +28,9 @@ def encode(quantized: QuantizedLinear) -> tuple[dict[str, Tensor], dict[str, Any
     """
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"format": _encode_object("format", quantized.format, tensors)}
-    if not _same(quantized.compensated, quantized.original):
-        tensors["compensated"] = quantized.compensated.contiguous()
+    compensated, original = quantized.compensated, quantized.original
+    if compensated is not original and not torch.equal(compensated, original):
+        tensors["compensated"] = compensated.contiguous()
     for name in ("order", "kept"):
         value = getattr(quantized, name)
         if value is not None:
@@ -60,10 +61,6 @@ def decode(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], original: Te
 def canonical(quantized: QuantizedLinear) -> QuantizedLinear:
     """``quantized`` as it would be read back."""
     return decode(*encode(quantized), quantized.original)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (one.shape == other.shape and torch.equal(one, other))
 
 
 def _encode_value(path: str, value: Any, tensors: dict[str, Tensor]) -> Any:

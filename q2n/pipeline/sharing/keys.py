@@ -30,12 +30,11 @@ _NEUTRAL_CALIBRATION = frozenset({"activations", "heldout"})
 
 @dataclass(frozen=True)
 class StageKeys:
-    """``statistics`` of the (rewritten) unquantized model; ``spectra`` of them; ``prepared`` blocks; solved
-    ``codes``."""
+    """``statistics`` of the (rewritten) unquantized model, and blocks prepared for them; ``spectra`` of them;
+    solved ``codes``."""
 
     statistics: str
     spectra: str
-    prepared: str
     codes: str
 
 
@@ -77,7 +76,6 @@ def stage_keys(
     return StageKeys(
         statistics=statistics,
         spectra=fingerprint({"statistics": statistics, "code": decomposing}),
-        prepared=statistics,
         codes=fingerprint(solved),
     )
 

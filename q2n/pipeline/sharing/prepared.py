@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from q2n.models.adapter import DecoderBlock
-from q2n.pipeline.sharing.context import StageContext, total_bytes
-from q2n.pipeline.sharing.store import Address, Entry
+from q2n.pipeline.sharing.context import StageContext
+from q2n.pipeline.sharing.store import Address
 from q2n.types import Baseline
 
 STAGE = "prepared"
@@ -25,7 +25,7 @@ class PreparedStage:
     def __init__(self, context: StageContext, key: str, baseline: Baseline, blocks: int) -> None:
         self._context, self._key, self._baseline = context, key, baseline
         count = blocks if baseline.prepares_blocks else 0
-        self._found = [self._find(block) for block in range(count)]
+        self._found = [context.find(self._address(block)) for block in range(count)]
         self.complete = all(found is not None for found in self._found)
 
     def prepare(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
@@ -36,7 +36,7 @@ class PreparedStage:
         began = time.perf_counter()
         self._baseline.prepare_block(block, inputs)
         seconds = time.perf_counter() - began
-        self._context.ledger.note(STAGE, self._key, False)
+        self._context.tally.note(STAGE, self._key, False)
         after = block.module.state_dict()
         if {name: it.shape for name, it in before.items()} != {name: it.shape for name, it in after.items()}:
             return
@@ -47,24 +47,14 @@ class PreparedStage:
         """The block as it was prepared before; for blocks that all were found."""
         if not self._baseline.prepares_blocks:
             return
-        tensors, seconds = self._loaded(self._found[block.index])
-        state = block.module.state_dict()
-        for name, tensor in tensors.items():
-            state[name].copy_(tensor)
-        self._context.ledger.note(STAGE, self._key, True, seconds)
-        self._context.remember(self._address(block.index), (tensors, seconds), total_bytes(tensors))
-
-    def _find(self, block: int) -> tuple[dict[str, Tensor], float] | Entry | None:
-        address = self._address(block)
-        return self._context.memory.get(address) or self._context.store.open(address)
-
-    def _loaded(
-        self, found: tuple[dict[str, Tensor], float] | Entry | None
-    ) -> tuple[dict[str, Tensor], float]:
+        found = self._found[block.index]
         assert found is not None
-        if isinstance(found, Entry):
-            return found.tensors(), float(found.facts["seconds"])
-        return found
+        part = self._context.load(found)
+        state = block.module.state_dict()
+        for name, tensor in part.tensors.items():
+            state[name].copy_(tensor)
+        self._context.tally.note(STAGE, self._key, True, part.facts["seconds"])
+        self._context.remember(self._address(block.index), part)
 
     def _address(self, block: int) -> Address:
         return Address(STAGE, self._key, f"{block:05d}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from q2n.pipeline.sharing.codec import canonical, decode, encode
 from q2n.pipeline.sharing.context import StageContext, total_bytes
-from q2n.pipeline.sharing.store import Address
+from q2n.pipeline.sharing.store import Address, Part
 from q2n.types import Baseline, Correction, LinearProblem, QuantizedLinear, Solution
 
 STAGE = "codes"
@@ -22,95 +22,80 @@ Solve = Callable[[LinearProblem, Correction], Solution]
 
 @dataclass(frozen=True)
 class _Solved:
+    """A solved layer. The object itself stays in memory, with what corrections have computed of it
+    (:meth:`~q2n.types.QuantizedLinear.recall`)."""
+
     base: QuantizedLinear
     seconds: float
 
 
-class SolutionsStage:
-    """A baseline whose solver works once a layer."""
+@contextmanager
+def solving(context: StageContext, key: str, baseline: Baseline, block: int) -> Iterator[Solve]:
+    """Yield the baseline's ``solve`` for the layers of one block, whose solver works once per layer; what is
+    new is kept at the end."""
+    address = Address(STAGE, key, f"{block:05d}")
+    known = _find(context, address)
+    done: dict[str, _Solved] = {}
+    fresh = []
 
-    def __init__(self, context: StageContext, key: str, baseline: Baseline) -> None:
-        self._context, self._key, self._baseline = context, key, baseline
-
-    @contextmanager
-    def of_block(self, block: int) -> Iterator[Solve]:
-        """The baseline's ``solve`` for the layers of one block; what is new is kept at the end."""
-        address = Address(STAGE, self._key, f"{block:05d}")
-        session = _Session(self._context, self._key, self._baseline, self._find(address))
-        yield session.solve
-        if session.fresh:
-            tensors, facts = _packed(session.done)
-            self._context.store.write(address, tensors, facts)
-        size = sum(_size(solved.base) for solved in session.done.values())
-        self._context.remember(address, session.done, size)
-
-    def _find(self, address: Address) -> Mapping[str, _Solved | _Stored]:
-        known: dict[str, _Solved] | None = self._context.memory.get(address)
-        if known is not None:
-            return known
-        entry = self._context.store.open(address)
-        return _unpacked(self._context.placed(entry.tensors()), entry.facts) if entry else {}
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A solved layer from the cache folder, which lacks the weight it is a solution for."""
-
-    tensors: Mapping[str, Tensor]
-    facts: Mapping[str, Any]
-
-    def of(self, problem: LinearProblem) -> _Solved | None:
-        """None where this version has no such format."""
-        try:
-            return _Solved(decode(self.tensors, self.facts, problem.weight), float(self.facts["seconds"]))
-        except (AttributeError, ImportError, KeyError, TypeError, ValueError):
-            return None
-
-
-class _Session:
-    """The layers of one block."""
-
-    def __init__(
-        self, context: StageContext, key: str, baseline: Baseline, known: Mapping[str, _Solved | _Stored]
-    ) -> None:
-        self._context, self._key, self._baseline, self._known = context, key, baseline, known
-        self.done: dict[str, _Solved] = {}
-        self.fresh = False
-
-    def solve(self, part: LinearProblem, correction: Correction) -> Solution:
+    def solve(part: LinearProblem, correction: Correction) -> Solution:
         label = ",".join(part.names)
 
         def quantize(problem: LinearProblem) -> QuantizedLinear:
-            found = self._known.get(label)
-            solved = found.of(problem) if isinstance(found, _Stored) else found
-            self._context.ledger.note(STAGE, self._key, solved is not None, solved.seconds if solved else 0)
+            solved = _solved(known.get(label), problem.weight)
+            context.tally.note(STAGE, key, solved is not None, solved.seconds if solved else 0)
             if solved is None:
                 began = time.perf_counter()
-                base = self._baseline.quantize(problem)
+                base = baseline.quantize(problem)
                 solved = _Solved(canonical(base), time.perf_counter() - began)
-                self.fresh = True
-            self.done[label] = solved
+                fresh.append(label)
+            done[label] = solved
             return solved.base
 
-        return self._baseline.solve(part, correction, quantize)
+        return baseline.solve(part, correction, quantize)
+
+    yield solve
+    if fresh:
+        context.store.write(address, *_packed(done))
+    context.remember_object(address, done, sum(_size(solved.base) for solved in done.values()))
 
 
-def _packed(done: Mapping[str, _Solved]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _find(context: StageContext, address: Address) -> Mapping[str, _Solved | Part]:
+    """What is known of the layers of a block; from the cache folder as parts."""
+    known: dict[str, _Solved] | None = context.memory.get(address)
+    if known is not None:
+        return known
+    stored = context.store.open(address)
+    return _unpacked(context.load(stored)) if stored else {}
+
+
+def _solved(found: _Solved | Part | None, weight: Tensor) -> _Solved | None:
+    """The layer that was found for ``weight``, which a part lacks; None where this version has no such
+    format."""
+    if not isinstance(found, Part):
+        return found
+    try:
+        return _Solved(decode(found.tensors, found.facts, weight), float(found.facts["seconds"]))
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _packed(done: Mapping[str, _Solved]) -> Part:
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {}
     for label, solved in done.items():
         own, facts[label] = encode(solved.base)
         facts[label]["seconds"] = solved.seconds
         tensors |= {f"{label} {name}": tensor for name, tensor in own.items()}
-    return tensors, facts
+    return Part(tensors, facts)
 
 
-def _unpacked(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, _Stored]:
-    parts: dict[str, dict[str, Tensor]] = {label: {} for label in facts}
-    for path, tensor in tensors.items():
+def _unpacked(part: Part) -> dict[str, Part]:
+    tensors: dict[str, dict[str, Tensor]] = {label: {} for label in part.facts}
+    for path, tensor in part.tensors.items():
         label, _, name = path.partition(" ")
-        parts[label][name] = tensor
-    return {label: _Stored(parts[label], item) for label, item in facts.items()}
+        tensors[label][name] = tensor
+    return {label: Part(tensors[label], facts) for label, facts in part.facts.items()}
 
 
 def _size(base: QuantizedLinear) -> int:

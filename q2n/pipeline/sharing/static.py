@@ -11,13 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from q2n.pipeline.calibration import collect, start
 from q2n.pipeline.sharing.context import StageContext
 from q2n.pipeline.sharing.prepared import PreparedStage
-from q2n.pipeline.sharing.solutions import SolutionsStage, Solve
-from q2n.pipeline.sharing.spectra import SpectraStage
+from q2n.pipeline.sharing.solutions import Solve, solving
+from q2n.pipeline.sharing.spectra import decompose
 from q2n.pipeline.sharing.statistics import StatisticsStage
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from q2n.pipeline.activations import ActivationStore
     from q2n.pipeline.sharing.keys import StageKeys
     from q2n.types import Baseline, Statistic, Statistics
-
-Measured = list[tuple["LinearGroup", "Statistics"]]
 
 
 class StaticStages:
@@ -42,10 +41,10 @@ class StaticStages:
         wanted: frozenset[Statistic],
         blocks: int,
     ) -> None:
-        spectra = SpectraStage(context, keys.spectra)
-        self._statistics = StatisticsStage(context, keys.statistics, wanted, blocks, spectra.decompose)
-        self._prepared = PreparedStage(context, keys.prepared, baseline, blocks)
-        self._solutions = SolutionsStage(context, keys.codes, baseline)
+        spectrum = partial(decompose, context, keys.spectra)
+        self._statistics = StatisticsStage(context, keys.statistics, wanted, blocks, spectrum)
+        self._prepared = PreparedStage(context, keys.statistics, baseline, blocks)
+        self._solving = partial(solving, context, keys.codes, baseline)
         self.ready = self._statistics.complete and self._prepared.complete
 
     def measure(
@@ -55,7 +54,7 @@ class StaticStages:
         heldout: int,
         store: ActivationStore,
         notify: Callable[[str], None],
-    ) -> tuple[Measured, list[Tensor]]:
+    ) -> tuple[list[tuple[LinearGroup, Statistics]], list[Tensor]]:
         """Statistics of every group of a block and the block's outputs, none of it quantized.
 
         Args:
@@ -64,7 +63,8 @@ class StaticStages:
         """
         if self.ready:
             self._prepared.restore(block)
-            return self._by_group(block, self._statistics.take(block.index, {})), []
+            groups = self._statistics.take(block.index, {})
+            return [(group, groups[group.name]) for group in block.groups], []
         self._prepared.prepare(block, inputs[: len(inputs) - heldout])
         began = time.perf_counter()
         missing = self._statistics.missing(block.index)
@@ -75,13 +75,9 @@ class StaticStages:
                 notify(group.name)
                 _, measured[group.name] = collect(forwards, missing, heldout)
         outputs = [forward.finish() for forward in forwards]
-        seconds = time.perf_counter() - began
-        return self._by_group(block, self._statistics.take(block.index, measured, seconds)), outputs
+        groups = self._statistics.take(block.index, measured, time.perf_counter() - began)
+        return [(group, groups[group.name]) for group in block.groups], outputs
 
     def solving(self, block: DecoderBlock) -> AbstractContextManager[Solve]:
         """The baseline's ``solve`` for the layers of a block."""
-        return self._solutions.of_block(block.index)
-
-    @staticmethod
-    def _by_group(block: DecoderBlock, groups: dict[str, Statistics]) -> Measured:
-        return [(group, groups[group.name]) for group in block.groups]
+        return self._solving(block.index)

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from q2n.data.local_files import kept
 from q2n.records.fingerprint import canonical_json
 from q2n.runtime.files import write_atomic
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SUFFIX = ".safetensors"
 
@@ -36,8 +37,15 @@ class Address(NamedTuple):
     name: str
 
 
+class Part(NamedTuple):
+    """What a stage has made of one block, layer or matrix. ``facts`` have a JSON form."""
+
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
-class Entry:
+class StoredPart:
     """A file that was found whole. It stays readable when it is deleted meanwhile (but on Windows)."""
 
     _file: Any
@@ -56,31 +64,29 @@ class StageStore:
     def __init__(self, root: Path, limit: int) -> None:
         self._root, self._limit = root, limit
 
-    def open(self, address: Address) -> Entry | None:
+    def open(self, address: Address) -> StoredPart | None:
         """The entry, or None if it is absent, damaged or unreadable."""
         path = self._path(address)
         try:
             file: Any = safe_open(path, framework="pt")
             stored = file.metadata() or {}
-            facts = stored.get("facts", "")
-            if not _verified(path, file, facts, stored.get("digest", "")):
+            text = stored.get("facts", "")
+            if not _verified(path, file, text, stored.get("digest", "")):
                 return None
             with contextlib.suppress(OSError):
                 os.utime(path.parent)  # the least recently used entries go first
-            return Entry(file, _parsed(facts))
+            facts = json.loads(text)
+            return StoredPart(file, facts) if isinstance(facts, dict) else None
         except (OSError, RuntimeError, ValueError, SafetensorError):
             return None  # not there, damaged, or deleted by another process in between (RuntimeError)
 
     def write(self, address: Address, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
         """Keep an entry; whether there was room. A disk that is full or read-only costs only the entry."""
-        from safetensors.torch import save_file
-
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         text = canonical_json(facts)
         metadata = {"facts": text, "digest": _digest(sorted(whole.items()), text)}
         path = self._path(address)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in whole.values())
-        if not self._make_room(size, path.parent):
+        if not self._make_room(sum(tensor.nbytes for tensor in whole.values()), path.parent):
             return False
         return kept(lambda: write_atomic(path, lambda file: save_file(whole, file, metadata)))
 
@@ -128,20 +134,9 @@ def _verified(path: Path, file: Any, facts: str, digest: str) -> bool:
     return True
 
 
-def _digest(tensors: Any, facts: str) -> str:
-    import torch
-
+def _digest(tensors: Iterable[tuple[str, Any]], facts: str) -> str:
     found = hashlib.sha256(facts.encode())
     for name, tensor in tensors:
         found.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         found.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-def _parsed(facts: str) -> dict[str, Any]:
-    import json
-
-    tree = json.loads(facts)
-    if not isinstance(tree, dict):
-        raise ValueError("facts are no mapping")
-    return tree

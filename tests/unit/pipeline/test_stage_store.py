@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.commands import ROOT
 
-from q2n.pipeline.sharing.memory import StageMemory
+from q2n.pipeline.sharing.context import StageMemory
 from q2n.pipeline.sharing.store import SUFFIX, Address, StageStore
 
 MIB = 2**20
