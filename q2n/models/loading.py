@@ -18,7 +18,7 @@ from q2n.models.fused import fuse
 from q2n.models.loaded import LoadedModel, Outline, Streaming
 from q2n.models.quiet import quiet_transformers
 from q2n.models.streaming import WeightFiles, stream_blocks, streamed_model
-from q2n.runtime.device import MEMORY_SHARE, available_memory
+from q2n.runtime.memory import MEMORY_SHARE, available_memory
 
 if TYPE_CHECKING:
     import torch

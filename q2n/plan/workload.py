@@ -13,7 +13,7 @@ from q2n.evaluation.divergence import Divergence
 from q2n.evaluation.windows import WindowedText
 from q2n.models.shapes import ModelShapes
 from q2n.models.spec import TinyModel
-from q2n.runtime.device import MEMORY_SHARE, available_memory
+from q2n.runtime.memory import MEMORY_SHARE, available_memory
 
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -14,12 +14,11 @@ from q2n.records import notes as sweeps
 from q2n.records.failure import LOG_NAME, Failure, folder_of, log_of
 from q2n.records.fingerprint import fingerprint, relevant
 from q2n.records.notes import Note, State
+from q2n.runtime.memory import control_groups
 from q2n.runtime.progress import LOGGER as PROGRESS
 
 ERROR_TYPE = "Killed"
 UNKNOWN = "ended without a word, signal unknown"
-
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def failure_of(note: Note, results_dir: str | Path, sweep: str, how: str) -> Failure:
@@ -75,30 +74,16 @@ def by_signal(number: int, starved: int | None) -> str:
 def ended_for_memory() -> int | None:
     """How many processes the kernel has ended so far for want of memory, in this control group or, where
     that does not say, on this machine; None where nothing does."""
-    for path in (*_counters(), Path("/proc/vmstat")):
+    files = (
+        folder / ("memory.oom_control" if first else "memory.events") for folder, first in control_groups()
+    )
+    for path in (*files, Path("/proc/vmstat")):
         try:
             fields = dict(line.split()[:2] for line in path.read_text(encoding="utf-8").splitlines())
             return int(fields["oom_kill"])
         except (OSError, ValueError, KeyError):
             continue
     return None
-
-
-def _counters() -> list[Path]:
-    """Files of this process's control group that may count; a container sees its own group as the root."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return []
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            found += [_CGROUPS / group / "memory.events" for group in (path.lstrip("/"), "")]
-        elif "memory" in controllers.split(","):
-            groups = (path.lstrip("/"), "")
-            found += [_CGROUPS / "memory" / group / "memory.oom_control" for group in groups]
-    return found
 
 
 def last_stage(log: Path) -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from q2n.records.fingerprint import library_versions
 from q2n.records.source_code import PACKAGE
+from q2n.runtime.device import processor_fields
 
 _CODE_PATHS = ("q2n", "conf", "run.py")
 
@@ -92,14 +93,8 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def cpu_model() -> str:
     """The processor's name, for reading wall times; the bare architecture where it is not known."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model", "Processor") and value.strip():
-                return value.strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+    names = (name for key, name in processor_fields().items() if key in ("model name", "Model", "Processor"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def threads() -> int | None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from q2n.exceptions import ConfigurationError
 
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """One of these is there where Linux can have a CUDA (or ROCm) device; asking torch takes a second or more."""
-
-
-MEMORY_SHARE = 0.5
-"""With ``streaming='auto'``: a larger model is streamed. What is left is for activations and the solver."""
 
 
 def resolve_device(device: str) -> str:
@@ -48,9 +43,8 @@ def resolve_dtype(dtype: str, device: str) -> str:
     """
     if dtype != "auto":
         return dtype
-    flags = _processor_flags() if device == "cpu" else None
-    if flags is not None:
-        return "bfloat16" if {"amx_tile", "avx512_bf16"} & flags else "float32"
+    if device == "cpu" and "flags" in (fields := processor_fields()):  # of Intel's family
+        return "bfloat16" if {"amx_tile", "avx512_bf16"} & {*fields["flags"].split()} else "float32"
     import torch
 
     if device.startswith("cuda"):
@@ -65,53 +59,17 @@ def _surely_none() -> bool:
     return sys.platform == "linux" and not any(os.path.exists(path) for path in DRIVERS)
 
 
-def _processor_flags() -> set[str] | None:
-    """What a processor of Intel's family says it can do; None where the system does not tell."""
+@cache
+def processor_fields() -> dict[str, str]:
+    """What Linux tells of the processor: of each field the first value that is not empty, in order; else
+    nothing."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
-    lines = [line for line in text.splitlines() if line.startswith("flags")]
-    return set(lines[0].partition(":")[2].split()) if lines else None
-
-
-def available_memory() -> int:
-    """Bytes of memory this process may still fill: what the machine has free, or less where a control group
-    (a container, a batch system's job) or a limit of the process allows less."""
-    import psutil
-
-    free = [psutil.virtual_memory().available, *_room_in_groups(), *_room_in_limits()]
-    return max(0, int(min(free)))
-
-
-def _room_in_groups() -> Iterator[int]:
-    try:
-        entries = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        return  # not Linux
-    for _, controllers, place in entries:
-        root, limit, usage = (
-            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
-            if controllers
-            else ("/sys/fs/cgroup", "memory.max", "memory.current")
-        )
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        # a container sees its own group as the root of the tree
-        for folder in (Path(root + place), Path(root)):
-            with contextlib.suppress(OSError, ValueError):  # no such group here; "max": no limit
-                yield int((folder / limit).read_text()) - int((folder / usage).read_text())
-
-
-def _room_in_limits() -> Iterator[int]:
-    if sys.platform == "win32":
-        return
-    import resource
-
-    import psutil
-
-    memory = psutil.Process().memory_info()
-    for name, used in (("RLIMIT_AS", memory.vms), ("RLIMIT_DATA", getattr(memory, "data", 0))):
-        limit, _ = resource.getrlimit(getattr(resource, name))
-        if limit != resource.RLIM_INFINITY:
-            yield limit - used
+        return {}
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if value.strip():
+            fields.setdefault(key.strip(), value.strip())
+    return fields

@@ -24,7 +24,7 @@ from q2n.models.spec import HubModel, TinyModel
 from q2n.pipeline.activations import activation_store
 from q2n.pipeline.blocks import Method, quantize_model
 from q2n.pipeline.checkpoint import Checkpoint
-from q2n.runtime.device import available_memory
+from q2n.runtime.memory import available_memory
 from q2n.runtime.signals import Interrupted
 
 ON = NullSpaceScale(t=0.1, lam=0.2, skip=[])

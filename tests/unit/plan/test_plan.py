@@ -26,6 +26,7 @@ from q2n.records import failure, lease
 from q2n.records import store as record
 from q2n.records.identity import identify
 from q2n.runtime import device as hardware
+from q2n.runtime.memory import available_memory
 
 LLAMA3_8B = ModelShapes("llama", 128256, 4096, 14336, 32, heads=32, kv_heads=8, head_dim=128, tied=False)
 HARDWARE = {"device": "cpu", "dtype": "bfloat16"}
@@ -188,7 +189,7 @@ def test_the_memory_of_the_machine_is_known_and_a_group_may_have_less(monkeypatc
     assert 2**28 < whole < 2**50
     monkeypatch.setattr(fit, "_group_limits", lambda: [2**27])
     assert fit.host_memory() == 2**27
-    assert hardware.available_memory() <= whole
+    assert available_memory() <= whole
     assert fit.device_memory("cpu") is None
 
 

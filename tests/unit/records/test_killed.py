@@ -12,6 +12,7 @@ from q2n.cli import CONFIG_DIR
 from q2n.command.preflight import preflight
 from q2n.records import failure, killed, lease
 from q2n.records import notes as sweeps
+from q2n.runtime import memory
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_the_kernels_count_is_that_of_the_control_group(tmp_path, monkeypatch, m
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     read = Path.read_text
-    monkeypatch.setattr(killed, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path)
     monkeypatch.setattr(
         Path,
         "read_text",
