@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Literal
 
-Work = Literal["forward", "statistics", "solve", "factorise", "correct", "measure"]
+WorkKind = Literal["forward", "statistics", "solve", "factorise", "correct", "measure"]
 """``solve`` is the solver without ``factorise``, the factorisation of its Hessian; ``correct`` contains what
 the correction decomposes; ``measure`` is what the record says of layers."""
 
@@ -22,16 +22,19 @@ class WorkClock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._open: list[Work] = []
+        self._open: list[WorkKind] = []
         self._since = 0.0
 
-    def begin(self, work: Work) -> None:
+    @contextmanager
+    def counting(self, work: WorkKind) -> Iterator[None]:
+        """Count the block of code as work of this kind."""
         self._settle()
         self._open.append(work)
-
-    def end(self) -> None:
-        self._settle()
-        self._open.pop()
+        try:
+            yield
+        finally:
+            self._settle()
+            self._open.pop()
 
     def _settle(self) -> None:
         now = time.perf_counter()
@@ -54,15 +57,7 @@ def clocked(clock: WorkClock) -> Iterator[None]:
         _listening.reset(token)
 
 
-@contextmanager
-def timed(work: Work) -> Iterator[None]:
-    """The block of code is work of this kind."""
+def timed(work: WorkKind) -> AbstractContextManager[None]:
+    """Count the block of code as work of this kind, where somebody listens."""
     clock = _listening.get()
-    if clock is None:
-        yield
-        return
-    clock.begin(work)
-    try:
-        yield
-    finally:
-        clock.end()
+    return nullcontext() if clock is None else clock.counting(work)

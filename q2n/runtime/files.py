@@ -78,18 +78,10 @@ def explained(path: Path, needed: int | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except StorageError as error:
-        if needed is None or error.errno is None:
-            raise
-        raise _unwritten(path, error.errno, needed) from error
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise _unwritten(path, error.errno, needed) from error
     except Exception as error:
         number = _number_of(error)
-        if number is None:
-            raise
+        if number is None or (isinstance(error, StorageError) and needed is None):
+            raise  # unknown, or explained already
         raise _unwritten(path, number, needed) from error
 
 
@@ -107,7 +99,9 @@ def _unwritten(path: Path, number: int, needed: int | None) -> StorageError:
 
 
 def _number_of(error: Exception) -> int | None:
-    """The system's number in the text of an error that is no ``OSError`` (safetensors raises its own)."""
+    """The system's number of an error; safetensors, whose errors are no ``OSError``, has it in the text."""
+    if isinstance(error, OSError):
+        return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found.group(1)) if found else None
 

@@ -29,8 +29,8 @@ class Interrupted(KeyboardInterrupt):
     """A signal asked the process to end. Not an ``Exception``: no handler for errors may swallow it."""
 
 
-class _State:
-    """Of this process: the signal that came, and how many shielded sections are open."""
+class _Process:
+    """What this process has: the signal that came, how many shielded sections are open, and whom to tell."""
 
     requested: int | None = None
     shields: int = 0
@@ -54,39 +54,39 @@ def graceful() -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        _State.requested = None
+        _Process.requested = None
 
 
 def tell(pipe: int) -> int:
     """Let whoever reads ``pipe`` know of the first signal (:data:`NOTICED`); the pipe itself."""
-    _State.witness = pipe
+    _Process.witness = pipe
     return pipe
 
 
 @contextmanager
 def shielded() -> Iterator[None]:
     """A signal that comes inside the block takes effect at its end."""
-    before = _State.requested
-    _State.shields += 1
+    before = _Process.requested
+    _Process.shields += 1
     try:
         yield
     finally:
-        _State.shields -= 1
-    if _State.requested != before:  # one that came earlier is on its way already
+        _Process.shields -= 1
+    if _Process.requested != before:  # one that came earlier is on its way already
         check()
 
 
 def check() -> None:
     """Raise if a signal came and its exception was swallowed (by a callback of a library, say)."""
-    if _State.requested is not None and not _State.shields:
-        raise Interrupted(f"signal {_State.requested}")
+    if _Process.requested is not None and not _Process.shields:
+        raise Interrupted(f"signal {_Process.requested}")
 
 
 def _first(number: int, _: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL)
     os.write(2, _NOTICE)  # print() is not safe here: the signal may have come in the middle of another print
-    _State.requested = number
-    if _State.witness is not None:
-        os.write(_State.witness, NOTICED)
+    _Process.requested = number
+    if _Process.witness is not None:
+        os.write(_Process.witness, NOTICED)
     check()
