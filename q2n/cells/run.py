@@ -94,8 +94,8 @@ class _Cell:
 
     def run(self, wait: bool, group: str | None) -> Outcome:
         """Compute the cell, unless another process does."""
-        watch, before = lease.Watch(), ""
-        while (held := watch.take(self._folder)) is None:
+        observer, before = lease.Observer(), ""
+        while (held := observer.take(self._folder)) is None:
             said = f"{lease.holder_of(self._folder) or 'another process'} works on it"
             if not wait:
                 return self._give(State.BUSY, reason=said, code=1)

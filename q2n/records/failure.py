@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from q2n.exceptions import Q2NError, RecordError
 from q2n.records.fingerprint import plain, relevant
 from q2n.records.notes import now
-from q2n.records.schema import CellRef
+from q2n.records.schema import CellRef, Frozen
 from q2n.records.store import FILE_NAME as RECORD_NAME
 from q2n.records.store import read_versioned
 from q2n.runtime.files import write_json_atomic
@@ -29,7 +29,7 @@ LOG_NAME = "cell.log"
 SCHEMA_VERSION = 2
 
 
-class Failure(BaseModel):
+class Failure(Frozen):
     """A cell that was tried and has no record of that try.
 
     ``error_type`` is the exception's class, or ``Killed`` where the process ended without a word; ``stage``
@@ -37,8 +37,6 @@ class Failure(BaseModel):
     took; ``exit_code`` is that of a command for just this cell; ``unexpected`` errors are nobody's mistake in
     a configuration, and only their traceback explains them.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
     ref: CellRef

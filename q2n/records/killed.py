@@ -104,7 +104,7 @@ def last_tries(results_dir: str | Path) -> dict[str, str]:
     # Where nobody was left to write a failure, as after a power cut, there is the lease of the dead.
     held = {path.parent.name for path in Path(results_dir).glob(f"*/*/{lease.PREFIX}*")}
     if held:
-        for note in sweeps.all_notes(results_dir):
+        for note in sweeps.read_notes(results_dir):
             if note.ref.fingerprint in held and note.decision is State.STARTED:
                 tries[key_of(note.ref.configuration)] = note.created
     return tries

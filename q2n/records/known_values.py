@@ -13,11 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from q2n.exceptions import ConfigurationError, DepartureError
 from q2n.records.fingerprint import fingerprint
-from q2n.records.schema import Metric, RunRecord
+from q2n.records.schema import Frozen, Metric, RunRecord
 from q2n.records.store import read_all
 
 SHIPPED = Path(__file__).resolve().parents[2] / "conf" / "known.yaml"
@@ -32,13 +32,11 @@ _WAY_OUT = (
 Action = Literal["stop", "warn", "off"]
 
 
-class KnownValue(BaseModel):
+class KnownValue(Frozen):
     """One number: whose, of what, by which protocol (the fields that are known), how exact, where from.
 
     ``weights`` are entries of the weights' identity that must be the same, ``tolerance`` is relative.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     metric: str
@@ -71,9 +69,7 @@ class KnownValue(BaseModel):
         )
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _File(Frozen):
     values: tuple[KnownValue, ...]
 
 

@@ -77,7 +77,7 @@ class Lease:
                 pass  # a file server that is away for a moment
 
 
-class Watch:
+class Observer:
     """What this process has seen of others' leases: since when each was not touched."""
 
     def __init__(self) -> None:

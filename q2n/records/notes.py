@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from q2n.records.fingerprint import plain
-from q2n.records.schema import CellRef
+from q2n.records.schema import CellRef, Frozen
 from q2n.runtime.files import write_json_atomic
 
 
@@ -83,11 +83,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Note(_Frozen):
+class Note(Frozen):
     """What was decided about one cell. ``reason`` says why there is no record; ``exit_code`` is that of a
     command for just it."""
 
@@ -100,7 +96,7 @@ class Note(_Frozen):
     created: str = Field(default_factory=now)
 
 
-class AnnouncedCell(_Frozen):
+class AnnouncedCell(Frozen):
     """A cell that a command asked for."""
 
     key: str
@@ -108,7 +104,7 @@ class AnnouncedCell(_Frozen):
     name: str
 
 
-class Sweep(_Frozen):
+class Sweep(Frozen):
     """A command. ``cells`` is empty where a sweeper decides on them as it goes; ``alone``: a single cell."""
 
     id: str
@@ -160,22 +156,12 @@ def read_note(results_dir: str | Path, sweep: str, key: str) -> Note | None:
     return _read((Path(results_dir) / FOLDER / sweep / f"{key}.json").absolute())
 
 
-def read_notes(results_dir: str | Path, sweep: str) -> list[Note]:
-    """Every readable note of a sweep, in the order they were made."""
-    return _read_all((Path(results_dir) / FOLDER / sweep).absolute())
-
-
-def all_notes(results_dir: str | Path) -> list[Note]:
-    """Every readable note of all sweeps that are remembered, in the order they were made."""
-    found = [
-        note for folder in (Path(results_dir) / FOLDER).absolute().glob("*") for note in _read_all(folder)
-    ]
-    return sorted(found, key=lambda note: note.created)
-
-
-def _read_all(folder: Path) -> list[Note]:
-    paths = {path for path in folder.glob("*.json") if path.name != ANNOUNCEMENT}
-    paths |= {path for path in UNWRITTEN if path.parent == folder}
+def read_notes(results_dir: str | Path, sweep: str | None = None) -> list[Note]:
+    """Every readable note of a sweep, or of all that are remembered, in the order they were made."""
+    root = (Path(results_dir) / FOLDER).absolute()
+    folders = [root / sweep] if sweep else [*root.glob("*")]
+    paths = {path for folder in folders for path in folder.glob("*.json") if path.name != ANNOUNCEMENT}
+    paths |= {path for path in UNWRITTEN if path.parent in folders}
     notes = [note for path in paths if (note := _read(path))]
     return sorted(notes, key=lambda note: (note.created, note.ref.key))
 

@@ -13,37 +13,18 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from q2n.records.fingerprint import library_versions
+from q2n.records.schema import Provenance
 from q2n.records.source_code import PACKAGE
 from q2n.runtime.device import processor_fields
 
 _CODE_PATHS = ("q2n", "conf", "run.py")
 
 
-class Provenance(BaseModel):
-    """See :func:`collect`. Any part that cannot be known is ``None``, never a guess."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    git_commit: str | None = None
-    git_dirty: bool | None = None
-    versions: dict[str, str] = Field(default_factory=dict)
-    python: str = ""
-    platform: str = ""
-    cpu: str = ""
-    threads: int | None = None
-    device: str = ""
-    dtype: str = ""
-    seeds: dict[str, int] = Field(default_factory=dict)
-    weights: str = ""
-
-
 def collect(
     *, device: str, dtype: str, seeds: Mapping[str, int], weights: str, root: Path | None = None
 ) -> Provenance:
-    """The provenance of a cell that runs in this process now.
+    """Collect the provenance of a cell that runs in this process now.
 
     Args:
         device: the device the cell really ran on, not ``auto``.

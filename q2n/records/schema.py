@@ -9,18 +9,17 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from q2n.records.fingerprint import fingerprint as digest
 from q2n.records.fingerprint import plain
-from q2n.records.provenance import Provenance
 from q2n.types import LayerReport
 
 SCHEMA_VERSION = 2
 
-Tree = Annotated[dict[str, Any], BeforeValidator(plain)]
+JsonTree = Annotated[dict[str, Any], BeforeValidator(plain)]
 """A plain JSON tree; made plain when the record is built, so that it equals what is read back."""
 
 
@@ -42,11 +41,35 @@ Layer = Annotated[LayerReport, BeforeValidator(_fields)]
 """A :class:`LayerReport` whose fields are checked, and times rounded, when the record is built."""
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Base of everything that is written to disk as JSON: fixed fields, each checked when it is read."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class EvaluationProtocol(_Frozen):
+class _Protocol(Frozen):
+    dataset: str
+
+    _later: ClassVar[tuple[str, ...]] = ()
+    """Fields that older records do not have."""
+
+    def key(self) -> str:
+        """Short digest of all fields; those that older records do not have count only where they say
+        something, so that it is the same for older records."""
+        unsaid = {name for name in self._later if not getattr(self, name)}
+        return digest(self.model_dump(exclude=unsaid))[:8]
+
+    def parts(self) -> tuple[str, ...]:
+        """The label's parts after the data set or task."""
+        raise NotImplementedError
+
+    def label(self) -> str:
+        """One line for people, as ``wiki · 32 x 512 tokens · BOS none · float32`` or
+        ``piqa · 1838 items · 0-shot · version 1.0 · lm-eval 0.4.13 · float32``."""
+        return " · ".join((self.dataset, *self.parts()))
+
+
+class EvaluationProtocol(_Protocol):
     """Everything that must agree before two perplexities may stand in one column.
 
     ``stride`` equal to ``seqlen`` means windows that do not overlap; ``bos`` says who put a BOS
@@ -56,7 +79,6 @@ class EvaluationProtocol(_Frozen):
     model was calibrated on this text.
     """
 
-    dataset: str
     text_sha256: str
     tokenizer: str
     seqlen: int = Field(ge=1)
@@ -69,14 +91,9 @@ class EvaluationProtocol(_Frozen):
     positions: int | None = None
     calibrated: bool = False
 
-    def key(self) -> str:
-        """Short digest of all fields; the last two count only where they say something, so that it is the
-        same for records older than they."""
-        later = {name for name in ("positions", "calibrated") if not getattr(self, name)}
-        return digest(self.model_dump(exclude=later))[:8]
+    _later: ClassVar = ("positions", "calibrated")
 
     def parts(self) -> tuple[str, ...]:
-        """The label's parts after the data set."""
         stride = () if self.stride == self.seqlen else (f"stride {self.stride}",)
         same = self.loss_dtype == self.forward_dtype
         dtype = self.loss_dtype if same else f"{self.forward_dtype}, loss {self.loss_dtype}"
@@ -86,12 +103,8 @@ class EvaluationProtocol(_Frozen):
         length = f"{self.windows} x {self.seqlen} tokens"
         return (length, *stride, *variant, f"BOS {self.bos}", dtype, *beyond, *seen)
 
-    def label(self) -> str:
-        """For people: ``wiki · 32 x 512 tokens · BOS none · float32``."""
-        return " · ".join((self.dataset, *self.parts()))
 
-
-class TaskProtocol(_Frozen):
+class TaskProtocol(_Protocol):
     """Everything that must agree before two scores of a task may stand in one column.
 
     ``items_sha256`` is the digest of every item with the prompts and answers the model was really given,
@@ -100,7 +113,6 @@ class TaskProtocol(_Frozen):
     beginning of a prompt that is longer than the model's ``window`` (0 where nothing was cut).
     """
 
-    dataset: str
     items_sha256: str
     tokenizer: str
     items: int = Field(ge=1)
@@ -113,29 +125,20 @@ class TaskProtocol(_Frozen):
     cut: int = Field(default=0, ge=0)
     window: int = Field(default=0, ge=0)
 
+    _later: ClassVar = ("left_out", "cut", "window")
+
     @property
     def windows(self) -> int:
         """How many items (the name that :class:`EvaluationProtocol` has for it)."""
         return self.items
 
-    def key(self) -> str:
-        """Short digest of all fields; the last three count only where they say something, so that it is the
-        same for records older than they."""
-        later = {name for name in ("left_out", "cut", "window") if not getattr(self, name)}
-        return digest(self.model_dump(exclude=later))[:8]
-
     def parts(self) -> tuple[str, ...]:
-        """The label's parts after the task."""
         chat = ("chat template",) if self.chat_template else ()
         rule = f"version {self.task_version}"
         bare = (f"without the tokenizer's {self.left_out}",) if self.left_out else ()
         cut = (f"{self.cut} cut to {self.window} tokens",) if self.cut else ()
         shots, dtype = f"{self.fewshot}-shot", self.forward_dtype
         return (f"{self.items} items", shots, *chat, rule, self.harness, dtype, *bare, *cut)
-
-    def label(self) -> str:
-        """For people: ``piqa · 1838 items · 0-shot · version 1.0 · lm-eval 0.4.13 · float32``."""
-        return " · ".join((self.dataset, *self.parts()))
 
 
 AnyProtocol = EvaluationProtocol | TaskProtocol
@@ -144,7 +147,7 @@ AnyProtocol = EvaluationProtocol | TaskProtocol
 _EXPONENTIAL = re.compile(r"perplexity( \(.*\))?$")
 
 
-class Metric(_Frozen):
+class Metric(Frozen):
     """One measured number and what it is the mean of.
 
     ``per_window`` holds each window's (or item's) value: for a perplexity its mean negative log-likelihood.
@@ -230,7 +233,7 @@ class Metric(_Frozen):
         )
 
 
-class Reuse(_Frozen):
+class Reuse(Frozen):
     """What a cell found of one stage: ``found`` of its ``parts`` (blocks, layers, matrices), which once took
     ``saved_seconds`` to make."""
 
@@ -262,7 +265,7 @@ class ReuseTally:
         return {stage: reuse for stage, reuse in self._stages.items() if reuse.found}
 
 
-class Cell(_Frozen):
+class Cell(Frozen):
     """A cell's place in the tables: the labels of its choices. ``correction`` is the choice of ``q2n``."""
 
     model: str
@@ -273,7 +276,7 @@ class Cell(_Frozen):
     seed: int
 
 
-class CellRef(_Frozen):
+class CellRef(Frozen):
     """A cell wherever it is spoken of: in notes, failures, outcomes and plans.
 
     ``name`` is the experiment its record belongs to, ``label`` what progress lines call it, ``axes`` its
@@ -284,8 +287,8 @@ class CellRef(_Frozen):
     name: str
     label: str
     axes: Cell
-    configuration: Tree
-    identity: Tree
+    configuration: JsonTree
+    identity: JsonTree
 
     @cached_property
     def fingerprint(self) -> str:
@@ -298,7 +301,24 @@ class CellRef(_Frozen):
         return digest({"config": self.configuration})
 
 
-class RunRecord(_Frozen):
+class Provenance(Frozen):
+    """Where a number comes from (:func:`q2n.records.provenance.collect`). Any part that cannot be known is
+    ``None``, never a guess."""
+
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    python: str = ""
+    platform: str = ""
+    cpu: str = ""
+    threads: int | None = None
+    device: str = ""
+    dtype: str = ""
+    seeds: dict[str, int] = Field(default_factory=dict)
+    weights: str = ""
+
+
+class RunRecord(Frozen):
     """A finished cell. ``bits_per_weight`` is the average over the quantized linears, scales included;
     ``identity`` is what ``fingerprint`` is the digest of. ``resumed_at`` are the blocks at which another
     process went on from a checkpoint: the times are then those of several processes. ``work_seconds`` shares
@@ -309,10 +329,10 @@ class RunRecord(_Frozen):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
     created: str
     status: Literal["finished"] = "finished"
-    config: Tree
+    config: JsonTree
     overrides: tuple[str, ...] = ()
     cell: Cell
-    identity: Tree
+    identity: JsonTree
     provenance: Provenance
     layers: tuple[Layer, ...] = ()
     metrics: tuple[Metric, ...] = ()

@@ -23,13 +23,13 @@ from pydantic import BaseModel, ValidationError
 from q2n.exceptions import IncompleteRecordError, RecordError
 from q2n.records import values as record_values
 from q2n.records.fingerprint import canonical_json, plain
-from q2n.records.provenance import Provenance
 from q2n.records.schema import (
     SCHEMA_VERSION,
     AnyProtocol,
     Cell,
     EvaluationProtocol,
     Metric,
+    Provenance,
     RunRecord,
     TaskProtocol,
 )

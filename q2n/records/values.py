@@ -38,15 +38,16 @@ _NESTED = ("null_space", "extra")
 _MICROSECONDS = {name: name.replace("seconds", "microseconds") for name in LAYER_TIMES}
 _SECONDS = {micro: name for name, micro in _MICROSECONDS.items()}
 
-Row = dict[str, Any]
+ValueRow = dict[str, Any]
+"""Values by column."""
 
 
-def layer_rows(record: RunRecord) -> list[Row]:
+def layer_rows(record: RunRecord) -> list[ValueRow]:
     """A row per layer."""
     return [_flat(layer) for layer in record.model_dump(include={"layers"})["layers"]]
 
 
-def window_rows(record: RunRecord) -> list[Row]:
+def window_rows(record: RunRecord) -> list[ValueRow]:
     """A row per metric and window or item."""
     return [row for place, metric in enumerate(record.metrics) for row in _window_rows(place, metric)]
 
@@ -75,7 +76,7 @@ def pack(record: RunRecord) -> bytes:
     return stream.getvalue()
 
 
-def unpack(data: bytes) -> tuple[list[Row], dict[int, Row]]:
+def unpack(data: bytes) -> tuple[list[ValueRow], dict[int, ValueRow]]:
     """Fields of the layers, and by place of a metric those of its fields that have a value per window.
 
     Raises:
@@ -88,8 +89,8 @@ def unpack(data: bytes) -> tuple[list[Row], dict[int, Row]]:
         rows = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()
     except pa.ArrowException as error:
         raise RecordError(f"{FILE_NAME} cannot be read: {error}") from None
-    layers: list[Row] = []
-    windows: dict[int, list[Row]] = defaultdict(list)
+    layers: list[ValueRow] = []
+    windows: dict[int, list[ValueRow]] = defaultdict(list)
     for row in rows:
         if (place := row.pop("metric", None)) is None:
             layers.append(_layer(row))
@@ -98,7 +99,7 @@ def unpack(data: bytes) -> tuple[list[Row], dict[int, Row]]:
     return layers, {place: _metric(found) for place, found in windows.items()}
 
 
-def _packed(row: Row) -> Row:
+def _packed(row: ValueRow) -> ValueRow:
     """The row of a layer with its times as whole microseconds (:mod:`q2n.records.schema` has rounded them
     so)."""
     return {
@@ -107,13 +108,13 @@ def _packed(row: Row) -> Row:
     }
 
 
-def _flat(layer: Mapping[str, Any]) -> Row:
+def _flat(layer: Mapping[str, Any]) -> ValueRow:
     nested = {f"{name}.{key}": value for name in _NESTED for key, value in (layer[name] or {}).items()}
     return {**{key: value for key, value in layer.items() if key not in _NESTED}, **nested}
 
 
-def _layer(row: Row) -> Row:
-    fields: Row = {}
+def _layer(row: ValueRow) -> ValueRow:
+    fields: ValueRow = {}
     for name, value in row.items():
         group, _, key = name.partition(".")
         if value is None:
@@ -127,7 +128,7 @@ def _layer(row: Row) -> Row:
     return fields
 
 
-def _window_rows(place: int, metric: Metric) -> Iterable[Row]:
+def _window_rows(place: int, metric: Metric) -> Iterable[ValueRow]:
     found = {column: _values(getattr(metric, name)) for name, column in WINDOW_COLUMNS.items()}
     for window, values in enumerate(zip_longest(*found.values())):
         yield {"metric": place, "window": window, **dict(zip(found, values, strict=True))}
@@ -137,8 +138,8 @@ def _values(field: str | Sequence[float]) -> Sequence[Any]:
     return [mark == "1" for mark in field] if isinstance(field, str) else field
 
 
-def _metric(rows: Sequence[Row]) -> Row:
-    found: Row = {}
+def _metric(rows: Sequence[ValueRow]) -> ValueRow:
+    found: ValueRow = {}
     for name, column in WINDOW_COLUMNS.items():
         values = [row[column] for row in rows if row.get(column) is not None]
         found[name] = "".join("01"[value] for value in values) if name.endswith("per_item") else values

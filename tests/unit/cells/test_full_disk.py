@@ -29,7 +29,7 @@ from q2n.records import failure
 from q2n.records import notes as sweeps
 from q2n.records import store as record
 from q2n.records.fingerprint import fingerprint
-from q2n.records.lease import Watch
+from q2n.records.lease import Observer
 from q2n.records.log import CellLog
 from q2n.report.__main__ import main as report
 from q2n.runtime import files
@@ -153,9 +153,9 @@ def test_a_lease_without_room_stands_in_nobodys_way(tmp_path, monkeypatch):
     with monkeypatch.context() as without_room:
         without_room.setattr(json, "dumps", full)
         with pytest.raises(StorageError, match="no space left on device"):
-            Watch().take(tmp_path / "cell")
+            Observer().take(tmp_path / "cell")
     assert not list((tmp_path / "cell").iterdir())
-    assert Watch().take(tmp_path / "cell") is not None
+    assert Observer().take(tmp_path / "cell") is not None
 
 
 def test_a_cell_goes_on_without_its_log(capfd):

@@ -118,7 +118,7 @@ def test_states_of_cells_are_told_apart(tmp_path, monkeypatch, capsys):
     run.run_cell(failed)
     (misfit,) = cells(tmp_path, "model=tiny_llama", "group_size=128")
     (lost,) = cells(tmp_path, "model=path", "model.path=/nowhere/at/all")
-    with lease.Watch().take(failure.folder_of(f"{tmp_path}/r", refs[2])):
+    with lease.Observer().take(failure.folder_of(f"{tmp_path}/r", refs[2])):
         planned = table.plan([*every, misfit, lost])
     states = ["reused", "failed before", "busy", "to run", "unsupported", "cannot run"]
     assert [item.state for item in planned] == states

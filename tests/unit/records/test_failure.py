@@ -215,7 +215,7 @@ def test_a_cell_another_process_works_on_is_left_or_waited_for(command, monkeypa
     monkeypatch.setattr(run, "POLL", 0.05)
     monkeypatch.setattr(cell, "compute", lambda *_: pytest.fail("computed twice"))
     identity = run.identify(config)
-    held = lease.Watch().take(failure.folder_of(folder, config.ref(identity)))
+    held = lease.Observer().take(failure.folder_of(folder, config.ref(identity)))
     assert run.run_cell(config, "s1", wait=False).decision == "busy"
     assert f"process {os.getpid()}" in command.outcomes()[0].why
     assert exit_code(command.outcomes(), multirun=True) == 1

@@ -100,13 +100,13 @@ def test_a_cell_of_a_process_that_nobody_survived_runs_last(command):
     """After a power cut there is no failure, only the lease of the dead."""
     note = taken_up(command, 1)
     assert command.ordered().late == {}
-    assert lease.Watch().take(failure.folder_of(command.folders[0], note.ref))
+    assert lease.Observer().take(failure.folder_of(command.folders[0], note.ref))
     product = [list(config.overrides) for config in command.cells]
     assert command.ordered().cells(product) == [product[0], product[2], product[1]]
 
 
 def test_of_a_process_that_others_ran_the_signal_is_not_known(command, monkeypatch):
     note = taken_up(command, 0)
-    assert lease.Watch().take(failure.folder_of(command.folders[0], note.ref))
+    assert lease.Observer().take(failure.folder_of(command.folders[0], note.ref))
     monkeypatch.setattr(lease, "_is_alive", lambda holder: False)
     assert "ended without a word, signal unknown" in command.outcomes()[0].why

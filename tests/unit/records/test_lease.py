@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from q2n.records import lease
-from q2n.records.lease import Holder, Watch, this_process
+from q2n.records.lease import Holder, Observer, this_process
 
 ELSEWHERE = Holder("another-machine 1 2", 1, "5")
 
@@ -34,14 +34,14 @@ def left_by(holder: Holder, folder: Path, number: int = 1) -> Path:
 
 def test_a_lease_is_held_once_and_leaves_nothing_behind(tmp_path):
     folder = tmp_path / "main" / "cell"
-    with Watch().take(folder) as held:
-        assert Watch().take(folder) is None
+    with Observer().take(folder) as held:
+        assert Observer().take(folder) is None
         assert lease.holder_of(folder) == this_process()
         assert not lease.abandoned(folder)
     assert not held.lost
     assert list(folder.iterdir()) == []
     assert lease.holder_of(folder) is None
-    with Watch().take(folder):
+    with Observer().take(folder):
         pass
 
 
@@ -50,13 +50,13 @@ def test_the_lease_of_a_dead_process_is_taken_at_once(tmp_path):
     assert holder.host == this_process().host
     left_by(holder, tmp_path / "cell", 7)
     assert lease.abandoned(tmp_path / "cell")
-    with Watch().take(tmp_path / "cell"):
+    with Observer().take(tmp_path / "cell"):
         assert [path.name for path in (tmp_path / "cell").iterdir()] == ["lease.8"]
 
 
 def test_a_process_number_used_again_is_not_the_process_that_held_it(tmp_path):
     left_by(this_process()._replace(start="1"), tmp_path / "cell")
-    assert Watch().take(tmp_path / "cell") is not None
+    assert Observer().take(tmp_path / "cell") is not None
 
 
 def test_a_process_that_has_ended_and_was_not_waited_for_is_dead(tmp_path):
@@ -73,27 +73,27 @@ def test_a_process_that_has_ended_and_was_not_waited_for_is_dead(tmp_path):
 def test_another_machines_lease_lapses_when_it_is_not_touched(tmp_path, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(lease.time, "monotonic", lambda: clock[0])
-    path, watch = left_by(ELSEWHERE, tmp_path / "cell"), Watch()
+    path, observer = left_by(ELSEWHERE, tmp_path / "cell"), Observer()
     os.utime(path, (1, 1))  # how old it looks is the other clock's matter
-    assert watch.take(path.parent) is None
+    assert observer.take(path.parent) is None
     clock[0] += lease.LAPSE - 1
-    assert watch.take(path.parent) is None
+    assert observer.take(path.parent) is None
     os.utime(path)
-    assert watch.take(path.parent) is None, "it was touched"
+    assert observer.take(path.parent) is None, "it was touched"
     clock[0] += lease.LAPSE
     assert not lease.abandoned(path.parent), "nobody here can know"
-    with watch.take(path.parent):
+    with observer.take(path.parent):
         assert lease.holder_of(path.parent) == this_process()
 
 
 def test_a_lease_being_written_is_held(tmp_path):
     left_by(ELSEWHERE, tmp_path / "cell").write_text("")
-    assert Watch().take(tmp_path / "cell") is None
+    assert Observer().take(tmp_path / "cell") is None
 
 
 def test_the_holder_touches_its_lease_and_notices_when_it_was_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "HEARTBEAT", 0.02)
-    with Watch().take(tmp_path / "cell") as held:
+    with Observer().take(tmp_path / "cell") as held:
         path = tmp_path / "cell" / "lease.1"
         os.utime(path, (1, 1))
         deadline = time.monotonic() + 30
@@ -111,7 +111,7 @@ def test_who_judged_on_an_old_list_withdraws(tmp_path, monkeypatch):
     left_by(dead(), tmp_path / "cell", 1)
     newer, listed = left_by(this_process(), tmp_path / "cell", 3), iter([[1], [2, 3]])
     monkeypatch.setattr(lease, "_numbers", lambda folder: next(listed))
-    assert Watch().take(tmp_path / "cell") is None
+    assert Observer().take(tmp_path / "cell") is None
     assert newer.exists()
     assert not (tmp_path / "cell" / "lease.2").exists()
 
@@ -121,7 +121,7 @@ def test_a_list_of_leases_given_back_since_gives_way_to_a_lower_number(tmp_path,
     first = left_by(this_process(), tmp_path / "cell", 1)
     listed = iter([[5], [1, 6]])
     monkeypatch.setattr(lease, "_numbers", lambda folder: next(listed))
-    assert Watch().take(tmp_path / "cell") is None
+    assert Observer().take(tmp_path / "cell") is None
     assert [path.name for path in (tmp_path / "cell").iterdir()] == [first.name]
 
 
@@ -137,22 +137,22 @@ def test_a_number_that_was_stale_and_is_held_again_is_not_taken_over(tmp_path, m
         return found
 
     monkeypatch.setattr(lease, "_numbers", numbers)
-    assert Watch().take(tmp_path / "cell") is None
+    assert Observer().take(tmp_path / "cell") is None
     assert [path.name for path in (tmp_path / "cell").iterdir()] == ["lease.1"]
 
 
 def test_a_lease_that_another_one_removed_is_not_held(tmp_path, monkeypatch):
     (tmp_path / "cell").mkdir()
     monkeypatch.setattr(lease, "_numbers", lambda folder: [])
-    assert Watch().take(tmp_path / "cell") is None
+    assert Observer().take(tmp_path / "cell") is None
 
 
 def _worker(folder: str, ready, results) -> None:
     """Count, again and again, in a file that only one at a time may touch."""
-    watch, counter = Watch(), Path(folder) / "counter"
+    observer, counter = Observer(), Path(folder) / "counter"
     ready.wait()
     for _ in range(15):
-        while (held := watch.take(Path(folder) / "cell")) is None:
+        while (held := observer.take(Path(folder) / "cell")) is None:
             time.sleep(0.0005)
         with held:
             value = int(counter.read_text())
@@ -180,4 +180,4 @@ def test_many_processes_count_together_without_losing_any(tmp_path):
 def test_what_is_no_holder_is_judged_by_its_touches(tmp_path, text):
     left_by(ELSEWHERE, tmp_path / "cell").write_text(text)
     assert lease.holder_of(tmp_path / "cell") is None
-    assert Watch().take(tmp_path / "cell") is None
+    assert Observer().take(tmp_path / "cell") is None
