@@ -17,10 +17,10 @@ from typing import Any
 
 from q2n.exceptions import ConfigurationError, Q2NError
 from q2n.options import did_you_mean
-from q2n.records import source_code
+from q2n.records import kept_code
 from q2n.records.fingerprint import canonical_json, difference, flatten, library_versions, plain
 from q2n.records.notes import FOLDER, Note, State, last_sweep, read_notes
-from q2n.records.source_code import CHECKOUT
+from q2n.records.source_code import CHECKOUT, Parts
 from q2n.records.store import RunRecord, read_all
 
 _LINES = 8
@@ -118,14 +118,14 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], results_dir: str | 
         return [*lines, "code: one of them is of a version that kept no digests by function"]
     before, after = (_parts(item, results_dir) for item in (old, new))
     if before is None or after is None:
-        return [*lines, f"code: changed (its functions are not in {Path(results_dir) / source_code.FOLDER})"]
-    return [*lines, *(f"code: {line}" for line in source_code.changes(before, after))]
+        return [*lines, f"code: changed (its functions are not in {Path(results_dir) / kept_code.FOLDER})"]
+    return [*lines, *(f"code: {line}" for line in kept_code.changes(before, after))]
 
 
-def _parts(identity: Mapping[str, Any], results_dir: str | Path) -> Mapping[str, source_code.Parts] | None:
+def _parts(identity: Mapping[str, Any], results_dir: str | Path) -> Mapping[str, Parts] | None:
     """Digests by function of the code in an identity: today's, or one that has left a record."""
     key, today = identity["code"], CHECKOUT.of_cell(identity.get("config", {}))
-    return today.parts if today.key == key else source_code.kept(results_dir, key)
+    return today.parts if today.key == key else kept_code.kept(results_dir, key)
 
 
 def explain_cell(results_dir: str | Path, prefix: str, everything: bool = False) -> str:

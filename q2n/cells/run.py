@@ -16,10 +16,10 @@ from q2n.config import RunConfig
 from q2n.exceptions import StoppedEarly, StorageError, UnsupportedError
 from q2n.pipeline.checkpoint import discard
 from q2n.records import failure as failures
-from q2n.records import lease, source_code
+from q2n.records import kept_code, lease
 from q2n.records import store as records
 from q2n.records.failure import Failure
-from q2n.records.identity import identify
+from q2n.records.fingerprint import identify
 from q2n.records.log import CellLog
 from q2n.records.notes import Note, State, leave_note
 from q2n.records.source_code import CHECKOUT
@@ -129,7 +129,7 @@ class _Cell:
                 record = compute(self._config, self.ref.identity, bar, self._watch)
             self._save(record)
             with contextlib.suppress(OSError):  # a help for explaining, no part of the result
-                source_code.keep(CHECKOUT.of_cell(self._config.tree), self._config.scalars.results_dir)
+                kept_code.keep(CHECKOUT.of_cell(self._config.tree), self._config.scalars.results_dir)
         return record
 
     def _save(self, record: RunRecord) -> None:

@@ -12,13 +12,19 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence, Set
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from q2n.options import as_read
+from q2n.records.source_code import CHECKOUT
+from q2n.runtime.device import resolve_device, resolve_dtype
+
+if TYPE_CHECKING:
+    from q2n.config import RunConfig
 
 LIBRARIES = (
     "torch",
@@ -118,16 +124,31 @@ def identity(config: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
     return {key: plain(value) for key, value in whole.items()}
 
 
+def identify(config: RunConfig) -> dict[str, Any]:
+    """The identity of the cell that ``config`` describes; loads no weights.
+
+    Raises:
+        UnsupportedError: the correction is not defined after the baseline.
+        ConfigurationError: the device is not there.
+        ModelError, DataError: weights or text are not where the configuration says.
+    """
+    config.correction.bind(config.baseline)
+    device = resolve_device(config.scalars.device)
+    return identity(
+        config.tree,
+        code=CHECKOUT.of_cell(config.tree).key,
+        weights=config.model.identity(),
+        data={"calibration": config.calibration.identity(), "evaluation": config.evaluation.identity()},
+        hardware={"device": device, "dtype": resolve_dtype(config.scalars.dtype, device)},
+    )
+
+
 def library_versions() -> dict[str, str]:
     """Installed versions of :data:`LIBRARIES`, read from metadata: importing them takes seconds."""
-    return dict(_library_versions())
+    return {name: _version(name) for name in LIBRARIES}
 
 
 @cache
-def _library_versions() -> tuple[tuple[str, str], ...]:
-    return tuple((name, _version(name)) for name in LIBRARIES)
-
-
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
@@ -163,16 +184,12 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def _change(key: str, before: Any, after: Any) -> str:
-    if key.startswith("sources.") or _is_digest(before) or _is_digest(after):
+    if key.startswith("sources.") or any(re.fullmatch("[0-9a-f]{64}", str(it)) for it in (before, after)):
         verb = "added" if before == _ABSENT else "removed" if after == _ABSENT else "changed"
         return f"{key} {verb}"
     if key.startswith("versions."):
         return f"{key} {before} -> {after}"
     return f"{key}: {_show(before)} -> {_show(after)}"
-
-
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and all(c in "0123456789abcdef" for c in value)
 
 
 def _show(value: Any) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from q2n.exceptions import RecordError
-from q2n.records import source_code
+from q2n.records import kept_code
 from q2n.records import values as record_values
 from q2n.records.fingerprint import canonical_json, fingerprint
 from q2n.records.schema import SCHEMA_VERSION
@@ -68,7 +68,7 @@ def _with_sources_kept(record: RunRecord, results_dir: Path) -> RunRecord:
     if not isinstance(sources, Mapping):
         return record
     key = fingerprint(sources)
-    place = results_dir / source_code.FOLDER / f"{key}.json"
+    place = results_dir / kept_code.FOLDER / f"{key}.json"
     if not place.exists():
         write_json_atomic(place, sources)
     return record.model_copy(update={"identity": {**record.identity, "sources": key}})
@@ -76,7 +76,7 @@ def _with_sources_kept(record: RunRecord, results_dir: Path) -> RunRecord:
 
 def _size(results_dir: Path) -> int:
     """Bytes of the records."""
-    names = (f"*/*/{FILE_NAME}", f"*/*/{record_values.FILE_NAME}", f"{source_code.FOLDER}/*.json")
+    names = (f"*/*/{FILE_NAME}", f"*/*/{record_values.FILE_NAME}", f"{kept_code.FOLDER}/*.json")
     return sum(path.stat().st_size for name in names for path in results_dir.glob(name))
 
 

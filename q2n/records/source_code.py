@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from q2n.runtime.files import write_text_atomic
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -46,9 +43,6 @@ BOOKKEEPING = frozenset(
 
 NEUTRAL_GROUPS = frozenset({"tracking", "hydra"})
 """Groups of the configuration whose options cannot change a number."""
-
-FOLDER = "code"
-"""Folder below the results, one file per version."""
 
 SHORT = 12
 """Hexadecimal digits of a function's digest: two of a package's few thousand functions do not meet."""
@@ -90,35 +84,22 @@ class Module:
         return _hash(sorted(self.parts.items()))
 
 
-class Code(Mapping[str, Module]):
-    """Modules by name; ``key`` stands for what all of them do."""
-
-    def __init__(self, modules: Mapping[str, Module]) -> None:
-        self._modules = dict(sorted(modules.items()))
-
-    def __getitem__(self, name: str) -> Module:
-        return self._modules[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
-
-    def __len__(self) -> int:
-        return len(self._modules)
+class Code(dict[str, Module]):
+    """Modules by name; ``key`` stands for what all of them do. Not changed once it is made."""
 
     @cached_property
     def key(self) -> str:
         """16 hexadecimal digits."""
-        return _hash([(name, module.digest) for name, module in self.items()], 16)
+        return _hash([(name, self[name].digest) for name in sorted(self)], 16)
 
     def without(self, packages: Iterable[str]) -> Code:
         """The modules that are neither one of ``packages`` nor inside one."""
-        kept = {name: module for name, module in self.items() if not _within(name, packages)}
-        return Code(kept)
+        return Code({name: module for name, module in self.items() if not _within(name, packages)})
 
     @property
     def parts(self) -> dict[str, Parts]:
         """Every function's digest, by module."""
-        return {name: module.parts for name, module in self.items()}
+        return {name: self[name].parts for name in sorted(self)}
 
 
 class Checkout:
@@ -176,44 +157,6 @@ class Checkout:
 
 CHECKOUT = Checkout()
 """The code that is running; read at the first use, so that later edits of files do not count."""
-
-
-def keep(code: Code, results_dir: str | Path) -> None:
-    """Write down what the functions of ``code`` digest to, once per results folder and version.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    path = _place(results_dir, code.key)
-    if not path.exists():
-        lines = (f"{json.dumps(name)}: {json.dumps(parts)}" for name, parts in code.parts.items())
-        write_text_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def kept(results_dir: str | Path, key: str) -> dict[str, Parts] | None:
-    """The digests by module and function of the code ``key``, or None if they are not there."""
-    try:
-        tree = json.loads(_place(results_dir, key).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return tree if isinstance(tree, dict) else None
-
-
-def changes(old: Mapping[str, Parts], new: Mapping[str, Parts]) -> list[str]:
-    """Modules that differ, a line each with the functions that do: ``q2n.linalg.dense: cholesky, solve``."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        if name not in new or name not in old:
-            lines.append(f"{name} {'added' if name in new else 'removed'}")
-        elif old[name] != new[name]:
-            parts = sorted(old[name].keys() | new[name].keys())
-            changed = [part for part in parts if old[name].get(part) != new[name].get(part)]
-            lines.append(f"{name}: {', '.join(part or 'top level' for part in changed)}")
-    return lines
-
-
-def _place(results_dir: str | Path, key: str) -> Path:
-    return Path(results_dir) / FOLDER / f"{key}.json"
 
 
 def _added(name: str) -> list[Path]:

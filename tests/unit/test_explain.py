@@ -11,8 +11,8 @@ from helpers.commands import ROOT
 from helpers.records import make_record, make_ref
 
 from q2n import explain
+from q2n.records import kept_code
 from q2n.records import notes as sweeps
-from q2n.records import source_code
 from q2n.records import store as record
 from q2n.records.fingerprint import library_versions
 from q2n.records.notes import AnnouncedCell, Note, Sweep
@@ -67,7 +67,7 @@ def older_code(tmp_path: Path) -> str:
     module = code["q2n.linalg.dense"]
     other = Module({**module.parts, "row_dots": "0" * 12}, module.imports)
     changed = Code({**code, "q2n.linalg.dense": other})
-    source_code.keep(changed, tmp_path)
+    kept_code.keep(changed, tmp_path)
     return changed.key
 
 

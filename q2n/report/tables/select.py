@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 from q2n.records.fingerprint import canonical_json, relevant
-from q2n.records.source_code import CHECKOUT, Parts, kept, targets
+from q2n.records.kept_code import kept
+from q2n.records.source_code import CHECKOUT, Parts, targets
 from q2n.records.store import RunRecord
 
 Codes = Mapping[str, Mapping[str, Parts]]

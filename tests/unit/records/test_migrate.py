@@ -10,7 +10,7 @@ from helpers.records import make_metric, make_record
 
 from q2n.records import migrate
 from q2n.records.fingerprint import fingerprint, plain
-from q2n.records.source_code import kept
+from q2n.records.kept_code import kept
 from q2n.records.store import RunRecord, load_all
 from q2n.types import LayerReport
 

@@ -23,9 +23,6 @@ from q2n.records.source_code import (
     PACKAGE,
     Checkout,
     Module,
-    changes,
-    keep,
-    kept,
     targets,
 )
 
@@ -144,9 +141,36 @@ def test_nothing_heavy_is_imported_to_know_the_code() -> None:
     assert shown.strip() == "[]"
 
 
-def test_every_name_of_bookkeeping_is_a_module() -> None:
-    places = (PACKAGE.joinpath(*name.split(".")[1:]) for name in BOOKKEEPING)
-    assert [place for place in places if not place.is_dir() and not place.with_suffix(".py").is_file()] == []
+COMPUTING = {
+    "baselines",
+    "corrections",
+    "data",
+    "diagnostics",
+    "evaluation",
+    "linalg",
+    "models",
+    "pipeline",
+    "quantization",
+    "types",
+}
+"""Folders that can change a number: wholly in the fingerprint of the cells that import them."""
+
+
+def test_a_folder_is_wholly_in_the_fingerprint_or_wholly_out_of_it() -> None:
+    """One sees from the path whether an edit can change a number (architecture, rule 1)."""
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    outside = {name.removeprefix("q2n.") for name in BOOKKEEPING}
+    assert outside - folders == {"cli", "exceptions", "explain"}
+    assert modules - outside == {"config", "options"}
+    assert not outside & COMPUTING
+    assert folders == COMPUTING | (outside & folders)
+
+
+def test_the_top_of_the_package_is_seen_at_a_glance() -> None:
+    top = [path for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "__init__.py", "py.typed")]
+    assert sum(path.is_dir() for path in top) <= 19
+    assert sum(path.is_file() for path in top) <= 5
 
 
 def parse(text: str, name: str = "q2n.a.b") -> Module:
@@ -186,21 +210,6 @@ def test_targets_are_those_of_options_that_can_change_a_number() -> None:
         "tracking": {"_target_": "q2n.t.T"},
     }
     assert [*targets(tree)] == ["q2n.a", "q2n.b"]
-
-
-def test_what_changed_between_two_versions_is_said_by_function(tmp_path: Path) -> None:
-    code = CHECKOUT.of_cell(TREES["gptq"])
-    keep(code, tmp_path)
-    parts = kept(tmp_path, code.key)
-    assert parts == code.parts
-    assert kept(tmp_path, "0" * 16) is None
-    other = {**parts, "q2n.linalg.dense": {**parts["q2n.linalg.dense"], "": "x"}, "q2n.new": {}}
-    del other["q2n.linalg.gram"]
-    assert changes(parts, other) == [
-        "q2n.linalg.dense: top level",
-        "q2n.linalg.gram removed",
-        "q2n.new added",
-    ]
 
 
 def test_a_module_of_a_users_own_option_counts_with_what_it_imports(
