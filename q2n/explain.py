@@ -45,9 +45,8 @@ def explain_last(results_dir: str | Path, everything: bool = False) -> str:
     notes = read_notes(results_dir, sweep.id)
     records, faults = read_all(results_dir)
     asked = max(len(sweep.cells), len(notes))
-    cells = f"{asked} cell{'' if asked == 1 else 's'}" + (
-        f", {asked - len(notes)} of them not taken up" if asked > len(notes) else ""
-    )
+    untouched = f", {asked - len(notes)} of them not taken up" if asked > len(notes) else ""
+    cells = f"{asked} cell{'' if asked == 1 else 's'}{untouched}"
     title = "Last run, one cell:" if sweep.alone else f"Last sweep ({sweep.id}), {cells}:"
     neighbours = _Neighbours(records, results_dir)
     answers: dict[tuple[str, ...], list[Note]] = {}
@@ -69,10 +68,7 @@ def _of_kind(answer: Sequence[str], cells: Sequence[Note], everything: bool) -> 
 
 
 def _answer(note: Note, neighbours: _Neighbours) -> tuple[str, ...]:
-    lines = [
-        note.decision.sentence,
-        *(f"  {line}" for line in note.reason.splitlines()),
-    ]
+    lines = [note.decision.sentence, *(f"  {line}" for line in note.reason.splitlines())]
     if note.decision in (State.COMPUTED, State.FAILED):
         lines += neighbours.reasons(note)
     return tuple(lines)
@@ -232,7 +228,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGPIPE, signal.SIG_DFL
-    )  # as other tools end in `| head`: at once, without a traceback
+    # As other tools end in `| head`: at once, without a traceback.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

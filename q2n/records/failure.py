@@ -16,12 +16,12 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from q2n.exceptions import Q2NError, RecordError
+from q2n.exceptions import Q2NError
 from q2n.records.fingerprint import plain, relevant
 from q2n.records.notes import now
 from q2n.records.schema import CellRef, Frozen
 from q2n.records.store import FILE_NAME as RECORD_NAME
-from q2n.records.store import read_versioned
+from q2n.records.store import read_each, read_versioned
 from q2n.runtime.files import write_json_atomic
 
 FILE_NAME = "failure.json"
@@ -158,14 +158,6 @@ def clear(results_dir: str | Path, ref: CellRef) -> None:
 
 
 def read_all(results_dir: str | Path, name: str | None = None) -> tuple[list[Failure], list[str]]:
-    """All failures (of one experiment) by name and time, and one sentence an unreadable file."""
-    pattern = f"{name or '*'}/*/{FILE_NAME}"
-    failures: list[Failure] = []
-    faults: list[str] = []
-    for path in sorted(Path(results_dir).glob(pattern)):
-        try:
-            failures.append(load(path))
-        except RecordError as error:
-            faults.append(str(error))
-    failures.sort(key=lambda failure: (failure.ref.name, failure.created, failure.ref.fingerprint))
-    return failures, faults
+    """All failures (of one experiment) by name and time, and one sentence per unreadable file."""
+    failures, faults = read_each(results_dir, name, FILE_NAME, load)
+    return sorted(failures, key=lambda it: (it.ref.name, it.created, it.ref.fingerprint)), faults

@@ -18,7 +18,6 @@ import threading
 import time
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from q2n.runtime.files import explained
@@ -58,9 +57,7 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
         with contextlib.suppress(OSError):
@@ -94,8 +91,7 @@ class Observer:
 
     def _take(self, folder: Path) -> Lease | None:
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = _numbers(folder)
-        last = max(numbers, default=0)
+        last = max(_numbers(folder), default=0)
         if last and not self.stale(folder / f"{PREFIX}{last}"):
             return None
         path = folder / f"{PREFIX}{last + 1}"

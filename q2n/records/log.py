@@ -15,7 +15,6 @@ import sys
 import time
 from io import TextIOWrapper
 from pathlib import Path
-from types import TracebackType
 
 from q2n.runtime.progress import LOGGER as PROGRESS
 
@@ -65,9 +64,7 @@ class CellLog:
         )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             _LOG.info("%s: finished after %.1f s", self._label, self.seconds)
         else:

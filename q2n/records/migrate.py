@@ -8,7 +8,6 @@ goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from q2n.records import kept_code
 from q2n.records import values as record_values
 from q2n.records.fingerprint import canonical_json, fingerprint
 from q2n.records.schema import SCHEMA_VERSION
-from q2n.records.store import FILE_NAME, RunRecord, load, write
+from q2n.records.store import FILE_NAME, RunRecord, load, read_tree, write
 from q2n.runtime.files import write_json_atomic
 
 
@@ -36,20 +35,12 @@ def migrate(results_dir: Path) -> tuple[int, list[str]]:
     converted, faults = 0, []
     for path in sorted(results_dir.glob(f"*/*/{FILE_NAME}")):
         try:
-            if _is_former(path):
+            if read_tree(path, SCHEMA_VERSION, "record")["schema_version"] != SCHEMA_VERSION:
                 _convert(load(path), path, results_dir)
                 converted += 1
         except RecordError as error:
             faults.append(str(error))
     return converted, faults
-
-
-def _is_former(path: Path) -> bool:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecordError(f"{path}: is not JSON: {error}") from None
-    return not isinstance(tree, dict) or tree.get("schema_version") != SCHEMA_VERSION
 
 
 def _convert(record: RunRecord, path: Path, results_dir: Path) -> None:

@@ -5,7 +5,7 @@ folder of two files, ``<results_dir>/<name>/<fingerprint>/``. ``record.json`` is
 configuration, provenance, metrics and totals, strict JSON; a loss that is not finite is written as ``"inf"``,
 ``"-inf"`` or ``"nan"`` and read back as that number. ``layers.parquet`` has the values per layer and window
 (:mod:`q2n.records.values`). ``record.json`` has its digest: without exactly that file it counts as no record.
-The objects themselves are in :mod:`q2n.records.schema` and importable from here.
+What a record is made of is in :mod:`q2n.records.schema`; the record itself is importable from here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -23,16 +24,8 @@ from pydantic import BaseModel, ValidationError
 from q2n.exceptions import IncompleteRecordError, RecordError
 from q2n.records import values as record_values
 from q2n.records.fingerprint import canonical_json, plain
-from q2n.records.schema import (
-    SCHEMA_VERSION,
-    AnyProtocol,
-    Cell,
-    EvaluationProtocol,
-    Metric,
-    Provenance,
-    RunRecord,
-    TaskProtocol,
-)
+from q2n.records.schema import SCHEMA_VERSION, Metric
+from q2n.records.schema import RunRecord as RunRecord  # noqa: PLC0414 (others import it from here)
 from q2n.runtime.files import json_text, write_atomic
 
 if TYPE_CHECKING:
@@ -40,6 +33,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "record.json"
 
+T = TypeVar("T")
 Versioned = TypeVar("Versioned", bound=BaseModel)
 
 
@@ -119,19 +113,14 @@ def load(path: str | Path) -> RunRecord:
         IncompleteRecordError: the values per layer and window are missing or others.
         RecordError: no such file, not JSON, a schema of the future, or fields that do not fit; names it.
     """
-    tree = _tree(path, SCHEMA_VERSION, "record")
-    if tree["schema_version"] == 1:
-        return _fitted(path, _of_version_1(tree), RunRecord)
+    tree = read_tree(path, SCHEMA_VERSION, "record")
+    if tree["schema_version"] == 1:  # all of it was in ``record.json``; its fields are still the same
+        return _fitted(path, {**tree, "schema_version": SCHEMA_VERSION}, RunRecord)
     try:
         whole = _whole_tree(tree, Path(path))
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path}: its parts do not fit together ({error!r})") from None
     return _fitted(path, whole, RunRecord)
-
-
-def _of_version_1(tree: dict[str, Any]) -> dict[str, Any]:
-    """A record of the time when all of it was in ``record.json``; its fields are still the same."""
-    return {**tree, "schema_version": SCHEMA_VERSION}
 
 
 def _whole_tree(tree: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -173,10 +162,15 @@ def read_versioned(path: str | Path, model: type[Versioned], newest: int, what: 
     Raises:
         RecordError: see :func:`load`.
     """
-    return _fitted(path, _tree(path, newest, what), model)
+    return _fitted(path, read_tree(path, newest, what), model)
 
 
-def _tree(path: str | Path, newest: int, what: str) -> dict[str, Any]:
+def read_tree(path: str | Path, newest: int, what: str) -> dict[str, Any]:
+    """The fields that :func:`read_versioned` would make an object of.
+
+    Raises:
+        RecordError: no such file, not JSON, no version, or one of the future; names it.
+    """
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -260,18 +254,24 @@ def load_all(results_dir: str | Path, name: str | None = None) -> list[RunRecord
 
 
 def read_all(results_dir: str | Path, name: str | None = None) -> tuple[list[RunRecord], list[str]]:
-    """:func:`load_all` with the complaints returned: ``(records, one sentence an unreadable file)``."""
-    root = Path(results_dir)
-    folders = [root / name] if name is not None else [path for path in root.glob("*") if path.is_dir()]
-    records: list[RunRecord] = []
+    """:func:`load_all` with the complaints returned: ``(records, one sentence per unreadable file)``."""
+    records, faults = read_each(results_dir, name, FILE_NAME, load)
+    return sorted(records, key=lambda record: (record.name, record.created, record.fingerprint)), faults
+
+
+def read_each(
+    results_dir: str | Path, name: str | None, file_name: str, read: Callable[[Path], T]
+) -> tuple[list[T], list[str]]:
+    """What ``read`` makes of every file of that name (of one experiment), and one sentence per unreadable
+    file."""
+    found: list[T] = []
     faults: list[str] = []
-    for path in sorted(path for folder in folders for path in folder.glob(f"*/{FILE_NAME}")):
+    for path in sorted(Path(results_dir).glob(f"{escape(name) if name else '*'}/*/{file_name}")):
         try:
-            records.append(load(path))
+            found.append(read(path))
         except RecordError as error:
             faults.append(str(error))
-    records.sort(key=lambda record: (record.name, record.created, record.fingerprint))
-    return records, faults
+    return found, faults
 
 
 def to_frame(
@@ -338,27 +338,3 @@ def _metric_columns(metric: Metric) -> dict[str, Any]:
         "protocol": metric.protocol.label(),
         "protocol_key": metric.protocol.key(),
     }
-
-
-__all__ = [
-    "FILE_NAME",
-    "SCHEMA_VERSION",
-    "AnyProtocol",
-    "Cell",
-    "EvaluationProtocol",
-    "Metric",
-    "Provenance",
-    "RunRecord",
-    "TaskProtocol",
-    "UnreadableRecordWarning",
-    "checkpoint_folder",
-    "find",
-    "load",
-    "load_all",
-    "look_up",
-    "path_of",
-    "read_all",
-    "save",
-    "to_frame",
-    "write",
-]

@@ -7,8 +7,7 @@ from typing import Any
 
 from q2n.records.fingerprint import fingerprint
 from q2n.records.provenance import Provenance
-from q2n.records.schema import CellRef
-from q2n.records.store import Cell, EvaluationProtocol, Metric, RunRecord
+from q2n.records.schema import Cell, CellRef, EvaluationProtocol, Metric, RunRecord
 
 
 def make_protocol(**changes: Any) -> EvaluationProtocol:

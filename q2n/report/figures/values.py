@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from q2n.records.store import Metric, RunRecord
+from q2n.records.schema import Metric, RunRecord
 from q2n.report.figures.labels import joined, measure, vary
 from q2n.report.overview import StudyReport
 from q2n.report.tables.lines import NO_CORRECTION, Row, in_order, observations, row_of

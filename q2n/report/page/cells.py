@@ -16,7 +16,8 @@ from urllib.parse import quote
 from q2n.records.failure import FILE_NAME as FAILURE_FILE
 from q2n.records.failure import Failure
 from q2n.records.fingerprint import NEUTRAL_KEYS, canonical_json, plain
-from q2n.records.store import FILE_NAME, Cell, Metric, RunRecord
+from q2n.records.schema import Cell, Metric, RunRecord
+from q2n.records.store import FILE_NAME
 from q2n.report.overview import StudyReport
 from q2n.types import LayerReport
 

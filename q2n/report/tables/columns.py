@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from q2n.records.store import AnyProtocol, Metric
+from q2n.records.schema import AnyProtocol, Metric
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from q2n.evaluation.base import expm1
-from q2n.records.store import Metric
+from q2n.records.schema import Metric
 from q2n.report.significance import Comparison, compare, holm
 
 LEVEL = 0.05

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from q2n.exceptions import RecordError
-from q2n.records.store import Metric, RunRecord
+from q2n.records.schema import Metric, RunRecord
 from q2n.report.tables.columns import Column, column_of, storage_column
 from q2n.report.tables.settings import Settings, distinguishing
 from q2n.report.tables.unfinished import Unfinished

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from q2n.records.fingerprint import canonical_json, flatten
-from q2n.records.store import Metric, RunRecord, read_all
+from q2n.records.schema import Metric, RunRecord
+from q2n.records.store import read_all
 from q2n.report.render.formats import markdown
 from q2n.report.render.text import (
     EMPTY,

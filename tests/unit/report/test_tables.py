@@ -22,8 +22,9 @@ from q2n.exceptions import RecordError
 from q2n.records import store as record_files
 from q2n.records.kept_code import keep
 from q2n.records.provenance import Provenance
+from q2n.records.schema import Metric, RunRecord
 from q2n.records.source_code import CHECKOUT
-from q2n.records.store import Metric, RunRecord, save
+from q2n.records.store import save
 from q2n.report import print_report
 from q2n.report.__main__ import main
 from q2n.report.overview import study_report
