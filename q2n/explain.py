@@ -1,4 +1,4 @@
-"""Why was a cell computed, or not? ``python -m q2n.explain <fingerprint|prefix|last>``.
+"""Explain why a cell was computed, or not: ``python -m q2n.explain <fingerprint|prefix|last>``.
 
 A finished cell is reused when its identity (configuration, code, versions, data) is unchanged. When it is not
 reused although one expected it, the answer is what differs from the nearest finished cell: dotted keys, and
@@ -34,7 +34,7 @@ _KINDS = 3
 
 
 def explain_last(results_dir: str | Path, everything: bool = False) -> str:
-    """What happened to the cells of the last sweep, and for those computed or failed, why.
+    """Tell what happened to the cells of the last sweep, and for those computed or failed, why.
 
     Args:
         everything: all answers, cells and lines, however many.
@@ -84,7 +84,7 @@ class _Neighbours:
         self._results_dir = results_dir
 
     def reasons(self, note: Note) -> list[str]:
-        """What tells the cell from the nearest one, a line each."""
+        """List what tells the cell from the nearest one, a line each."""
         own = _leaves(note.ref.identity)
         others = (
             (len(own ^ leaves), key) for key, leaves in self._leaves.items() if key != note.ref.fingerprint
@@ -125,7 +125,7 @@ def _parts(identity: Mapping[str, Any], results_dir: str | Path) -> Mapping[str,
 
 
 def explain_cell(results_dir: str | Path, prefix: str, everything: bool = False) -> str:
-    """What is known of the cell whose fingerprint starts with ``prefix``.
+    """Tell what is known of the cell whose fingerprint starts with ``prefix``.
 
     Args:
         everything: all lines, however many.
@@ -190,7 +190,7 @@ def _explain_record(record: RunRecord, results_dir: str | Path, everything: bool
 
 
 def _found(record: RunRecord) -> list[str]:
-    """What the cell did not have to make itself."""
+    """List what the cell did not have to make itself."""
     lines = [
         f"    {stage} {tally.key}: {tally.found} of {tally.parts}, saved {tally.saved_seconds:.1f} s"
         for stage, tally in record.reused.items()

@@ -1,4 +1,4 @@
-"""Why a cell has no result: written where its record would be, read back, shown in the tables.
+"""Failures, why cells have no result: written where a record would be, read back, shown in the tables.
 
 ``<results_dir>/<name>/<fingerprint>/failure.json`` says what went wrong the last time the cell was tried;
 a later success removes it. ``cell.log`` beside it is what the cell said while it ran.
@@ -100,12 +100,12 @@ def of_error(
 
 
 def folder_of(results_dir: str | Path, ref: CellRef) -> Path:
-    """Where everything about one cell is."""
+    """The folder of everything about one cell."""
     return Path(results_dir) / ref.name / ref.fingerprint
 
 
 def log_of(ref: CellRef) -> str:
-    """Where a cell's log is, relative to the results folder."""
+    """Path of a cell's log, relative to the results folder."""
     return f"{ref.name}/{ref.fingerprint}/{LOG_NAME}"
 
 

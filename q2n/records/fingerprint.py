@@ -1,4 +1,4 @@
-"""What makes two cells the same cell: a digest of everything that can change the number.
+"""Identities of cells: two are the same cell by a digest of everything that can change the number.
 
 The identity of a cell is a plain dictionary: its resolved configuration, the versions of the libraries and
 whatever else the caller adds: the key of the code it depends on (:mod:`q2n.records.source_code`), data,
@@ -169,7 +169,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """What changed from identity ``a`` to ``b``, one line a dotted key, sorted.
+    """List what changed from identity ``a`` to ``b``, one line per dotted key, sorted.
 
     ``config.bits: 2 -> 3``, ``versions.torch 2.12 -> 2.13``, ``sources.q2n/linalg/dense.py changed``.
     """

@@ -72,7 +72,7 @@ def by_signal(number: int, starved: int | None) -> str:
 
 
 def ended_for_memory() -> int | None:
-    """How many processes the kernel has ended so far for want of memory, in this control group or, where
+    """Number of processes the kernel has ended so far for want of memory, in this control group or, where
     that does not say, on this machine; None where nothing does."""
     files = (
         folder / ("memory.oom_control" if first else "memory.events") for folder, first in control_groups()
@@ -97,8 +97,8 @@ def last_stage(log: Path) -> str:
 
 
 def last_tries(results_dir: str | Path) -> dict[str, str]:
-    """When each configuration (:func:`key_of`) whose process was killed was last tried: cells that are better
-    tried after all others."""
+    """Time of the last try of each configuration (:func:`key_of`) whose process was killed: such cells are
+    better tried after all others."""
     found, _ = failures.read_all(results_dir)
     tries = {key_of(it.ref.configuration): it.created for it in found if it.error_type == ERROR_TYPE}
     # Where nobody was left to write a failure, as after a power cut, there is the lease of the dead.

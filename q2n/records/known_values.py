@@ -1,4 +1,4 @@
-"""What the unquantized model ought to score: known numbers, and a stop where ours departs from them.
+"""Known scores of unquantized models, and a stop where ours departs from them.
 
 Weights, code or libraries that are not what they were move every number of a table alike, which is never
 noticed in the table. It is noticed in the unquantized model's score, before hours of quantization. Numbers
@@ -48,7 +48,7 @@ class KnownValue(Frozen):
     protocol: dict[str, Any] = Field(default_factory=dict)
 
     def concerns(self, model: str, weights: Mapping[str, Any], metric: Metric) -> bool:
-        """Whether this number is one of that quantity of that model, by the same protocol as far as it is
+        """Tell whether this number is one of that quantity of that model, by the same protocol as far as
         known."""
         protocol = metric.protocol.model_dump()
         return (
@@ -58,7 +58,7 @@ class KnownValue(Frozen):
         )
 
     def departure(self, metric: Metric) -> str | None:
-        """What is wrong with a measured number this one concerns; None: nothing."""
+        """Say what is wrong with a measured number this one concerns, or None if nothing is."""
         if math.isclose(metric.value, self.value, rel_tol=self.tolerance):
             return None
         protocol = f" ({metric.protocol.label()})" if self.protocol else ""

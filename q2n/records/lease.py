@@ -30,7 +30,7 @@ LAPSE = 120.0
 
 
 class Holder(NamedTuple):
-    """Who holds a lease: ``host`` names the machine and what tells its process numbers apart, ``start`` is
+    """Holder of a lease: ``host`` names the machine and what tells its process numbers apart, ``start`` is
     when the process started (in the machine's own units; empty where that is not known)."""
 
     host: str
@@ -75,7 +75,7 @@ class Lease:
 
 
 class Observer:
-    """What this process has seen of others' leases: since when each was not touched."""
+    """Takes leases; remembers since when each of others' was not touched."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[int, float]] = {}
@@ -87,37 +87,34 @@ class Observer:
             StorageError: the folder cannot be written.
         """
         with explained(folder):
-            return self._take(folder)
-
-    def _take(self, folder: Path) -> Lease | None:
-        folder.mkdir(parents=True, exist_ok=True)
-        last = max(_numbers(folder), default=0)
-        if last and not self.stale(folder / f"{PREFIX}{last}"):
-            return None
-        path = folder / f"{PREFIX}{last + 1}"
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            return None
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(json.dumps(this_process()._asdict()))
-        except OSError:  # an empty one would stand in everybody's way until it lapses
-            path.unlink(missing_ok=True)
-            raise
-        now = _numbers(folder)
-        older = [folder / f"{PREFIX}{number}" for number in now if number <= last]
-        # The first list may have been out of date by then: somebody may hold a lower number, if all were
-        # given back meanwhile, or may have taken this one for an old one and removed it.
-        if max(now, default=0) != last + 1 or not all(self.stale(other) for other in older):
-            path.unlink(missing_ok=True)
-            return None
-        for other in older:
-            other.unlink(missing_ok=True)
-        return Lease(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            last = max(_numbers(folder), default=0)
+            if last and not self.stale(folder / f"{PREFIX}{last}"):
+                return None
+            path = folder / f"{PREFIX}{last + 1}"
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileExistsError:
+                return None
+            try:
+                with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                    stream.write(json.dumps(this_process()._asdict()))
+            except OSError:  # an empty one would stand in everybody's way until it lapses
+                path.unlink(missing_ok=True)
+                raise
+            now = _numbers(folder)
+            older = [folder / f"{PREFIX}{number}" for number in now if number <= last]
+            # The first list may have been out of date by then: somebody may hold a lower number, if all were
+            # given back meanwhile, or may have taken this one for an old one and removed it.
+            if max(now, default=0) != last + 1 or not all(self.stale(other) for other in older):
+                path.unlink(missing_ok=True)
+                return None
+            for other in older:
+                other.unlink(missing_ok=True)
+            return Lease(path)
 
     def stale(self, path: Path) -> bool:
-        """Whether the holder of the lease ``path`` is gone."""
+        """Tell whether the holder of the lease ``path`` is gone."""
         try:
             # Opened, not only looked at: network file systems then ask the server.
             with path.open(encoding="utf-8") as stream:
@@ -135,7 +132,7 @@ class Observer:
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Who holds, or held when it died, the lease on ``folder``."""
+    """Holder of the lease on ``folder``, which may have died since, or None."""
     numbers = _numbers(folder)
     if not numbers:
         return None
@@ -146,7 +143,7 @@ def holder_of(folder: Path) -> Holder | None:
 
 
 def abandoned(folder: Path) -> bool:
-    """Whether a process of this machine died while it held the lease on ``folder``."""
+    """Tell whether a process of this machine died while it held the lease on ``folder``."""
     holder = holder_of(folder)
     return holder is not None and holder.host == this_process().host and not _is_alive(holder)
 
@@ -192,7 +189,7 @@ def _host() -> str:
 
 
 def _start(pid: int) -> str:
-    """When a process started, in clock ticks since the boot; empty where ``/proc`` does not say, and a word
+    """Start of a process, in clock ticks since the boot; empty where ``/proc`` does not say, and a word
     for one that has ended and was not yet waited for."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

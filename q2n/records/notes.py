@@ -1,4 +1,4 @@
-"""What one command was asked to run and what became of each cell: ``<results_dir>/sweeps/<id>/``.
+"""Notes on what a command was asked to run and what became of each cell: ``<results_dir>/sweeps/<id>/``.
 
 Any process may run a cell, on any machine that sees the results folder, so what is known of a sweep lives
 there and nowhere else: ``sweep.json`` lists the cells that were asked for, and whoever takes a cell up
@@ -24,7 +24,7 @@ from q2n.runtime.files import write_json_atomic
 
 
 class State(StrEnum):
-    """What became of a cell, or would become of it.
+    """State of a cell in a command or a plan.
 
     ``word`` stands in its place in a table without a value, ``sentence`` is for explaining. ``started`` and
     ``busy`` are replaced when the cell ends; where ``started`` stays, the process was killed.
@@ -84,7 +84,7 @@ def now() -> str:
 
 
 class Note(Frozen):
-    """What was decided about one cell. ``reason`` says why there is no record; ``exit_code`` is that of a
+    """Decision about one cell. ``reason`` says why there is no record; ``exit_code`` is that of a
     command for just it."""
 
     ref: CellRef
@@ -120,7 +120,7 @@ def new_id() -> str:
 
 
 def group_of(sweep: str) -> str:
-    """What a tracker calls the sweep: its id without the machine's name, which is nobody's business there."""
+    """Name of the sweep for trackers: its id without the machine's name, which is nobody's business there."""
     return "-".join((sweep.partition("-")[0], sweep.rpartition("-")[2]))
 
 
@@ -175,7 +175,7 @@ def _read(path: Path) -> Note | None:
 
 
 def read_sweep(results_dir: str | Path, sweep: str) -> Sweep | None:
-    """What was announced under an id, if it can be read."""
+    """The sweep that was announced under an id, or None if it cannot be read."""
     try:
         path = Path(results_dir) / FOLDER / sweep / ANNOUNCEMENT
         return Sweep.model_validate_json(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Where a number comes from: the code, the machine, the versions, the seeds, the weights.
+"""Origin of a number: the code, the machine, the versions, the seeds, the weights.
 
 Nothing here is part of a cell's identity. Environment variables, command lines of other programs and
 remote addresses are never read: a record may be published.

@@ -1,4 +1,4 @@
-"""What a record is: frozen objects with every field typed, so that a file that does not fit is noticed.
+"""Parts of a record: frozen objects with every field typed, so that a file that does not fit is noticed.
 
 A field may be added with a default; anything else raises ``SCHEMA_VERSION``.
 """
@@ -129,7 +129,7 @@ class TaskProtocol(_Protocol):
 
     @property
     def windows(self) -> int:
-        """How many items (the name that :class:`EvaluationProtocol` has for it)."""
+        """Number of items (the name that :class:`EvaluationProtocol` has for it)."""
         return self.items
 
     def parts(self) -> tuple[str, ...]:
@@ -218,7 +218,7 @@ class Metric(Frozen):
         return tuple(note for note in (cut, undefined) if note)
 
     def measures_as(self, other: Metric) -> bool:
-        """Whether both are the same quantity under the same protocol."""
+        """Tell whether both are the same quantity under the same protocol."""
         ours, theirs = ((item.name, item.dataset, item.protocol) for item in (self, other))
         return ours == theirs
 
@@ -234,8 +234,8 @@ class Metric(Frozen):
 
 
 class Reuse(Frozen):
-    """What a cell found of one stage: ``found`` of its ``parts`` (blocks, layers, matrices), which once took
-    ``saved_seconds`` to make."""
+    """Results that a cell found of one stage: ``found`` of its ``parts`` (blocks, layers, matrices), which
+    once took ``saved_seconds`` to make."""
 
     key: str
     parts: int
@@ -302,7 +302,7 @@ class CellRef(Frozen):
 
 
 class Provenance(Frozen):
-    """Where a number comes from (:func:`q2n.records.provenance.collect`). Any part that cannot be known is
+    """Origin of a number (:func:`q2n.records.provenance.collect`). Any part that cannot be known is
     ``None``, never a guess."""
 
     git_commit: str | None = None

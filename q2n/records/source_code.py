@@ -66,7 +66,7 @@ def targets(tree: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Module:
-    """What a module does and which modules of the package it needs for it."""
+    """Digests of what a module does, and the modules of the package it needs for that."""
 
     parts: Parts
     imports: tuple[str, ...]
@@ -160,7 +160,7 @@ CHECKOUT = Checkout()
 
 
 def _added(name: str) -> list[Path]:
-    """Where a module is that somebody has put on the path of one of the package's packages."""
+    """Places of a module that somebody has put on the path of one of the package's packages."""
     parent, _, leaf = name.rpartition(".")
     return [Path(folder) / leaf for folder in getattr(sys.modules.get(parent), "__path__", ())]
 
@@ -218,7 +218,7 @@ def _parts(body: Iterable[ast.stmt], owner: str = "") -> dict[str, str]:
 
 
 def _text(node: Any) -> str:
-    """What a syntax tree does, in one line that no version of Python writes otherwise.
+    """Write what a syntax tree does, in one line that no version of Python writes otherwise.
 
     (Neither :func:`ast.dump` nor :func:`ast.unparse` is: both have changed with the language.)
     """

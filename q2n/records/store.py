@@ -42,12 +42,12 @@ class UnreadableRecordWarning(UserWarning):
 
 
 def path_of(results_dir: str | Path, name: str, fingerprint: str) -> Path:
-    """Where the record of a cell is or will be."""
+    """Path of a cell's record, finished or not."""
     return Path(results_dir) / name / fingerprint / FILE_NAME
 
 
 def checkpoint_folder(results_dir: str | Path, name: str, fingerprint: str) -> Path:
-    """Where an unfinished cell keeps what it has."""
+    """Folder in which an unfinished cell keeps what it has."""
     return path_of(results_dir, name, fingerprint).with_name("checkpoint")
 
 
@@ -76,7 +76,7 @@ def write(record: RunRecord, path: Path) -> None:
 
 
 def _short_tree(record: RunRecord, digest: str) -> dict[str, Any]:
-    """What ``record.json`` has of a record: nothing twice.
+    """The content of ``record.json``: nothing twice.
 
     In the identity, keys of the configuration stand for their values, and ``provenance`` for the versions
     there. In a metric, its key stands for the protocol, which several metrics may share. Fields of metrics
@@ -262,8 +262,7 @@ def read_all(results_dir: str | Path, name: str | None = None) -> tuple[list[Run
 def read_each(
     results_dir: str | Path, name: str | None, file_name: str, read: Callable[[Path], T]
 ) -> tuple[list[T], list[str]]:
-    """What ``read`` makes of every file of that name (of one experiment), and one sentence per unreadable
-    file."""
+    """Read every file of that name (of one experiment); also one sentence per unreadable file."""
     found: list[T] = []
     faults: list[str] = []
     for path in sorted(Path(results_dir).glob(f"{escape(name) if name else '*'}/*/{file_name}")):

@@ -147,7 +147,7 @@ def _metric(rows: Sequence[ValueRow]) -> ValueRow:
 
 
 def _is_noise(column: pa.ChunkedArray) -> bool:
-    """Whether hardly a number occurs twice, so that only its exponent can be packed."""
+    """Tell whether hardly a number occurs twice, so that only its exponent can be packed."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

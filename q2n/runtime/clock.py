@@ -1,4 +1,4 @@
-"""Where the time of a quantization goes: seconds by kind of work, summed over all blocks.
+"""Time of a quantization: seconds by kind of work, summed over all blocks.
 
 Code says what it does with :func:`timed`; nothing is measured unless somebody listens (:func:`clocked`). On
 an accelerator, whose work is not waited for, seconds count where the host waits.

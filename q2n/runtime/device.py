@@ -1,4 +1,4 @@
-"""Which device and dtype a cell runs in: what ``auto`` means on this machine."""
+"""Device and dtype of a cell: the meaning of ``auto`` on this machine."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ def _surely_none() -> bool:
 
 @cache
 def processor_fields() -> dict[str, str]:
-    """What Linux tells of the processor: of each field the first value that is not empty, in order; else
-    nothing."""
+    """First value of each field of ``/proc/cpuinfo`` that is not empty, in order; none but on Linux."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

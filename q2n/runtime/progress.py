@@ -1,4 +1,4 @@
-"""What a person sees while a cell runs: one bar with block, stage and time left, on standard error."""
+"""Progress of a cell for people: one bar with block, stage and time left, on standard error."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Process:
-    """What this process has: the signal that came, how many shielded sections are open, and whom to tell."""
+    """State of this process: the signal that came, how many shielded sections are open, and whom to tell."""
 
     requested: int | None = None
     shields: int = 0

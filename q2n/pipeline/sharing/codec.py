@@ -43,7 +43,7 @@ def encode(quantized: QuantizedLinear) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def decode(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], original: Tensor) -> QuantizedLinear:
-    """What :func:`encode` was given, for the weight ``original`` ``(R, C)`` of the same problem.
+    """Undo :func:`encode`, for the weight ``original`` ``(R, C)`` of the same problem.
 
     Raises:
         KeyError, TypeError, ValueError: these are not the parts of a quantized layer of this version.

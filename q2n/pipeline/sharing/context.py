@@ -1,4 +1,4 @@
-"""Where the stages of one cell look for results: this process's memory, then the cache folder."""
+"""Places of results of the stages of one cell: this process's memory first, then the cache folder."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class StageContext:
         return known or self.store.open(address)
 
     def load(self, found: Part | StoredPart) -> Part:
-        """What was found, on the device."""
+        """The part that was found, on the device."""
         if isinstance(found, Part):
             return found
         tensors = {name: tensor.to(self.device) for name, tensor in found.tensors().items()}

@@ -1,4 +1,4 @@
-"""What each stage of a static cell depends on: the part of the cell's identity that its key is a digest of.
+"""Keys of the stages of a static cell: digests of the part of the cell's identity that a stage depends on.
 
 Code counts as it does for a whole cell (:mod:`q2n.records.source_code`): the modules that the stage and the
 options it is made with need, but for those known to be of no effect on it.
@@ -81,7 +81,8 @@ def stage_keys(
 
 
 def rewrite_identity(section: Mapping[str, Any], baseline: Baseline) -> dict[str, Any] | None:
-    """What of a baseline's section decides what the model is when it is measured; None: it is as it was."""
+    """The part of a baseline's section that decides what the model is when it is measured, or None if the
+    baseline leaves the model as it was."""
     names = baseline.rewrite_fields
     if names is None:
         return dict(section)

@@ -17,7 +17,7 @@ STAGE = "prepared"
 
 
 class PreparedStage:
-    """What ``prepare_block`` does to each block, done again without the inputs it looked at.
+    """Keeps what ``prepare_block`` does to each block, and does it again without the inputs it looked at.
 
     A preparation that puts other modules into a block is not kept: then it has to be done in every cell.
     """

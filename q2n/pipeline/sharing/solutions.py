@@ -61,7 +61,7 @@ def solving(context: StageContext, key: str, baseline: Baseline, block: int) -> 
 
 
 def _find(context: StageContext, address: Address) -> Mapping[str, _Solved | Part]:
-    """What is known of the layers of a block; from the cache folder as parts."""
+    """The known layers of a block; those of the cache folder as parts."""
     known: dict[str, _Solved] | None = context.memory.get(address)
     if known is not None:
         return known

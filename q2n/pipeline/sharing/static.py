@@ -1,4 +1,4 @@
-"""What the cells of a sweep have in common when all statistics come from the unquantized model.
+"""Work that the cells of a sweep share when all statistics come from the unquantized model.
 
 With ``calibration.stages=static`` no layer's problem depends on how another one was solved, so statistics,
 eigenbases and solved layers (before the correction) of one cell are those of every cell that agrees in what
@@ -18,7 +18,6 @@ from q2n.pipeline.calibration import collect, start
 from q2n.pipeline.sharing.context import StageContext
 from q2n.pipeline.sharing.prepared import PreparedStage
 from q2n.pipeline.sharing.solutions import Solve, solving
-from q2n.pipeline.sharing.spectra import decompose
 from q2n.pipeline.sharing.statistics import StatisticsStage
 
 if TYPE_CHECKING:
@@ -41,8 +40,7 @@ class StaticStages:
         wanted: frozenset[Statistic],
         blocks: int,
     ) -> None:
-        spectrum = partial(decompose, context, keys.spectra)
-        self._statistics = StatisticsStage(context, keys.statistics, wanted, blocks, spectrum)
+        self._statistics = StatisticsStage(context, keys, wanted, blocks)
         self._prepared = PreparedStage(context, keys.statistics, baseline, blocks)
         self._solving = partial(solving, context, keys.codes, baseline)
         self.ready = self._statistics.complete and self._prepared.complete

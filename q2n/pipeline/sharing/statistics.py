@@ -1,18 +1,27 @@
-"""Statistics of the unquantized model, block by block and statistic by statistic."""
+"""Statistics of the unquantized model, block by block and statistic by statistic, and their spectra."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import time
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from q2n.linalg.dense import Spectrum
+from q2n.linalg.dense import Spectrum, symmetric_spectrum
 from q2n.pipeline.sharing.context import StageContext
 from q2n.pipeline.sharing.store import Address, Part
 from q2n.types import Statistic, Statistics
 
+if TYPE_CHECKING:
+    from q2n.pipeline.sharing.keys import StageKeys
+
 STAGE = "statistics"
+SPECTRA = "spectra"
 
 Groups = dict[str, Statistics]
 """Statistics of one block by the name of the group of linears whose input they are of."""
@@ -22,7 +31,7 @@ HELDOUT = "heldout "
 
 
 class StatisticsStage:
-    """What is known of every block's inputs when a cell begins.
+    """Finds and keeps the statistics of every block's inputs.
 
     A part is one statistic of one block: a tensor and the counts of sequences and tokens per group (held-out
     inputs are a group of their own), and what measuring took. Every part is opened when the cell begins, so
@@ -30,15 +39,10 @@ class StatisticsStage:
     """
 
     def __init__(
-        self,
-        context: StageContext,
-        key: str,
-        wanted: frozenset[Statistic],
-        blocks: int,
-        decompose: Callable[[Tensor], Spectrum],
+        self, context: StageContext, keys: StageKeys, wanted: frozenset[Statistic], blocks: int
     ) -> None:
-        self._context, self._key, self._wanted = context, key, wanted
-        self._decompose = decompose
+        self._context, self._key, self._wanted = context, keys.statistics, wanted
+        self._decompose = partial(decompose, context, keys.spectra)
         self._given_up = False
         self._found = [
             {each: found for each in wanted if (found := context.find(self._address(block, each)))}
@@ -47,7 +51,7 @@ class StatisticsStage:
         self.complete = not any(self.missing(block) for block in range(blocks))
 
     def missing(self, block: int) -> frozenset[Statistic]:
-        """What has to be measured of a block that was not taken yet."""
+        """Statistics that have to be measured of a block that was not taken yet."""
         return self._wanted - self._found[block].keys()
 
     def take(self, block: int, measured: Groups, seconds: float | None = None) -> Groups:
@@ -93,7 +97,7 @@ class StatisticsStage:
 
 
 def _part(statistic: Statistic, groups: Groups, seconds: float) -> Part:
-    """What was measured of one statistic."""
+    """The part made of one measured statistic."""
     apart = {f"{HELDOUT}{name}": stats.heldout for name, stats in groups.items() if stats.heldout}
     having = {name: stats for name, stats in (groups | apart).items() if statistic in stats}
     return Part(
@@ -103,3 +107,28 @@ def _part(statistic: Statistic, groups: Groups, seconds: float) -> Part:
             "seconds": seconds,
         },
     )
+
+
+def decompose(context: StageContext, key: str, matrix: Tensor) -> Spectrum:
+    """Decompose a symmetric ``(C, C)`` float64 matrix, each matrix once.
+
+    The address is a digest of the matrix, so a basis that only exists inside a solver (QuIP's) is served as
+    well as a layer's own, and only what a correction asks for is ever computed or kept.
+
+    Raises:
+        NumericalError: the matrix is not finite.
+    """
+    numbers: Any = matrix.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    address = Address(SPECTRA, key, hashlib.sha256(numbers).hexdigest()[:32])
+    found = context.find(address)
+    if found is None:
+        began = time.perf_counter()
+        made = symmetric_spectrum(matrix)
+        tensors = {"values": made.values.contiguous(), "vectors": made.vectors.contiguous()}
+        part = Part(tensors, {"seconds": time.perf_counter() - began})
+        context.store.write(address, *part)
+    else:
+        part = context.load(found)
+    context.tally.note(SPECTRA, key, found is not None, part.facts["seconds"])
+    context.remember(address, part)
+    return Spectrum(part.tensors["values"], part.tensors["vectors"])

@@ -38,7 +38,7 @@ class Address(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a stage has made of one block, layer or matrix. ``facts`` have a JSON form."""
+    """Result of a stage for one block, layer or matrix. ``facts`` have a JSON form."""
 
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
