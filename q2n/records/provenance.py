@@ -34,6 +34,7 @@ def collect(
         root: folder of the git checkout; default: the one that holds this package.
     """
     commit, dirty = git_state(root or PACKAGE.parent)
+    torch = sys.modules.get("torch")
     return Provenance(
         git_commit=commit,
         git_dirty=dirty,
@@ -41,7 +42,7 @@ def collect(
         python=platform.python_version(),
         platform=platform.platform(),
         cpu=cpu_model(),
-        threads=threads(),
+        threads=torch.get_num_threads() if torch else os.cpu_count(),  # of a forward pass
         device=device,
         dtype=dtype,
         seeds=dict(seeds),
@@ -76,12 +77,6 @@ def cpu_model() -> str:
     """The processor's name, for reading wall times; the bare architecture where it is not known."""
     names = (name for key, name in processor_fields().items() if key in ("model name", "Model", "Processor"))
     return next(names, platform.processor() or platform.machine())
-
-
-def threads() -> int | None:
-    """Threads a forward pass uses: torch's own count where torch is loaded."""
-    torch = sys.modules.get("torch")
-    return int(torch.get_num_threads()) if torch is not None else os.cpu_count()
 
 
 def reset_peak_memory() -> bool:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from q2n.exceptions import RecordError
-from q2n.records.schema import LAYER_TIMES, Metric
+from q2n.records.schema import LAYER_TIMES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,7 +49,12 @@ def layer_rows(record: RunRecord) -> list[ValueRow]:
 
 def window_rows(record: RunRecord) -> list[ValueRow]:
     """A row per metric and window or item."""
-    return [row for place, metric in enumerate(record.metrics) for row in _window_rows(place, metric)]
+    rows: list[ValueRow] = []
+    for place, metric in enumerate(record.metrics):
+        found = {column: _values(getattr(metric, name)) for name, column in WINDOW_COLUMNS.items()}
+        for window, values in enumerate(zip_longest(*found.values())):
+            rows.append({"metric": place, "window": window, **dict(zip(found, values, strict=True))})
+    return rows
 
 
 def pack(record: RunRecord) -> bytes:
@@ -126,12 +131,6 @@ def _layer(row: ValueRow) -> ValueRow:
         else:
             fields[name] = value
     return fields
-
-
-def _window_rows(place: int, metric: Metric) -> Iterable[ValueRow]:
-    found = {column: _values(getattr(metric, name)) for name, column in WINDOW_COLUMNS.items()}
-    for window, values in enumerate(zip_longest(*found.values())):
-        yield {"metric": place, "window": window, **dict(zip(found, values, strict=True))}
 
 
 def _values(field: str | Sequence[float]) -> Sequence[Any]:

@@ -19,7 +19,8 @@ def resolve_device(device: str) -> str:
     Raises:
         ConfigurationError: the device asked for is not there.
     """
-    if device == "cpu" or (device == "auto" and _surely_none()):
+    surely_none = sys.platform == "linux" and not any(os.path.exists(path) for path in DRIVERS)
+    if device == "cpu" or (device == "auto" and surely_none):
         return "cpu"
     import torch
 
@@ -53,10 +54,6 @@ def resolve_dtype(dtype: str, device: str) -> str:
     if device == "cpu" and any(getattr(torch.cpu, probe, lambda: False)() for probe in native):
         return "bfloat16"
     return "float32"
-
-
-def _surely_none() -> bool:
-    return sys.platform == "linux" and not any(os.path.exists(path) for path in DRIVERS)
 
 
 @cache
