@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from q2n.records.store import Metric
+from q2n.records.schema import Metric
 from q2n.report.tables.columns import Column
 from q2n.report.tables.lines import Row
 
