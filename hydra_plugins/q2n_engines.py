@@ -1,5 +1,7 @@
-"""Hydra takes launchers and sweepers from the namespace ``hydra_plugins`` only; see ``q2n/launchers``."""
+"""Hydra takes launchers and sweepers from the namespace ``hydra_plugins`` only; see
+``q2n/launchers`` and ``q2n/command/grid.py``."""
 
+from q2n.command import grid
 from q2n.launchers import joblib, optuna, ray, submitit
 
 
@@ -17,6 +19,10 @@ class LocalLauncher(submitit.LocalLauncher):
 
 class SlurmLauncher(submitit.SlurmLauncher):
     """``hydra/launcher=submitit_slurm``."""
+
+
+class GridSweeper(grid.GridSweeper):
+    """``hydra/sweeper=grid``."""
 
 
 class OptunaSweeper(optuna.OptunaSweeper):

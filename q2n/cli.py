@@ -29,12 +29,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from q2n.cells.objective import objective
 from q2n.command import supervisor
+from q2n.command.grid import GridSweeper
 from q2n.command.hydra_errors import explain
+from q2n.command.outcomes import Command, ended, exit_code, show, track
 from q2n.command.preflight import config_folders, preflight
-from q2n.command.summary import Command, ended, exit_code, show, track
 from q2n.config import RunConfig
 from q2n.exceptions import Q2NError, UnsupportedError
-from q2n.launchers.extras import own_names
 from q2n.launchers.trial import trial_of
 from q2n.plan.fit import misfit
 from q2n.records.notes import VARIABLE, State, group_of, new_id, read_sweep
@@ -58,7 +58,6 @@ def main() -> None:
     arguments = sys.argv[1:]
     command = Command(new_id())
     death = supervisor.in_child()
-    own_names()
     try:
         with interruption.graceful():
             command = preflight(CONFIG_DIR, arguments, command.sweep)
@@ -76,8 +75,8 @@ def main() -> None:
                 sys.argv.append(f"+hydra.job.env_set.{VARIABLE}={command.sweep}")
             # Hydra would look for a relative one beside this file.
             sys.argv.append(f"--config-path={config_folders(CONFIG_DIR, arguments)[0]}")
-            with command.ordered().without(config.overrides for config, _ in misfits).in_force():
-                _hydra_main()
+            GridSweeper.chosen = command.to_run(misfits)
+            _hydra_main()
             _visit_busy_again(command.sweep)
     except Q2NError as error:
         _leave(command, f"{type(error).__name__}: {error}", error.exit_code)
@@ -158,7 +157,7 @@ def _one_after_the_other(runtime: HydraConf) -> bool:
     """Whether this process runs all cells of a grid itself, so that it can come back to one."""
     launcher, sweeper = str(runtime.launcher._target_), str(runtime.sweeper._target_)
     sweep = runtime.mode == hydra.types.RunMode.MULTIRUN
-    return sweep and launcher.endswith(".BasicLauncher") and sweeper.endswith(".BasicSweeper")
+    return sweep and launcher.endswith(".BasicLauncher") and sweeper.endswith(".GridSweeper")
 
 
 def _cells(config: RunConfig, sweep: str | None) -> int | str:

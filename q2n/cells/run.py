@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q2n.cells.out_of_memory import explained
-from q2n.command.summary import Outcome
 from q2n.config import RunConfig
 from q2n.exceptions import StoppedEarly, StorageError, UnsupportedError
 from q2n.pipeline.checkpoint import discard
@@ -22,6 +21,7 @@ from q2n.records.failure import Failure
 from q2n.records.fingerprint import identify
 from q2n.records.log import CellLog
 from q2n.records.notes import Note, State, leave_note
+from q2n.records.outcome import Outcome
 from q2n.records.source_code import CHECKOUT
 from q2n.records.store import RunRecord
 from q2n.runtime.files import FULL

@@ -9,17 +9,93 @@ of them. No job is started for cells that are known not to run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
-from hydra.core.override_parser.types import Override
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
+from q2n.config import RunConfig
 from q2n.exceptions import ConfigurationError
 
-Cell = list[str]
+Combination = list[str]
 """The overrides of one job."""
+
+
+class GridSweeper(Sweeper):
+    """``hydra/sweeper=grid``: jobs for the cells that were chosen before, ``max_batch_size`` of them at a
+    time; see ``conf/hydra/sweeper/grid.yaml``.
+
+    Raises:
+        ConfigurationError: ``max_batch_size`` is below 1.
+    """
+
+    chosen: ClassVar[Sequence[Combination] | None] = None
+    """The cells to run; None: every combination. Of the class, because Hydra makes the sweeper itself, from
+    nothing but its configuration. The cells have been composed when they were chosen, so that they need not
+    be composed once more before the first one starts."""
+
+    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, Any] | None = None) -> None:
+        if max_batch_size is not None and max_batch_size < 1:
+            raise ConfigurationError(f"hydra.sweeper.max_batch_size={max_batch_size}: must be at least 1")
+        self.max_batch_size, self.params = max_batch_size, params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._config, self._loader = config, hydra_context.config_loader
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Launch the batches one after the other; a job that raised ends the sweep with its batch."""
+        cells = self.chosen
+        if cells is None:
+            cells = combinations(self.params, arguments, self._loader)
+        folder = Path(self._config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self._config, folder / "multirun.yaml")
+        size = self.max_batch_size or max(1, len(cells))
+        batches = []
+        for first in range(0, len(cells), size):
+            batch = self._launcher.launch(cells[first : first + size], initial_job_idx=first)
+            for job in batch:
+                _ = job.return_value  # raises what the job raised
+            batches.append(batch)
+        return batches
+
+
+def combinations(
+    params: Mapping[str, Any], overrides: Sequence[str], loader: ConfigLoader
+) -> list[Combination]:
+    """The product of the values of all keys in the sweeper's ``params`` and on the command line, which wins.
+
+    Raises:
+        ConfigurationError: the values of a key cannot be listed.
+        HydraException: an override cannot be parsed.
+    """
+    lines = {key: f"{key}={value}" for key, value in params.items()}
+    lines |= {_key(item): item for item in overrides if _key(item) in lines}
+    others = [item for item in overrides if _key(item) not in lines]
+    axes: dict[str, list[str]] = {}
+    for item in OverridesParser.create(loader).parse_overrides([*lines.values(), *others]):
+        key = item.get_key_element()
+        if not item.is_sweep_override():
+            axes[key] = [f"{key}={item.get_value_element_as_str()}"]
+        elif item.is_discrete_sweep():
+            axes[key] = [f"{key}={value}" for value in item.sweep_string_iterator()]
+        else:
+            raise ConfigurationError(
+                f"{item.input_line}: a grid needs values that can be listed; hydra/sweeper=optuna searches"
+            )
+    return [list(cell) for cell in itertools.product(*axes.values())]
 
 
 def task_overrides(overrides: Iterable[str]) -> frozenset[str]:
@@ -28,7 +104,7 @@ def task_overrides(overrides: Iterable[str]) -> frozenset[str]:
 
 
 def foreign_settings(
-    product: Sequence[Cell], groups: Iterable[str], has: Callable[[str, str], bool]
+    product: Sequence[Combination], groups: Iterable[str], has: Callable[[str, str], bool]
 ) -> dict[str, frozenset[str]]:
     """For options of a sweep (``q2n=off``) the settings (``q2n.t``) that only others of the same group have.
 
@@ -49,50 +125,40 @@ def foreign_settings(
 
 @dataclass(frozen=True)
 class Grid:
-    """Which cells of a product run, and with which of its settings."""
+    """What of a product makes no cell, or no cell of its own."""
 
     foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """See :func:`foreign_settings`."""
-    unread: Mapping[frozenset[str], Mapping[str, str]] = field(default_factory=dict)
-    """By cell, the settings that it does not read, and why."""
+    unread: Sequence[str] = ()
+    """Why settings of some cells are not read by them."""
     left_out: Mapping[frozenset[str], str] = field(default_factory=dict)
     """Cells whose values exclude each other, and how."""
-    silent: frozenset[frozenset[str]] = frozenset()
-    """Cells left out of which others speak."""
-    late: Mapping[frozenset[str], str] = field(default_factory=dict)
-    """Cells that run after all others, and when they were last tried."""
 
-    def cells(self, product: Iterable[Sequence[str]]) -> list[Cell]:
-        """The cells to run, each once, in the order of the product but for late ones."""
-        unique: dict[frozenset[str], Cell] = {}
+    def cells(self, product: Iterable[Combination]) -> list[Combination]:
+        """The cells without foreign settings, each once, in the order of the product."""
+        unique: dict[frozenset[str], Combination] = {}
         for cell in product:
             foreign = {key for item in cell for key in self.foreign.get(item, ())}
-            fitting = without(cell, foreign)
-            fitting = without(fitting, self.unread.get(task_overrides(fitting), ()))
+            fitting = [item for item in cell if _key(item) not in foreign]
             unique.setdefault(task_overrides(fitting), fitting)
-        chosen = {
-            key: it for key, it in unique.items() if key not in self.left_out and key not in self.silent
-        }
-        return [chosen[key] for key in sorted(chosen, key=lambda key: self.late.get(key, ""))]
+        return list(unique.values())
 
-    def without(self, cells: Iterable[Iterable[str]]) -> Grid:
-        """The grid without cells that are accounted for elsewhere."""
-        return replace(self, silent=self.silent | {task_overrides(cell) for cell in cells})
-
-    def with_last(self, cells: Mapping[tuple[str, ...], str]) -> Grid:
-        """The grid with cells at its end, in the order of when they were last tried."""
-        return replace(self, late={task_overrides(cell): tried for cell, tried in cells.items()})
-
-    def without_corners(self, faults: Sequence[tuple[Cell, ConfigurationError]], used: set[str]) -> Grid:
-        """The grid without cells that cannot be configured although other cells use each of their values.
+    def judged(
+        self, configs: Sequence[RunConfig], faults: Sequence[tuple[Combination, ConfigurationError]]
+    ) -> Grid:
+        """The grid with what is known once its cells have been composed: what those that can be configured do
+        not read, and those that cannot although other cells use each of their values.
 
         Raises:
             ConfigurationError: a cell has a value that no cell can use: a mistake.
         """
+        used = {item for config in configs for item in config.asked}
         for cell, error in faults:
             if not used or not task_overrides(cell) <= used:
                 raise error
-        return replace(self, left_out={task_overrides(cell): str(error) for cell, error in faults})
+        unread = dict.fromkeys(why for config in configs for why in config.unread_settings().values())
+        left_out = {task_overrides(cell): str(error) for cell, error in faults}
+        return replace(self, unread=tuple(unread), left_out=left_out)
 
     @property
     def remarks(self) -> list[str]:
@@ -101,45 +167,11 @@ class Grid:
             f"{option}: without {', '.join(sorted(keys))}, which it does not have"
             for option, keys in self.foreign.items()
         ]
-        reasons = dict.fromkeys(why for settings in self.unread.values() for why in settings.values())
-        if reasons:
-            dropped.append(f"not set where it is not read (equal cells run once): {'; '.join(reasons)}")
+        if self.unread:
+            dropped.append(f"not set where it is not read (equal cells run once): {'; '.join(self.unread)}")
         # of pydantic's complaint about a whole option only the rule: its values are the line's beginning
         rules = {cell: why.rpartition("value error, ")[2] for cell, why in self.left_out.items()}
         return dropped + [f"left out: {' '.join(sorted(cell))}: {why}" for cell, why in rules.items()]
-
-    @contextmanager
-    def in_force(self) -> Iterator[None]:
-        """Inside the block a grid sweep of this process runs these cells. They have been composed before, so
-        that Hydra need not compose each of them once more before it starts the first.
-
-        (Not a sweeper of our own: Hydra takes plugins only from packages named ``hydra_plugins``.)
-        """
-        Plugins.instance()  # imports the sweeper's module anew: only from then on is the class the one in use
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-        split, validate = BasicSweeper.split_arguments, BasicSweeper.validate_batch_is_legal
-
-        def chosen(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-            cells = self.cells(cell for batch in split(overrides, None) for cell in batch)
-            size = max_batch_size or max(1, len(cells))
-            return [cells[first : first + size] for first in range(0, len(cells), size)]
-
-        def validated(_sweeper: object, _batch: object) -> None:
-            pass
-
-        BasicSweeper.split_arguments = staticmethod(chosen)  # type: ignore[method-assign]
-        BasicSweeper.validate_batch_is_legal = validated  # type: ignore[method-assign, assignment]
-        try:
-            yield
-        finally:
-            BasicSweeper.split_arguments = staticmethod(split)  # type: ignore[method-assign]
-            BasicSweeper.validate_batch_is_legal = validate  # type: ignore[method-assign]
-
-
-def without(cell: Sequence[str], keys: Collection[str]) -> Cell:
-    """The overrides of a cell that set none of ``keys``."""
-    return [item for item in cell if _key(item) not in keys]
 
 
 def _key(override: str) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.errors import OverrideParseException
+from hydra.errors import InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from q2n.command.preflight import config_name
@@ -20,6 +20,8 @@ def explain(error: Exception, folders: Sequence[Path], overrides: Sequence[str])
         folders: where options are looked for, the main one first.
         overrides: the command line's, which say what option of a group is meant.
     """
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return str(error.__cause__)  # of a launcher or sweeper, which names its setting
     text = str(error).strip()
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be parsed as key=value ({text.splitlines()[0]})"

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
@@ -21,10 +19,9 @@ from hydra.errors import SearchPathException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from q2n.command.grid import Cell, Grid, foreign_settings, task_overrides
-from q2n.command.summary import Command
-from q2n.command.unread import refuse_unread
-from q2n.config import GROUPS, RunConfig
+from q2n.command.grid import Combination, Grid, combinations, foreign_settings, task_overrides
+from q2n.command.outcomes import Command
+from q2n.config import GROUPS, RunConfig, key_of
 from q2n.exceptions import ConfigurationError
 from q2n.launchers import extras as engines
 from q2n.launchers.space import search
@@ -45,6 +42,7 @@ def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Co
         HydraException: a key, an option or the folder of ``--config-dir`` does not exist, or an override
             cannot be parsed.
     """
+    engines.own_names()
     parsed = get_args_parser().parse_args(list(arguments))
     if any(getattr(parsed, flag, None) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion")):
         return Command(sweep)
@@ -59,26 +57,22 @@ def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Co
         multirun = bool(parsed.multirun) or base.hydra.mode == RunMode.MULTIRUN
         product, complete = _product(base, overrides) if multirun else ([overrides], True)
         grid = _grid(product, composed) if multirun and complete else Grid()
-        configs: dict[frozenset[str], RunConfig] = {}
-        whole, used, faults = [], set[str](), []
-        unread: dict[frozenset[str], dict[str, str]] = {}
+        configs: list[RunConfig] = []
+        faults: list[tuple[Combination, ConfigurationError]] = []
         for cell in grid.cells(product):
             try:
-                config = _configure(composed(cell))
+                configs.append(_configure(composed(cell)))
             except ConfigurationError as error:
                 faults.append((cell, error))
-                continue
-            whole.append(config)
-            used |= task_overrides(cell)
-            if settings := config.unread_settings():
-                unread[task_overrides(cell)] = settings
-            configs.setdefault(task_overrides(config.overrides), config)
-        grid = replace(grid.without_corners(faults, used), unread=unread)
-        refuse_unread(whole, folders)
-    return Command(sweep, list(configs.values()), complete, multirun, grid)
+        grid = grid.judged(configs, faults)
+        _refuse_unread(configs, folders)
+    different: dict[frozenset[str], RunConfig] = {}
+    for config in configs:
+        different.setdefault(task_overrides(config.overrides), config)
+    return Command(sweep, list(different.values()), complete, multirun, grid)
 
 
-def _grid(product: Sequence[Cell], composed: Compose) -> Grid:
+def _grid(product: Sequence[Combination], composed: Compose) -> Grid:
     """What options of a sweep have no use for (each is composed once, by itself)."""
     options: dict[str, DictConfig] = {}
 
@@ -141,21 +135,58 @@ def _composing(folders: Sequence[Path], name: str) -> Iterator[Compose]:
         yield lambda overrides: compose(name, list(overrides), return_hydra_config=True)
 
 
-def _product(base: DictConfig, overrides: list[str]) -> tuple[list[list[str]], bool]:
+def _product(base: DictConfig, overrides: list[str]) -> tuple[list[Combination], bool]:
     """The override lists of a grid sweep, experiment files' ``hydra.sweeper.params`` included, and true; some
     to validate and false where another sweeper chooses the cells as it goes."""
     engines.check(base.hydra)
-    sweeper = base.hydra.sweeper
-    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    if sweeper.get("_target_", "").endswith("OptunaSweeper"):
-        return search(sweeper.get("params") or {}, overrides).extremes(), False
-    if not sweeper.get("_target_", "").endswith("BasicSweeper"):
+    params = base.hydra.sweeper.get("params") or {}
+    kind = base.hydra.sweeper.get("_target_", "").rpartition(".")[2]
+    if kind == "OptunaSweeper":
+        return search(params, overrides).extremes(), False
+    if kind != "GridSweeper":
         return [[item for item in overrides if not _is_sweep(item)]], False
-    given = {item.split("=", 1)[0].lstrip("+~") for item in overrides}
-    params = [item for item in params if item.split("=", 1)[0] not in given]
-    parsed = OverridesParser.create().parse_overrides(params + overrides)
-    return [list(cell) for batch in BasicSweeper.split_arguments(parsed, None) for cell in batch], True
+    return combinations(params, overrides, GlobalHydra.instance().config_loader()), True
 
 
 def _is_sweep(override: str) -> bool:
     return OverridesParser.create().parse_overrides([override])[0].is_sweep_override()
+
+
+def _refuse_unread(configs: Sequence[RunConfig], folders: Sequence[Path]) -> None:
+    """Refuse settings that none of the cells of a command that have them reads.
+
+    Args:
+        folders: where options are looked for.
+
+    Raises:
+        ConfigurationError: names each setting, why nothing reads it, and what would.
+    """
+    reading = {key_of(override) for config in configs for override in config.overrides}
+    complaints = dict.fromkeys(
+        _complaint(key, config, folders)
+        for config in configs
+        for key in config.unread_settings()
+        if key not in reading
+    )
+    if complaints:
+        raise ConfigurationError("\n".join(complaints))
+
+
+def _complaint(key: str, config: RunConfig, folders: Sequence[Path]) -> str:
+    if config.unread[key]:
+        return f"{key}: {config.unread[key]}"
+    baseline, choice = config.baseline, config.choices["baseline"]
+    if key == "group_size" and baseline.no_groups:
+        rule = f"{choice} has {baseline.no_groups}: group_size does not apply"
+        return f"{rule}; baselines with groups: {_following(key, folders)}"
+    if f"baseline.{key}" in config.unread:
+        return f"{key}: {config.unread[f'baseline.{key}']}"
+    rule = f"{key}: baseline={choice} does not follow it: set baseline.{key}"
+    return f"{rule}; baselines that follow {key}: {_following(key, folders)}"
+
+
+def _following(key: str, folders: Sequence[Path]) -> str:
+    """The baselines whose options refer to a top-level key."""
+    files = sorted(path for folder in folders for path in (folder / "baseline").glob("*.yaml"))
+    names = [path.stem for path in files if f"${{{key}}}" in path.read_text(encoding="utf-8")]
+    return ", ".join(sorted(set(names)))

@@ -1,7 +1,7 @@
 """What the engines that spread the cells of a sweep over workers have in common.
 
 An engine is a Hydra launcher. It only decides where a cell runs: what came of it is read back from disk by
-:mod:`q2n.command.summary`, whoever ran it, so a worker that dies costs its cell and nothing else.
+:mod:`q2n.command.outcomes`, whoever ran it, so a worker that dies costs its cell and nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from q2n.launchers.extras import own_names
 from q2n.launchers.loss import record_loss
 from q2n.launchers.workers import Worker
 from q2n.records.notes import UNWRITTEN
@@ -60,6 +61,7 @@ class Job:
         worker.settle(self.folder)
         setup_globals()
         Singleton.set_state(self.singletons)
+        own_names()
         composed = self.composed()
         HydraConfig.instance().set_config(composed)
         returned = run_job(

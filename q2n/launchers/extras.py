@@ -13,7 +13,10 @@ PLUGINS = "hydra_plugins.q2n_engines"
 PACKAGES = {"joblib": "joblib", "ray": "ray", "submitit": "slurm", "optuna": "optuna"}
 """The extra of q2n that installs a package."""
 
-OPTIONS = {"launcher": ("joblib", "ray", "submitit_local", "submitit_slurm"), "sweeper": ("optuna",)}
+OPTIONS = {
+    "launcher": ("joblib", "ray", "submitit_local", "submitit_slurm"),
+    "sweeper": ("basic", "grid", "optuna"),
+}
 """This project's options below ``conf/hydra``."""
 
 
@@ -43,8 +46,9 @@ def check(hydra: Mapping[str, Any]) -> None:
     for part in ("launcher", "sweeper"):
         module, _, name = hydra[part].get("_target_", "").rpartition(".")
         if module == PLUGINS:
-            package = getattr(import_module(module), name).package
-            require(package, f"hydra/{part}={hydra['runtime']['choices'][f'hydra/{part}']}")
+            package = getattr(getattr(import_module(module), name), "package", None)
+            if package is not None:
+                require(package, f"hydra/{part}={hydra['runtime']['choices'][f'hydra/{part}']}")
 
 
 def own_names() -> None:

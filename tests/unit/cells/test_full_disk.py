@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 
 from q2n.cells import run
 from q2n.cli import CONFIG_DIR
+from q2n.command.outcomes import exit_code, show
 from q2n.command.preflight import preflight
-from q2n.command.summary import exit_code, show
 from q2n.data import local_files
 from q2n.exceptions import ConfigurationError, StorageError
 from q2n.models import convert

@@ -3,11 +3,12 @@
 import itertools
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from q2n.cli import CONFIG_DIR
-from q2n.command.grid import Grid, foreign_settings
+from q2n.command.grid import Grid, GridSweeper, combinations, foreign_settings
 from q2n.command.preflight import preflight
 from q2n.exceptions import ConfigurationError
 
@@ -22,10 +23,31 @@ def product(*axes):
     return [list(cell) for cell in itertools.product(*axes)]
 
 
-def split(overrides, batch_size=None):
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+class Launcher:
+    """Runs no cell; what it was given, by the number of the batch's first job."""
 
-    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), batch_size)
+    def __init__(self):
+        self.batches = {}
+
+    def launch(self, cells, initial_job_idx):
+        self.batches[initial_job_idx] = [list(cell) for cell in cells]
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=None) for _ in cells]
+
+
+@pytest.fixture
+def sweeper(tmp_path, monkeypatch):
+    """A function that sweeps cells in batches, and returns these."""
+
+    def sweep(cells, batch_size=None):
+        monkeypatch.setattr(GridSweeper, "chosen", cells)
+        made = GridSweeper(batch_size)
+        made._config = OmegaConf.create({"bits": 3, "hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}})
+        made._launcher, made._loader = Launcher(), None
+        made.sweep(["bits=4,5"])
+        assert OmegaConf.load(tmp_path / "sweep" / "multirun.yaml").bits == 3
+        return made._launcher.batches
+
+    return sweep
 
 
 def test_an_option_without_the_settings_of_the_others_runs_once():
@@ -58,12 +80,13 @@ def test_equal_cells_run_once():
 
 
 def test_a_setting_is_taken_from_the_cells_that_do_not_read_it():
+    command = preflight(CONFIG_DIR, ["-m", "baseline=gptq,quip", "group_size=32,64"])
+    assert command.grid.remarks == [
+        "not set where it is not read (equal cells run once): group_size is not read with baseline=quip"
+    ]
     cells = product(["baseline=gptq", "baseline=quip"], ["group_size=32", "group_size=64"])
-    why = {"group_size": "group_size is not read with baseline=quip"}
-    grid = Grid(unread={frozenset(cell): why for cell in cells if "baseline=quip" in cell})
-    assert grid.cells(cells) == [*cells[:2], ["baseline=quip"]]
-    assert grid.without([["baseline=quip"]]).cells(cells) == cells[:2]
-    assert grid.remarks == [f"not set where it is not read (equal cells run once): {why['group_size']}"]
+    assert command.to_run([]) == [*cells[:2], ["baseline=quip"]]
+    assert command.to_run([(command.cells[2], ConfigurationError())]) == cells[:2]
 
 
 def test_values_that_exclude_each_other_are_left_out_with_the_rule():
@@ -87,16 +110,31 @@ def test_a_value_that_no_cell_can_use_stops_the_sweep(wrong):
         preflight(CONFIG_DIR, ["-m", wrong, "seed=0,1"])
 
 
-def test_hydra_runs_what_was_checked():
-    cells = product(["q2n=off", "q2n=on"], ["q2n.t=0.1", "q2n.t=0.2"])
-    grid = Grid(foreign_settings(cells, ["q2n"], has)).without(
-        [["q2n=on", "q2n.t=0.2", "hydra.verbose=true"]]
-    )
-    arguments = ["q2n=off,on", "q2n.t=0.1,0.2", "+hydra.job.env_set.X=1"]
-    with grid.in_force():
-        batches = split(arguments, 1)
-    assert batches == [
-        [["q2n=off", "+hydra.job.env_set.X=1"]],
-        [["q2n=on", "q2n.t=0.1", "+hydra.job.env_set.X=1"]],
-    ]
-    assert [len(batch) for batch in split(arguments)] == [4]
+def test_the_sweeper_runs_what_was_chosen(sweeper):
+    cells = [["bits=2"], ["bits=3"], ["bits=4"]]
+    assert sweeper(cells) == {0: cells}
+    assert sweeper(cells, 2) == {0: cells[:2], 2: cells[2:]}
+    assert sweeper([]) == {}
+    assert sweeper(None) == {0: [["bits=4"], ["bits=5"]]}
+    with pytest.raises(ConfigurationError, match="max_batch_size=0: must be at least 1"):
+        sweeper(cells, 0)
+
+
+def test_the_command_line_wins_over_the_axes_of_an_experiment():
+    params = {"bits": "2,3", "q2n": "on,off", "seed": 0}
+    found = combinations(params, ["seed=range(1,3)", "+q2n=off", "name=x"], None)
+    assert found == product(["bits=2", "bits=3"], ["+q2n=off"], ["seed=1", "seed=2"], ["name=x"])
+    with pytest.raises(ConfigurationError, match=r"q2n.t=interval\(0,1\): .* hydra/sweeper=optuna"):
+        combinations({}, ["q2n.t=interval(0,1)"], None)
+
+
+def test_options_that_fit_a_pattern_are_an_axis():
+    command = preflight(CONFIG_DIR, ["-m", "model=glob(tiny_*,exclude=*qwen*)", "bits=2"])
+    assert [list(cell.overrides) for cell in command.cells] == [["model=tiny_llama", "bits=2"]]
+
+
+@pytest.mark.parametrize("given", [[], ["hydra/sweeper=basic"], ["hydra/sweeper=grid"]])
+def test_every_name_of_the_grid_sweep_leaves_out_what_makes_no_sense(given):
+    command = preflight(CONFIG_DIR, ["-m", *given, "q2n=on,off", "q2n.t=0.1,0.2"])
+    assert command.complete
+    assert len(command.cells) == 3

@@ -19,8 +19,8 @@ from helpers.records import make_record
 
 from q2n.cells import run
 from q2n.cli import CONFIG_DIR
+from q2n.command.outcomes import UNFINISHED, Command, exit_code
 from q2n.command.preflight import preflight
-from q2n.command.summary import UNFINISHED, Command, exit_code
 from q2n.exceptions import NumericalError, RecordError
 from q2n.pipeline import cell
 from q2n.records import failure, lease

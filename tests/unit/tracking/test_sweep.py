@@ -18,8 +18,9 @@ import pytest
 from helpers.records import make_metric, make_record, make_ref
 from helpers.wandb_files import read_back
 
-from q2n.command.summary import Command, Outcome, track
+from q2n.command.outcomes import Command, track
 from q2n.records.notes import State, group_of, new_id
+from q2n.records.outcome import Outcome
 from q2n.records.store import RunRecord
 from q2n.report.figures.of_study import figures_of_sweep, write_figures
 from q2n.report.overview import study_report

@@ -13,12 +13,11 @@ from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING
 
-from q2n.command.grid import Grid
+from q2n.command.grid import Combination, Grid
 from q2n.exceptions import ConfigurationError, RecordError, StorageError
 from q2n.records import failure as failures
 from q2n.records import killed, lease
 from q2n.records import store as records
-from q2n.records.failure import Failure
 from q2n.records.notes import (
     FINISHED,
     AnnouncedCell,
@@ -31,7 +30,7 @@ from q2n.records.notes import (
     read_note,
     read_notes,
 )
-from q2n.records.store import RunRecord
+from q2n.records.outcome import Outcome
 from q2n.runtime.files import FULL
 
 if TYPE_CHECKING:
@@ -39,29 +38,9 @@ if TYPE_CHECKING:
 
     from q2n.command.supervisor import Death
     from q2n.config import RunConfig
-    from q2n.records.schema import CellRef
 
 UNFINISHED = (State.FAILED, State.MISSING, State.STARTED, State.INTERRUPTED, State.BUSY)
 """Results that make a sweep fail; a cell that does not fit or was left out on purpose does not."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One cell. ``failure`` is what was left of the last try where that one did not succeed; ``reason`` is
-    why there is no record."""
-
-    ref: CellRef
-    decision: State
-    results_dir: str
-    record: RunRecord | None = None
-    failure: Failure | None = None
-    reason: str = ""
-    exit_code: int = 0
-
-    @property
-    def why(self) -> str:
-        """Why there is no record."""
-        return self.reason or (self.failure.reason if self.failure else "")
 
 
 @dataclass
@@ -114,16 +93,16 @@ class Command:
                 killed.give_up(note, folder, self.sweep, death.how)
         return bool(left)
 
-    def ordered(self) -> Grid:
-        """The grid with those cells last whose process was killed when they were last tried, so that what
-        ended one command does not end the next before the other cells have run."""
+    def to_run(self, misfits: Sequence[tuple[RunConfig, ConfigurationError]]) -> list[Combination]:
+        """The overrides of each cell of a grid that is to run: those last whose process was killed when they
+        were last tried, so that what ended one command does not end the next before the others have run."""
         tries = {folder: killed.last_tries(folder) for folder in self.folders}
-        late = {
-            config.overrides: tried
-            for config in self.cells
-            if (tried := tries[config.scalars.results_dir].get(killed.key_of(config.tree)))
-        }
-        return self.grid.with_last(late)
+
+        def tried(config: RunConfig) -> str:
+            return tries[config.scalars.results_dir].get(killed.key_of(config.tree), "")
+
+        unfit = [config for config, _ in misfits]
+        return [list(config.overrides) for config in sorted(self.cells, key=tried) if config not in unfit]
 
     @property
     def folders(self) -> list[str]:
