@@ -35,7 +35,7 @@ from q2n.command.outcomes import Command, ended, exit_code, show, track
 from q2n.command.preflight import config_folders, preflight
 from q2n.config import RunConfig
 from q2n.exceptions import Q2NError, UnsupportedError
-from q2n.launchers.trial import trial_of
+from q2n.launchers.optuna import trial_of
 from q2n.plan.fit import misfit
 from q2n.records.notes import VARIABLE, State, group_of, new_id, read_sweep
 from q2n.runtime import signals as interruption
@@ -135,7 +135,7 @@ def _run_composed(composed: DictConfig, runtime: HydraConf) -> float | None:
     from q2n.cells.run import run_cell
 
     watch = trial_of(runtime.sweeper)
-    config = RunConfig.from_hydra(composed, runtime.runtime.choices, tuple(runtime.overrides.task))
+    config = RunConfig.from_hydra(composed, runtime)
     sweep = os.environ.get(VARIABLE)
     title, group = f"[1/1] {config.label}", None
     if runtime.mode == hydra.types.RunMode.MULTIRUN:

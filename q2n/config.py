@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, Field, StringConstraints
 
@@ -119,14 +119,18 @@ class RunConfig:
             )
 
     @classmethod
-    def from_hydra(
-        cls, composed: DictConfig, choices: Mapping[str, str], overrides: tuple[str, ...]
-    ) -> RunConfig:
+    def from_hydra(cls, composed: DictConfig, hydra: Any) -> RunConfig:
         """Validate what Hydra composed.
+
+        Args:
+            hydra: its own section, which ``composed`` may still have; it is taken out.
 
         Raises:
             ConfigurationError: a key is missing, unknown or out of range, or an interpolation fails.
         """
+        choices, overrides = hydra.runtime.choices, tuple(hydra.overrides.task)
+        with open_dict(composed):
+            composed.pop("hydra", None)
         try:
             tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
             written = OmegaConf.to_container(composed, resolve=False)

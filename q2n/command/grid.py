@@ -17,20 +17,18 @@ from typing import Any, ClassVar
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from q2n.config import RunConfig
 from q2n.exceptions import ConfigurationError
+from q2n.launchers.base import BatchSweeper
 
 Combination = list[str]
 """The overrides of one job."""
 
 
-class GridSweeper(Sweeper):
+class GridSweeper(BatchSweeper):
     """``hydra/sweeper=grid``: jobs for the cells that were chosen before, ``max_batch_size`` of them at a
     time; see ``conf/hydra/sweeper/grid.yaml``.
 
@@ -48,12 +46,6 @@ class GridSweeper(Sweeper):
             raise ConfigurationError(f"hydra.sweeper.max_batch_size={max_batch_size}: must be at least 1")
         self.max_batch_size, self.params = max_batch_size, params or {}
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self._config, self._loader = config, hydra_context.config_loader
-        self._launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch the batches one after the other; a job that raised ends the sweep with its batch."""
         cells = self.chosen
@@ -65,7 +57,7 @@ class GridSweeper(Sweeper):
         size = self.max_batch_size or max(1, len(cells))
         batches = []
         for first in range(0, len(cells), size):
-            batch = self._launcher.launch(cells[first : first + size], initial_job_idx=first)
+            batch = self.launch(cells[first : first + size])
             for job in batch:
                 _ = job.return_value  # raises what the job raised
             batches.append(batch)

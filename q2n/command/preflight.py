@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import SearchPathException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from q2n.command.grid import Combination, Grid, combinations, foreign_settings, task_overrides
 from q2n.command.outcomes import Command
@@ -60,8 +60,9 @@ def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Co
         configs: list[RunConfig] = []
         faults: list[tuple[Combination, ConfigurationError]] = []
         for cell in grid.cells(product):
+            tree = composed(cell)
             try:
-                configs.append(_configure(composed(cell)))
+                configs.append(RunConfig.from_hydra(tree, tree.hydra))
             except ConfigurationError as error:
                 faults.append((cell, error))
         grid = grid.judged(configs, faults)
@@ -84,13 +85,6 @@ def _grid(product: Sequence[Combination], composed: Compose) -> Grid:
         return isinstance(parent, DictConfig) and name in list(parent)
 
     return Grid(foreign_settings(product, GROUPS, has))
-
-
-def _configure(composed: DictConfig) -> RunConfig:
-    choices, task = composed.hydra.runtime.choices, tuple(composed.hydra.overrides.task)
-    with open_dict(composed):
-        del composed["hydra"]
-    return RunConfig.from_hydra(composed, choices, task)
 
 
 def config_folders(config_dir: Path, arguments: Sequence[str]) -> list[Path]:

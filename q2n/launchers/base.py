@@ -1,7 +1,8 @@
-"""What the engines that spread the cells of a sweep over workers have in common.
+"""What the launchers and sweepers of this project have in common.
 
-An engine is a Hydra launcher. It only decides where a cell runs: what came of it is read back from disk by
-:mod:`q2n.command.outcomes`, whoever ran it, so a worker that dies costs its cell and nothing else.
+An engine is a launcher that spreads the cells of a sweep over workers. It only decides where a cell runs:
+what came of it is read back from disk by :mod:`q2n.command.outcomes`, whoever ran it, so a worker that dies
+costs its cell and nothing else.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from q2n.config import RunConfig
 from q2n.launchers.extras import own_names
-from q2n.launchers.loss import record_loss
 from q2n.launchers.workers import Worker
-from q2n.records.notes import UNWRITTEN
+from q2n.records.killed import ERROR_TYPE, give_up
+from q2n.records.notes import UNWRITTEN, VARIABLE, Note, State, leave_note, read_note
 
 _NOTES = "notes"
 """What a job brings home, where the disk had no room for it."""
@@ -82,6 +86,24 @@ class Lost:
     reason: str
 
 
+class BatchSweeper(Sweeper):
+    """A sweeper that gives its launcher one batch of cells after the other."""
+
+    _number = 0
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._config, self._loader = config, hydra_context.config_loader
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def launch(self, cells: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+        """Run the next cells, numbered from where the last batch ended, and wait for them."""
+        returned = self._launcher.launch(cells, initial_job_idx=self._number)
+        self._number += len(cells)
+        return returned
+
+
 class Engine(Launcher):
     """A launcher whose cells run in other processes."""
 
@@ -93,13 +115,21 @@ class Engine(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        jobs = self._jobs(job_overrides, initial_job_idx)
+        singletons, here = Singleton.get_state(), str(Path.cwd())
+        common = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
+        jobs = []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            own = [item for item in filter_overrides(overrides) if item not in common]
+            label = f"#{number} {' '.join(own)}"
+            jobs.append(
+                Job(self.context, self.config, self.task, tuple(overrides), number, singletons, here, label)
+            )
         returned: dict[int, JobReturn] = {}
         for number, result in self.run(jobs):
             job = jobs[number - initial_job_idx]
             if isinstance(result, Lost):
                 say(f"lost: {job.label}: {result.reason}")
-                record_loss(job.composed(), result.reason)
+                _record_loss(job.composed(), result.reason)
                 returned[number] = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
             else:
                 returned[number] = result
@@ -107,21 +137,30 @@ class Engine(Launcher):
             say(f"{len(returned)} of {len(jobs)} cells have come back: {job.label}")
         return [returned[job.number] for job in jobs]
 
-    def _jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
-        singletons, folder = Singleton.get_state(), str(Path.cwd())
-        common = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
-        jobs = []
-        for number, overrides in enumerate(job_overrides, first):
-            own = [item for item in filter_overrides(overrides) if item not in common]
-            label = f"#{number} {' '.join(own)}"
-            jobs.append(
-                Job(self.context, self.config, self.task, tuple(overrides), number, singletons, folder, label)
-            )
-        return jobs
-
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]:
         """Each job's number with what came of it, in the order in which they end."""
+
+
+def _record_loss(composed: DictConfig, reason: str) -> None:
+    """Write down what the cell of a dead worker had no time to: a failure of one that was taken up, a note of
+    one that nobody could take up, and nothing of one that had ended.
+
+    Args:
+        composed: the cell's configuration with its ``hydra`` section.
+        reason: what the engine knows of it.
+    """
+    sweep = OmegaConf.select(composed, f"hydra.job.env_set.{VARIABLE}")
+    config = RunConfig.from_hydra(composed, composed.hydra)
+    folder = config.scalars.results_dir
+    if sweep is None:
+        return
+    note = read_note(folder, sweep, config.key)
+    if note is None:
+        why = f"{ERROR_TYPE}: {reason}"
+        leave_note(folder, sweep, Note(ref=config.ref(), decision=State.FAILED, reason=why, exit_code=1))
+    elif note.decision is State.STARTED:
+        give_up(note, folder, sweep, f"ended without a word: {reason}")
 
 
 def say(message: str) -> None:

@@ -20,35 +20,27 @@ OPTIONS = {
 """This project's options below ``conf/hydra``."""
 
 
-def require(package: str, key: str) -> None:
-    """Make sure of an optional package before anything starts.
-
-    Raises:
-        ConfigurationError: it is not installed; says how to get it.
-    """
-    if find_spec(package) is None:
-        extra = PACKAGES[package]
-        raise ConfigurationError(
-            f"{key}: needs the package {package}, which is not installed: pip install 'q2n[{extra}]' "
-            f"(in a checkout: .venv/bin/pip install -c constraints.txt -e '.[{extra}]')"
-        )
-
-
 def check(hydra: Mapping[str, Any]) -> None:
-    """Whether the launcher and the sweeper that were chosen can be had.
+    """Make sure of the packages that the chosen launcher and sweeper need, before anything starts.
 
     Args:
         hydra: the composed ``hydra`` section.
 
     Raises:
-        ConfigurationError: see :func:`require`.
+        ConfigurationError: a package is not installed; says how to get it.
     """
-    for part in ("launcher", "sweeper"):
+    for part in OPTIONS:
         module, _, name = hydra[part].get("_target_", "").rpartition(".")
-        if module == PLUGINS:
-            package = getattr(getattr(import_module(module), name), "package", None)
-            if package is not None:
-                require(package, f"hydra/{part}={hydra['runtime']['choices'][f'hydra/{part}']}")
+        if module != PLUGINS:
+            continue
+        package = getattr(getattr(import_module(module), name), "package", None)
+        if package is not None and find_spec(package) is None:
+            choice, extra = hydra["runtime"]["choices"][f"hydra/{part}"], PACKAGES[package]
+            raise ConfigurationError(
+                f"hydra/{part}={choice}: needs the package {package}, which is not installed: "
+                f"pip install 'q2n[{extra}]' "
+                f"(in a checkout: .venv/bin/pip install -c constraints.txt -e '.[{extra}]')"
+            )
 
 
 def own_names() -> None:

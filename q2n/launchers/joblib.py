@@ -22,11 +22,7 @@ _slots: dict[Path, tuple[int, Any]] = {}
 
 
 class JoblibLauncher(Engine):
-    """``n_jobs`` workers at a time, with their share of threads and one device each.
-
-    Raises:
-        ValueError: ``n_jobs`` or ``threads`` is below 1.
-    """
+    """``n_jobs`` workers at a time, with their share of threads and one device each."""
 
     package = "joblib"
 
@@ -36,13 +32,10 @@ class JoblibLauncher(Engine):
         threads: int | None = None,
         devices: Sequence[str | int] | None = None,
     ) -> None:
-        for key, value in {"n_jobs": n_jobs, "threads": threads}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"hydra.launcher.{key}={value}: must be at least 1, or null")
-        self.n_jobs, self.threads, self.devices = n_jobs, threads, devices
+        self.asked = n_jobs, threads, devices
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]:
-        division = share(self.n_jobs, self.threads, self.devices)
+        division = share(*self.asked)
         say(f"{len(jobs)} cells in {division.workers} workers, {division.threads} threads each")
         at_once = 1 if division.workers == 1 else len(jobs)
         with tempfile.TemporaryDirectory(prefix="q2n-joblib-") as folder:

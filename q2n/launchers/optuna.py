@@ -1,7 +1,9 @@
 """``hydra/sweeper=optuna``: search settings instead of running every combination, with any launcher.
 
 The study is a file below the results folder, named after everything that could change a value, so the same
-command goes on where an earlier one ended, and no other command's trials are mixed in.
+command goes on where an earlier one ended, and no other command's trials are mixed in. Every worker can open
+it: a cell is a trial that reports what it measures while it runs, and learns there that it is hopeless,
+whichever process runs it.
 """
 
 from __future__ import annotations
@@ -11,27 +13,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from q2n.exceptions import ConfigurationError
-from q2n.launchers.base import say
+from q2n.exceptions import ConfigurationError, StoppedEarly
+from q2n.launchers.base import BatchSweeper, say
 from q2n.launchers.space import Search, search
-from q2n.launchers.trial import STOPPED, open_storage
 from q2n.records.fingerprint import fingerprint, library_versions
-from q2n.records.source_code import CHECKOUT, Code
+from q2n.records.source_code import CHECKOUT
 
 if TYPE_CHECKING:
     import optuna
 
+    from q2n.types import LayerReport
+
 RESULTS = "optimization_results.yaml"
 """In the sweep's folder, with the keys that Hydra's sweepers use."""
 
+STOPPED = "stopped"
+"""Attribute of a trial that was stopped early: why."""
 
-class OptunaSweeper(Sweeper):
+
+class OptunaSweeper(BatchSweeper):
     """``n_trials`` cells, ``n_jobs`` at a time; see ``conf/hydra/sweeper/optuna.yaml``.
 
     Raises:
@@ -61,13 +64,6 @@ class OptunaSweeper(Sweeper):
         self.sampler, self.pruner = sampler, pruner
         self.params: Mapping[str, Any] = {} if params is None else {str(key): params[key] for key in params}
         self.storage, self.study_name = storage, study_name
-        self._number = 0
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self._config, self._loader = config, hydra_context.config_loader
-        self._launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
 
     def sweep(self, arguments: list[str]) -> None:
         import optuna
@@ -83,16 +79,14 @@ class OptunaSweeper(Sweeper):
         self._report(study)
 
     def _search(self, study: optuna.Study, space: Search, where: str) -> None:
-        from optuna.trial import TrialState
-
         distributions = space.distributions()
-        done = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
-        complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
-        if done:
-            say(f"study {study.study_name}: {len(done)} of {self.n_trials} trials are there")
+        complete, stopped = _trials(study, "COMPLETE"), _trials(study, "PRUNED")
+        there = len(complete) + len(stopped)
+        left = self.n_trials - there
+        if there:
+            say(f"study {study.study_name}: {there} of {self.n_trials} trials are there")
         if complete:  # found again by their records, for the table
-            self._launch([[*space.fixed, *_overrides(trial.params)] for trial in complete])
-        left = self.n_trials - len(done)
+            self.launch([[*space.fixed, *_overrides(trial.params)] for trial in complete])
         while left > 0:
             trials = [study.ask(distributions) for _ in range(min(left, self.n_jobs))]
             left -= len(trials)
@@ -100,13 +94,8 @@ class OptunaSweeper(Sweeper):
                 [*space.fixed, *_overrides(trial.params), *_handle(trial.number, study.study_name, where)]
                 for trial in trials
             ]
-            for trial, result in zip(trials, self._launch(cells), strict=True):
+            for trial, result in zip(trials, self.launch(cells), strict=True):
                 _tell(study, trial.number, result)
-
-    def _launch(self, cells: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
-        returned = self._launcher.launch(cells, initial_job_idx=self._number)
-        self._number += len(cells)
-        return returned
 
     def _study(self, name: str, where: str) -> optuna.Study:
         import optuna
@@ -128,6 +117,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def _name_of(self, space: Search) -> str:
+        cells = [self._loader.load_sweep_config(self._config, cell) for cell in space.extremes()]
         identity = {
             "axes": [axis.input_line for axis in space.axes],
             "fixed": [item for item in space.fixed if not item.lstrip("+~").startswith("hydra")],
@@ -135,15 +125,10 @@ class OptunaSweeper(Sweeper):
             "direction": self.direction,
             "sampler": OmegaConf.to_container(self.sampler, resolve=True),
             "pruner": OmegaConf.to_container(self.pruner, resolve=True) if self.pruner else None,
-            "code": self._code(space).key,
+            "code": CHECKOUT.of_cell({"cells": [OmegaConf.to_container(cell) for cell in cells]}).key,
             "versions": library_versions(),
         }
         return f"study-{fingerprint(identity)}"
-
-    def _code(self, space: Search) -> Code:
-        """What any cell of the search depends on."""
-        cells = (self._loader.load_sweep_config(self._config, cell) for cell in space.extremes())
-        return CHECKOUT.of_cell({"cells": [OmegaConf.to_container(cell) for cell in cells]})
 
     def _folder(self) -> Path:
         results = Path(str(self._config.results_dir)).expanduser()
@@ -152,11 +137,8 @@ class OptunaSweeper(Sweeper):
         return folder
 
     def _report(self, study: optuna.Study) -> None:
-        from optuna.trial import TrialState
-
-        complete = study.get_trials(states=(TrialState.COMPLETE,))
-        pruned = study.get_trials(states=(TrialState.PRUNED,))
-        say(f"study {study.study_name}: {len(complete)} trials complete, {len(pruned)} stopped early")
+        complete, stopped = _trials(study, "COMPLETE"), _trials(study, "PRUNED")
+        say(f"study {study.study_name}: {len(complete)} trials complete, {len(stopped)} stopped early")
         if not complete:
             return
         best = study.best_trial
@@ -179,6 +161,10 @@ def _handle(number: int, study: str, where: str) -> list[str]:
     ]
 
 
+def _trials(study: optuna.Study, state: str) -> list[optuna.trial.FrozenTrial]:
+    return [trial for trial in study.get_trials() if trial.state.name == state]
+
+
 def _tell(study: optuna.Study, number: int, result: JobReturn) -> None:
     """Complete with a value, stopped early, or failed: the sweep's end says which, and why."""
     from optuna.trial import TrialState
@@ -196,7 +182,7 @@ def _give_up_what_was_running(study: optuna.Study) -> None:
     """Trials that an earlier command was killed at are asked for again."""
     from optuna.trial import TrialState
 
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+    for trial in _trials(study, "RUNNING"):
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
 
@@ -219,3 +205,60 @@ def _alone(where: str) -> Iterator[None]:
         ) from None
     with lock:
         yield
+
+
+class Trial:
+    """Reports to the study after every block.
+
+    The value is the mean relative output error of the layers so far (after correction), which is known long
+    before the perplexity is. It is not what the search is for: two settings are compared by it at the same
+    block only, and how far it can be trusted depends on what is searched.
+    """
+
+    def __init__(self, sweeper: Any) -> None:
+        import optuna
+        from hydra.utils import instantiate
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = open_storage(str(sweeper.storage))
+        study = optuna.load_study(
+            study_name=str(sweeper.study_name),
+            storage=storage,
+            sampler=optuna.samplers.RandomSampler(),  # nothing is sampled here
+            pruner=instantiate(sweeper.pruner),
+        )
+        number = storage.get_trial_id_from_study_id_trial_number(study._study_id, int(sweeper.trial))
+        self._trial = optuna.trial.Trial(study, number)
+        self._sign = -1.0 if sweeper.direction == "maximize" else 1.0
+
+    def __call__(self, reports: Sequence[LayerReport]) -> None:
+        """To be called after every block with the reports of all layers so far.
+
+        Raises:
+            StoppedEarly: the pruner says that the cell will not be among the best.
+        """
+        block = reports[-1].block
+        errors = [report.error_after for report in reports if report.error_after is not None]
+        if not errors:
+            return  # of layers without a relative error nothing can be compared
+        error = sum(errors) / len(errors)
+        self._trial.report(self._sign * error, block)
+        if self._trial.should_prune():
+            reason = f"by the pruner after block {block + 1}, mean relative output error {error:.4g}"
+            self._trial.set_user_attr(STOPPED, reason)
+            raise StoppedEarly(reason)
+
+
+def trial_of(sweeper: Any) -> Trial | None:
+    """The trial that a cell is, by its section ``hydra.sweeper``, if it is one that may be stopped."""
+    if OmegaConf.select(sweeper, "trial") is None or sweeper.pruner is None:
+        return None
+    return Trial(sweeper)
+
+
+def open_storage(where: str) -> Any:
+    """Optuna's storage at an URL (``postgresql://``), or in a journal file that any node may append to."""
+    from optuna.storages import JournalStorage, get_storage
+    from optuna.storages.journal import JournalFileBackend
+
+    return get_storage(where) if "://" in where else JournalStorage(JournalFileBackend(where))

@@ -44,11 +44,12 @@ class RayLauncher(Engine):
         worker = Worker(self.num_cpus)
         started = not ray.is_initialized()
         if started:
+            own = self.address in (None, "local") and not os.environ.get("RAY_ADDRESS")
             # Of this process's environment nothing goes along but these: Ray shows them on its dashboard.
             ray.init(
                 address=self.address,
                 runtime_env={"env_vars": worker.environment()},
-                include_dashboard=False if self._starts_its_own() else None,
+                include_dashboard=False if own else None,
                 log_to_driver=False,
                 logging_level="warning",
             )
@@ -57,9 +58,6 @@ class RayLauncher(Engine):
         finally:
             if started:
                 ray.shutdown()
-
-    def _starts_its_own(self) -> bool:
-        return self.address in (None, "local") and not os.environ.get("RAY_ADDRESS")
 
     def _run(self, jobs: Sequence[Job], worker: Worker) -> Iterator[tuple[int, JobReturn | Lost]]:
         import ray

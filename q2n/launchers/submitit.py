@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import subprocess
 import time
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,26 +50,25 @@ class SubmititLauncher(Engine):
         self, submitit_folder: str, max_num_timeout: int = 0, poll_s: float = 2.0, **parameters: Any
     ) -> None:
         self.folder, self.max_num_timeout, self.poll_s = submitit_folder, max_num_timeout, poll_s
-        self.parameters = {key: _plain(value) for key, value in parameters.items() if value is not None}
+        self.parameters: dict[str, Any] = {
+            key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for key, value in parameters.items()
+            if value is not None
+        }
 
-    def executor(self, **more: Any) -> Any:
+    def executor(self) -> Any:
         """A submitit executor with the configured parameters."""
         import submitit
 
-        executor = submitit.AutoExecutor(
-            folder=self.folder,
-            cluster=self.cluster,
-            **{f"{self.cluster}_max_num_timeout": self.max_num_timeout},
+        requeued = {f"{self.cluster}_max_num_timeout": self.max_num_timeout}
+        executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster, **requeued)
+        executor.update_parameters(
+            **{
+                key if key in SHARED else f"{self.cluster}_{key}": value
+                for key, value in self.parameters.items()
+            }
         )
-        named = {
-            key if key in SHARED else f"{self.cluster}_{key}": value
-            for key, value in {**self.parameters, **more}.items()
-        }
-        executor.update_parameters(**named)
         return executor
-
-    @abstractmethod
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]: ...
 
 
 class LocalLauncher(SubmititLauncher):
@@ -86,10 +84,10 @@ class LocalLauncher(SubmititLauncher):
         **parameters: Any,
     ) -> None:
         super().__init__(**parameters)
-        self.n_jobs, self.threads, self.devices = n_jobs, threads, devices
+        self.asked = n_jobs, threads, devices
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]:
-        division = share(self.n_jobs, self.threads, self.devices)
+        division = share(*self.asked)
         say(f"{len(jobs)} cells, {division.workers} at a time, {division.threads} threads each")
         executor, waiting = self.executor(), list(jobs)
         running: dict[int, tuple[Job, Any]] = {}  # by slot
@@ -114,9 +112,7 @@ class SlurmLauncher(SubmititLauncher):
         worker = Worker(int(self.parameters.get("cpus_per_task", 1)))
         executor = self.executor()
         submitted = executor.map_array(Task(), jobs, [worker] * len(jobs))
-        waiting = dict(
-            zip([item.job_id for item in submitted], zip(jobs, submitted, strict=True), strict=True)
-        )
+        waiting = {item.job_id: (job, item) for job, item in zip(jobs, submitted, strict=True)}
         array = next(iter(waiting)).partition("_")[0]
         say(f"{len(jobs)} cells as job {array} of Slurm; logs: {Path(self.folder).parent}")
         seen = dict.fromkeys(waiting, time.monotonic())
@@ -148,19 +144,13 @@ def _queued(array: str) -> set[str] | None:
 
 def _result(submitted: Any) -> JobReturn | Lost:
     """What a job that has ended left."""
-    from submitit.core.utils import FailedJobError, UncompletedJobError, pickle_load
+    from submitit.core.utils import pickle_load
 
-    try:
-        if not submitted.paths.result_pickle.exists():
-            raise UncompletedJobError("it left no result")
+    outcome, result = "error", "it left no result"
+    if submitted.paths.result_pickle.exists():
         outcome, result = pickle_load(submitted.paths.result_pickle)
-        if outcome == "error":
-            raise FailedJobError(str(result).strip().splitlines()[-1])
-    except (FailedJobError, UncompletedJobError) as error:
-        return Lost(f"job {submitted.job_id}: {error}; its log: {submitted.paths.stderr}")
+    if outcome == "error":
+        last = str(result).strip().splitlines()[-1]
+        return Lost(f"job {submitted.job_id}: {last}; its log: {submitted.paths.stderr}")
     assert isinstance(result, JobReturn)
     return result
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from q2n.exceptions import ConfigurationError
 from q2n.runtime.progress import CellProgress
 
 THREAD_VARIABLES = (
@@ -93,7 +94,13 @@ def share(workers: int | None, threads: int | None, devices: Sequence[str | int]
             where there are two cores.
         threads: None: ``OMP_NUM_THREADS`` where the user has set it, else cores / workers, at least 1.
         devices: identifiers of CUDA devices; None: those that torch sees.
+
+    Raises:
+        ConfigurationError: there would be no worker, or no thread.
     """
+    for key, value in {"n_jobs": workers, "threads": threads}.items():
+        if value is not None and value < 1:
+            raise ConfigurationError(f"hydra.launcher.{key}={value}: must be at least 1, or null")
     found = visible_devices() if devices is None else tuple(str(device) for device in devices)
     available = cores()
     if workers is None:

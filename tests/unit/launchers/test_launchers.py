@@ -45,6 +45,11 @@ def test_by_default_a_worker_a_device_or_one_for_every_four_cores(cores, devices
     assert share(None, None) == expected
 
 
+def test_no_worker_is_a_mistake():
+    with pytest.raises(ConfigurationError, match=r"hydra\.launcher\.n_jobs=0: must be at least 1, or null"):
+        share(0, None)
+
+
 def test_workers_never_ask_for_more_threads_than_there_are_cores(machine):
     for cores in range(1, 20):
         machine(cores, 0)
@@ -106,14 +111,24 @@ def test_a_node_without_the_folder_of_the_command_says_so(tmp_path, monkeypatch)
         Worker(1).settle(str(tmp_path / "elsewhere"))
 
 
-@pytest.mark.parametrize("package", extras.PACKAGES)
-def test_an_engine_that_is_not_installed_names_the_command_that_installs_it(package, monkeypatch):
+@pytest.mark.parametrize(
+    ("part", "name", "package"),
+    [
+        ("launcher", "JoblibLauncher", "joblib"),
+        ("launcher", "RayLauncher", "ray"),
+        ("launcher", "SlurmLauncher", "submitit"),
+        ("sweeper", "OptunaSweeper", "optuna"),
+    ],
+)
+def test_an_engine_that_is_not_installed_names_the_command_that_installs_it(part, name, package, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == package else find(name))
+    hydra = {"launcher": {}, "sweeper": {}, "runtime": {"choices": {f"hydra/{part}": "x"}}}
+    hydra[part]["_target_"] = f"{extras.PLUGINS}.{name}"
     with pytest.raises(
-        ConfigurationError, match=rf"hydra/launcher=x: .*pip install 'q2n\[{extras.PACKAGES[package]}\]'"
+        ConfigurationError, match=rf"hydra/{part}=x: .*pip install 'q2n\[{extras.PACKAGES[package]}\]'"
     ):
-        extras.require(package, "hydra/launcher=x")
+        extras.check(hydra)
 
 
 def test_options_of_installed_plugins_with_the_same_names_give_way(monkeypatch):

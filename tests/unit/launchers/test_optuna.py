@@ -11,9 +11,8 @@ from omegaconf import OmegaConf
 
 from q2n.cells.objective import objective
 from q2n.exceptions import ConfigurationError, StoppedEarly
-from q2n.launchers.optuna import OptunaSweeper
+from q2n.launchers.optuna import STOPPED, OptunaSweeper, open_storage, trial_of
 from q2n.launchers.space import search
-from q2n.launchers.trial import STOPPED, open_storage, trial_of
 
 LOG = "q2n.t=tag(log,interval(0.01,0.3))"
 
@@ -105,6 +104,7 @@ def command(tmp_path):
     def give(value, n_trials=4, n_jobs=1, axis=LOG):
         sweeper = OptunaSweeper("minimize", n_trials, n_jobs, sampler, None)
         sweeper._config, sweeper._launcher = OmegaConf.create(config), Launcher(value)
+        sweeper._loader = SimpleNamespace(load_sweep_config=lambda config, overrides: config)
         sweeper.sweep([axis, "bits=3"])
         return sweeper._launcher
 
