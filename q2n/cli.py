@@ -24,10 +24,10 @@ import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from q2n.cells.objective import objective
 from q2n.command import supervisor
 from q2n.command.grid import GridSweeper
 from q2n.command.hydra_errors import explain
@@ -65,7 +65,9 @@ def main() -> None:
                 for remark in command.grid.remarks:
                     print(remark, file=sys.stderr)
             if any(config.scalars.plan for config in command.cells):
-                sys.exit(_show_plan(command))
+                from q2n.plan.table import plan, show_plan
+
+                sys.exit(show_plan(plan(command.cells), command.complete))
             misfits = _misfits(command)
             if death and not command.goes_on(death):
                 _leave(command, f"the process of the command {death.how}", 1)
@@ -104,12 +106,6 @@ def _storage(error: OSError) -> str:
     )
 
 
-def _show_plan(command: Command) -> int:
-    from q2n.plan.table import plan, show_plan
-
-    return show_plan(plan(command.cells), command.complete)
-
-
 def _misfits(command: Command) -> list[tuple[RunConfig, UnsupportedError]]:
     """The cells of a grid that can never run, and why.
 
@@ -124,28 +120,25 @@ def _misfits(command: Command) -> list[tuple[RunConfig, UnsupportedError]]:
 
 def run_composed(composed: DictConfig) -> float | None:
     """One cell, in whichever process Hydra's launcher runs it; returns what a sweeper optimises."""
+    from q2n.cells.run import objective, run_cell
+
     runtime = HydraConfig.get()
-    with contextlib.chdir(
-        runtime.runtime.cwd
-    ):  # all paths are meant from there, whatever hydra.job.chdir says
-        return _run_composed(composed, runtime)
-
-
-def _run_composed(composed: DictConfig, runtime: HydraConf) -> float | None:
-    from q2n.cells.run import run_cell
-
-    watch = trial_of(runtime.sweeper)
-    config = RunConfig.from_hydra(composed, runtime)
-    sweep = os.environ.get(VARIABLE)
-    title, group = f"[1/1] {config.label}", None
-    if runtime.mode == hydra.types.RunMode.MULTIRUN:
-        title = f"[{runtime.job.num + 1}/{_cells(config, sweep)}] {config.label}"
-        group = group_of(sweep) if sweep else runtime.sweep.dir
-    with interruption.graceful():  # in a launcher's worker process, too
-        outcome = ended(config, sweep) if sweep and supervisor.goes_on() else None
-        if outcome is None:
-            supervisor.taken_up()
-            outcome = run_cell(config, sweep, title, group, not _one_after_the_other(runtime), watch)
+    sweep, group = os.environ.get(VARIABLE), None
+    # All paths are meant from there, whatever hydra.job.chdir says.
+    with contextlib.chdir(runtime.runtime.cwd):
+        watch = trial_of(runtime.sweeper)
+        config = RunConfig.from_hydra(composed, runtime)
+        title = f"[1/1] {config.label}"
+        if runtime.mode == RunMode.MULTIRUN:
+            announced = read_sweep(config.scalars.results_dir, sweep) if sweep else None
+            count = len(announced.cells) if announced and announced.cells else "?"
+            title = f"[{runtime.job.num + 1}/{count}] {config.label}"
+            group = group_of(sweep) if sweep else runtime.sweep.dir
+        with interruption.graceful():  # in a launcher's worker process, too
+            outcome = ended(config, sweep) if sweep and supervisor.goes_on() else None
+            if outcome is None:
+                supervisor.taken_up()
+                outcome = run_cell(config, sweep, title, group, not _one_after_the_other(runtime), watch)
     if outcome.decision is State.BUSY:
         _busy.append((config, title, group))
     if outcome.record is None:
@@ -156,13 +149,8 @@ def _run_composed(composed: DictConfig, runtime: HydraConf) -> float | None:
 def _one_after_the_other(runtime: HydraConf) -> bool:
     """Whether this process runs all cells of a grid itself, so that it can come back to one."""
     launcher, sweeper = str(runtime.launcher._target_), str(runtime.sweeper._target_)
-    sweep = runtime.mode == hydra.types.RunMode.MULTIRUN
+    sweep = runtime.mode == RunMode.MULTIRUN
     return sweep and launcher.endswith(".BasicLauncher") and sweeper.endswith(".GridSweeper")
-
-
-def _cells(config: RunConfig, sweep: str | None) -> int | str:
-    found = read_sweep(config.scalars.results_dir, sweep) if sweep else None
-    return len(found.cells) if found and found.cells else "?"
 
 
 def _visit_busy_again(sweep: str) -> None:

@@ -135,18 +135,17 @@ class RunConfig:
             tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
             written = OmegaConf.to_container(composed, resolve=False)
         except OmegaConfBaseException as error:
-            raise ConfigurationError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from None
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigurationError(f"{error.full_key or 'configuration'}: {first}") from None
         assert isinstance(tree, dict)
         named = {str(key): value for key, value in tree.items()}
         return cls(named, choices, overrides, _sources(cast(dict[str, Any], written), as_read(named)))
 
     def unread_settings(self) -> dict[str, str]:
         """The overrides that the cell does not read, by key, with a sentence that says so."""
+        otherwise = f"is not read with baseline={self.choices['baseline']}"
         keys = (key_of(override) for override in self.asked)
-        return {key: self._why_unread(key) for key in keys if key in self.unread}
-
-    def _why_unread(self, key: str) -> str:
-        return f"{key} {self.unread[key] or 'is not read with baseline=' + self.choices['baseline']}"
+        return {key: f"{key} {self.unread[key] or otherwise}" for key in keys if key in self.unread}
 
     @property
     def heldout(self) -> int:
@@ -219,8 +218,3 @@ def _sources(written: Mapping[str, Any], read: Mapping[str, Any]) -> set[str]:
     texts = [canonical_json(value) for key, value in flatten(written).items() if key in keys]
     references = {name for text in texts if "${" in text for name in re.findall(r"[A-Za-z_]+", text)}
     return references & SOURCES
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

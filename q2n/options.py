@@ -37,6 +37,8 @@ class ReadIf:
     its identity nor of its label and record.
     """
 
+    _rule = "is read only with"
+
     def __init__(self, **others: Any) -> None:
         self.others = {key: value if isinstance(value, tuple) else (value,) for key, value in others.items()}
 
@@ -46,21 +48,17 @@ class ReadIf:
 
     def text(self, section: str) -> str:
         """What it takes: ``is read only with q2n.rank_rule=energy``."""
-        return f"is read only with {self._terms(section)}"
-
-    def _terms(self, section: str) -> str:
         terms = (f"{section}.{key}={'|'.join(map(_shown, wanted))}" for key, wanted in self.others.items())
-        return " and ".join(terms)
+        return f"{self._rule} {' and '.join(terms)}"
 
 
 class ReadUnless(ReadIf):
     """The same of a field that matters unless all of the other fields have these values."""
 
+    _rule = "is not read with"
+
     def holds(self, values: Mapping[str, Any]) -> bool:
         return not super().holds(values)
-
-    def text(self, section: str) -> str:
-        return f"is not read with {self._terms(section)}"
 
 
 def _is_one_of(value: Any, wanted: tuple[Any, ...]) -> bool:

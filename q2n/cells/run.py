@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from q2n.cells.out_of_memory import explained
 from q2n.config import RunConfig
-from q2n.exceptions import StoppedEarly, StorageError, UnsupportedError
+from q2n.exceptions import ConfigurationError, StoppedEarly, StorageError, UnsupportedError
+from q2n.options import did_you_mean
 from q2n.pipeline.checkpoint import discard
 from q2n.records import failure as failures
 from q2n.records import kept_code, lease
@@ -51,44 +52,44 @@ def run_cell(
         wait: whether to wait while another process works on the cell, or to return (``busy``).
         watch: told of every finished block; may raise :class:`StoppedEarly`.
     """
-    cell = _Cell(config, sweep, title or config.label, watch)
+    attempt = _Attempt(config, sweep, title or config.label, watch)
     try:
-        cell.note(State.STARTED)
-        cell.ref = config.ref(identify(config))
-        outcome = cell.settled()
-        return outcome or cell.run(wait, group)
+        attempt.note(State.STARTED)
+        attempt.ref = config.ref(identify(config))
+        return attempt.settled() or attempt.run(wait, group)
     except KeyboardInterrupt:
-        cell.interrupted()
+        if not attempt.ended:
+            attempt.note(State.INTERRUPTED)
         raise
     except Exception as error:
-        return cell.failed(error)
+        return attempt.failed(error)
 
 
-class _Cell:
-    """A cell on its way from its configuration to its outcome."""
+class _Attempt:
+    """One way of a cell from its configuration to its outcome."""
 
     def __init__(self, config: RunConfig, sweep: str | None, title: str, watch: Watch | None) -> None:
         self._config, self._sweep, self._title, self._watch = config, sweep, title, watch
+        self._scalars, self._results = config.scalars, config.scalars.results_dir
         self._log: CellLog | None = None
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
-        self._ended = False
+        self.ended = False
         self.ref = config.ref()  # until the whole identity is known
 
     def settled(self) -> Outcome | None:
         """The outcome where nothing is to be computed."""
         record = self._record()
         if record is not None:
-            return self.finished(State.REUSED, record)
-        scalars = self._config.scalars
-        if scalars.retry == "all":
+            return self._finished(State.REUSED, record)
+        if self._scalars.retry == "all":
             return None
-        before = failures.of_config(scalars.results_dir, self.ref)
+        before = failures.of_config(self._results, self.ref)
         tried = bool(before) or lease.holder_of(self._folder) is not None
-        if scalars.retry == "failed" and not tried:
+        if self._scalars.retry == "failed" and not tried:
             return self._give(
                 State.SKIPPED, reason="it did not fail before, and retry=failed runs just those"
             )
-        if scalars.retry == "none" and before:
+        if self._scalars.retry == "none" and before:
             return self._give(State.FAILED, failure=before[-1])
         return None
 
@@ -106,17 +107,16 @@ class _Cell:
         with held:
             record = self._record()  # whoever held the lease before may have finished
             if record is not None:
-                return self.finished(State.REUSED, record)
+                return self._finished(State.REUSED, record)
             record = self._computed()
-        outcome = self.finished(State.FORCED if self._config.scalars.force else State.COMPUTED, record)
+        outcome = self._finished(State.FORCED if self._scalars.force else State.COMPUTED, record)
         self._config.tracking.log_run(record, group)
         return outcome
 
     def _record(self) -> RunRecord | None:
-        scalars = self._config.scalars
-        record = records.find(scalars.results_dir, scalars.name, self.ref.fingerprint)
+        record = records.find(self._results, self.ref.name, self.ref.fingerprint)
         # forced: only what was made since, by a process that was at it already
-        return record if record and (not scalars.force or record.created > self._began) else None
+        return record if record and (not self._scalars.force or record.created > self._began) else None
 
     def _computed(self) -> RunRecord:
         self.note(State.STARTED)
@@ -129,7 +129,7 @@ class _Cell:
                 record = compute(self._config, self.ref.identity, bar, self._watch)
             self._save(record)
             with contextlib.suppress(OSError):  # a help for explaining, no part of the result
-                kept_code.keep(CHECKOUT.of_cell(self._config.tree), self._config.scalars.results_dir)
+                kept_code.keep(CHECKOUT.of_cell(self._config.tree), self._results)
         return record
 
     def _save(self, record: RunRecord) -> None:
@@ -138,56 +138,48 @@ class _Cell:
         Raises:
             StorageError: it is not where it belongs; says where it is.
         """
-        scalars = self._config.scalars
         try:
-            records.save(record, scalars.results_dir)
+            records.save(record, self._results)
         except OSError as error:
             try:
                 if error.errno not in FULL:
                     raise
                 # There may be room where the checkpoint was, of which nobody has any more use.
-                discard(records.checkpoint_folder(scalars.results_dir, scalars.name, record.fingerprint))
-                records.save(record, scalars.results_dir)
+                self._discard_checkpoint()
+                records.save(record, self._results)
             except OSError:
-                raise StorageError(f"{error}; {_saved_elsewhere(record, scalars.results_dir)}") from error
+                raise StorageError(f"{error}; {_saved_elsewhere(record, self._results)}") from error
 
     @property
     def _folder(self) -> Path:
-        return failures.folder_of(self._config.scalars.results_dir, self.ref)
+        return failures.folder_of(self._results, self.ref)
 
-    def finished(self, decision: State, record: RunRecord) -> Outcome:
-        scalars = self._config.scalars
+    def _discard_checkpoint(self) -> None:
+        discard(records.checkpoint_folder(self._results, self.ref.name, self.ref.fingerprint))
+
+    def _finished(self, decision: State, record: RunRecord) -> Outcome:
         with contextlib.suppress(OSError):
-            failures.clear(scalars.results_dir, self.ref)
-        discard(records.checkpoint_folder(scalars.results_dir, scalars.name, record.fingerprint))
+            failures.clear(self._results, self.ref)
+        self._discard_checkpoint()
         return self._give(decision, record)
-
-    def interrupted(self) -> None:
-        if not self._ended:
-            self.note(State.INTERRUPTED)
 
     def failed(self, error: Exception) -> Outcome:
         error = explained(error, self._config, self.ref.identity)
-        stage, seconds = (self._log.stage, self._log.seconds) if self._log else ("identify", 0.0)
+        if isinstance(error, StoppedEarly):
+            self._discard_checkpoint()
+            return self._give(State.STOPPED, reason=str(error))
         failure = failures.of_error(
             error,
             self.ref,
             overrides=self._config.overrides,
             sweep=self._sweep,
-            stage=stage,
-            seconds=seconds,
+            stage=self._log.stage if self._log else "identify",
+            seconds=self._log.seconds if self._log else 0.0,
         )
         if isinstance(error, UnsupportedError):
             return self._give(State.UNSUPPORTED, failure=failure)
-        if isinstance(error, StoppedEarly):
-            discard(
-                records.checkpoint_folder(
-                    self._config.scalars.results_dir, self.ref.name, self.ref.fingerprint
-                )
-            )
-            return self._give(State.STOPPED, reason=str(error))
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-            failures.save(failure, self._config.scalars.results_dir)
+            failures.save(failure, self._results)
         return self._give(State.FAILED, failure=failure)
 
     def _give(
@@ -201,15 +193,13 @@ class _Cell:
         if failure is not None:
             reason, code = failure.reason, failure.exit_code
         self.note(decision, reason, code)
-        self._ended = True
-        folder = self._config.scalars.results_dir
-        return Outcome(self.ref, decision, folder, record, failure, reason, code)
+        self.ended = True
+        return Outcome(self.ref, decision, self._results, record, failure, reason, code)
 
     def note(self, decision: State, reason: str = "", code: int = 0) -> None:
-        if self._sweep is None:
-            return
-        note = Note(ref=self.ref, decision=decision, reason=reason, exit_code=code)
-        leave_note(self._config.scalars.results_dir, self._sweep, note)
+        if self._sweep is not None:
+            note = Note(ref=self.ref, decision=decision, reason=reason, exit_code=code)
+            leave_note(self._results, self._sweep, note)
 
 
 def _saved_elsewhere(record: RunRecord, results_dir: str) -> str:
@@ -221,3 +211,28 @@ def _saved_elsewhere(record: RunRecord, results_dir: str) -> str:
         return f"the record could not be saved elsewhere either ({error}), it measured: {measured}"
     home = records.path_of(results_dir, record.name, record.fingerprint)
     return f"the record is {path}, and belongs to {home} (it measured: {measured})"
+
+
+def objective(record: RunRecord, wanted: str | None, direction: str | None) -> float | None:
+    """The number of a cell that a sweeper optimises: metric ``wanted`` (``wiki/perplexity``), or the first.
+
+    None if nothing was measured.
+
+    Raises:
+        ConfigurationError: there is no such metric, or ``direction`` would look for the worst.
+    """
+    metrics = {f"{metric.dataset}/{metric.name}": metric for metric in record.metrics}
+    name = wanted or next(iter(metrics), None)
+    if name is None:
+        return None
+    if name not in metrics:
+        raise ConfigurationError(
+            f"objective={name}: not measured{did_you_mean(name, metrics)} (measured: {', '.join(metrics)})"
+        )
+    metric = metrics[name]
+    better = "minimize" if metric.lower_is_better else "maximize"
+    if direction is not None and direction != better:
+        raise ConfigurationError(
+            f"hydra.sweeper.direction={direction}: would look for the worst {name}; use {better}"
+        )
+    return metric.value

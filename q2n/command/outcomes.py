@@ -77,7 +77,13 @@ class Command:
                 kind = StorageError if error.errno in FULL else ConfigurationError
                 raise kind(f"results_dir={folder}: cannot be written: {error}") from None
         for config, why in misfits:
-            leave_note(config.scalars.results_dir, self.sweep, _misfit_note(config, why))
+            note = Note(
+                ref=config.ref(),
+                decision=State.UNSUPPORTED,
+                reason=f"{type(why).__name__}: {why}",
+                exit_code=why.exit_code,
+            )
+            leave_note(config.scalars.results_dir, self.sweep, note)
         self._announced = True
 
     def goes_on(self, death: Death) -> bool:
@@ -93,7 +99,7 @@ class Command:
                 killed.give_up(note, folder, self.sweep, death.how)
         return bool(left)
 
-    def to_run(self, misfits: Sequence[tuple[RunConfig, ConfigurationError]]) -> list[Combination]:
+    def to_run(self, misfits: Sequence[tuple[RunConfig, ConfigurationError]] = ()) -> list[Combination]:
         """The overrides of each cell of a grid that is to run: those last whose process was killed when they
         were last tried, so that what ended one command does not end the next before the others have run."""
         tries = {folder: killed.last_tries(folder) for folder in self.folders}
@@ -112,15 +118,18 @@ class Command:
         """Every cell's, in the order they were asked for."""
         if not self._announced:
             return []
-        notes = {folder: read_notes(folder, self.sweep) for folder in self.folders}
+        notes = {
+            (folder, note.ref.key): note for folder in self.folders for note in read_notes(folder, self.sweep)
+        }
         if not self.complete:
-            return [_of_note(note, folder, self.sweep) for folder, found in notes.items() for note in found]
-        by_key = {(folder, note.ref.key): note for folder, found in notes.items() for note in found}
+            return [_of_note(note, folder, self.sweep) for (folder, _), note in notes.items()]
         outcomes = []
         for config in self.cells:
-            folder = config.scalars.results_dir
-            note = by_key.get((folder, config.key))
-            outcomes.append(_of_note(note, folder, self.sweep) if note else _missing(config))
+            folder, reason = config.scalars.results_dir, "the command ended before this cell's turn"
+            if note := notes.get((folder, config.key)):
+                outcomes.append(_of_note(note, folder, self.sweep))
+            else:
+                outcomes.append(Outcome(config.ref(), State.MISSING, folder, reason=reason, exit_code=1))
         return outcomes
 
 
@@ -130,15 +139,6 @@ def ended(config: RunConfig, sweep: str) -> Outcome | None:
     note = read_note(folder, sweep, config.key)
     done = note is not None and note.decision not in (State.STARTED, State.BUSY, State.INTERRUPTED)
     return _of_note(note, folder, sweep) if note is not None and done else None
-
-
-def _misfit_note(config: RunConfig, error: ConfigurationError) -> Note:
-    return Note(
-        ref=config.ref(),
-        decision=State.UNSUPPORTED,
-        reason=f"{type(error).__name__}: {error}",
-        exit_code=error.exit_code,
-    )
 
 
 def _of_note(note: Note, results_dir: str, sweep: str) -> Outcome:
@@ -156,9 +156,8 @@ def _of_note(note: Note, results_dir: str, sweep: str) -> Outcome:
     if note.decision is State.INTERRUPTED:
         reason = "interrupted by a signal; the same command goes on with it"
     if record is None and note.decision in FINISHED:
-        return Outcome(
-            note.ref, State.MISSING, results_dir, reason=reason or "its record is gone", exit_code=1
-        )
+        reason = reason or "its record is gone"
+        return Outcome(note.ref, State.MISSING, results_dir, reason=reason, exit_code=1)
     return Outcome(note.ref, note.decision, results_dir, record, failure, reason, note.exit_code)
 
 
@@ -172,11 +171,6 @@ def _of_silent(note: Note, results_dir: str, sweep: str) -> Outcome:
         return Outcome(note.ref, State.STARTED, results_dir, reason=reason, exit_code=1)
     failure = killed.give_up(note, results_dir, sweep, killed.UNKNOWN)
     return Outcome(note.ref, State.FAILED, results_dir, failure=failure, reason=failure.reason, exit_code=1)
-
-
-def _missing(config: RunConfig) -> Outcome:
-    reason = "the command ended before this cell's turn"
-    return Outcome(config.ref(), State.MISSING, config.scalars.results_dir, reason=reason, exit_code=1)
 
 
 def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from q2n.records.killed import by_signal, ended_for_memory
 from q2n.runtime import signals as interruption
@@ -32,8 +32,8 @@ class Death(NamedTuple):
     how: str
 
 
-class _State:
-    """Of a child: the pipe on which the waiting process hears of it."""
+class _ThisChild:
+    """Where this process is a child: the pipe on which the waiting process hears of it."""
 
     pipe: int | None = None
     goes_on: bool = False
@@ -54,21 +54,21 @@ def in_child() -> Death | None:
     while True:
         child = _Child()
         if child.pid == 0:
-            _State.goes_on = death is not None
+            _ThisChild.goes_on = death is not None
             return death
         death = child.wait()
 
 
 def goes_on() -> bool:
     """Whether this process goes on with what another one was killed at."""
-    return _State.goes_on
+    return _ThisChild.goes_on
 
 
 def taken_up() -> None:
     """Tell the waiting process that a cell begins: if it kills this process, another one is worth while."""
-    if _State.pipe is not None:
-        os.write(_State.pipe, _TAKEN_UP)
-        _State.pipe = None  # once is enough, and nobody empties the pipe
+    if _ThisChild.pipe is not None:
+        os.write(_ThisChild.pipe, _TAKEN_UP)
+        _ThisChild.pipe = None  # once is enough, and nobody empties the pipe
 
 
 class _Child:
@@ -92,7 +92,7 @@ class _Child:
             os.close(self._pipe)
             os.close(self._lifeline)
             self._let_signals_be()
-            _State.pipe = interruption.tell(theirs)
+            _ThisChild.pipe = interruption.tell(theirs)
             threading.Thread(target=_end_with, args=(lifeline,), name="q2n-lifeline", daemon=True).start()
         else:
             os.close(theirs)
@@ -109,7 +109,8 @@ class _Child:
         os.close(self._lifeline)
         self._let_signals_be()
         if -code in interruption.SIGNALS:
-            _die_of(-code)
+            signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
         how = by_signal(-code, self._starved)
         if _TAKEN_UP not in self._said:
             print(f"the process of the command {how}; no cell was at work", file=sys.stderr, flush=True)
@@ -144,9 +145,3 @@ def _end_with(lifeline: int) -> None:
     """End this process when the one that waits for it is gone: nobody would hear of its results."""
     os.read(lifeline, 1)
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _die_of(number: int) -> NoReturn:
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-    raise AssertionError("unreachable")

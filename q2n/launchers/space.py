@@ -22,6 +22,8 @@ class Search:
 
     axes: tuple[Override, ...]
     fixed: tuple[str, ...]
+    ends: Mapping[str, Sequence[str]]
+    """Both ends of each axis that is an interval, all values of the others, by key."""
 
     def distributions(self) -> dict[str, Any]:
         """Optuna's distribution of each axis, by key."""
@@ -30,9 +32,8 @@ class Search:
     def extremes(self) -> list[list[str]]:
         """Cells that show whether any can be composed: every axis at its ends, or at each of its choices,
         while the others are at their first value."""
-        values = {axis.get_key_element(): _ends(axis) for axis in self.axes}
-        first = {key: options[0] for key, options in values.items()}
-        cells = [first] + [{**first, key: item} for key, options in values.items() for item in options[1:]]
+        first = {key: values[0] for key, values in self.ends.items()}
+        cells = [first] + [{**first, key: item} for key, values in self.ends.items() for item in values[1:]]
         return [[*self.fixed, *(f"{key}={value}" for key, value in cell.items())] for cell in cells]
 
 
@@ -50,30 +51,24 @@ def search(params: Mapping[str, Any], overrides: Sequence[str]) -> Search:
         raise ConfigurationError(
             "hydra/sweeper=optuna: nothing to search; give q2n.t=interval(0.01,0.3), bits=2,3 or the like"
         )
-    for axis in axes:
-        _check(axis)
-    fixed = [item for item in by_key.values() if not item.is_sweep_override()]
-    return Search(axes, tuple(item.input_line or "" for item in fixed))
-
-
-def _check(axis: Override) -> None:
-    sweep = axis.value()
-    if isinstance(sweep, IntervalSweep):
-        assert sweep.start is not None
-        assert sweep.end is not None
-        if sweep.start >= sweep.end:
-            raise ConfigurationError(f"{axis.input_line}: the interval is empty")
-        if "log" in sweep.tags and sweep.start <= 0:
-            raise ConfigurationError(f"{axis.input_line}: a logarithmic interval begins above 0")
-    elif not list(axis.sweep_iterator()):
-        raise ConfigurationError(f"{axis.input_line}: no value")
+    fixed = tuple(item.input_line or "" for item in by_key.values() if not item.is_sweep_override())
+    return Search(axes, fixed, {axis.get_key_element(): _ends(axis) for axis in axes})
 
 
 def _ends(axis: Override) -> list[str]:
     sweep = axis.value()
-    if isinstance(sweep, IntervalSweep):
-        return [str(sweep.start), str(sweep.end)]
-    return list(axis.sweep_string_iterator())
+    if not isinstance(sweep, IntervalSweep):
+        values = list(axis.sweep_string_iterator())
+        if not values:
+            raise ConfigurationError(f"{axis.input_line}: no value")
+        return values
+    assert sweep.start is not None
+    assert sweep.end is not None
+    if sweep.start >= sweep.end:
+        raise ConfigurationError(f"{axis.input_line}: the interval is empty")
+    if "log" in sweep.tags and sweep.start <= 0:
+        raise ConfigurationError(f"{axis.input_line}: a logarithmic interval begins above 0")
+    return [str(sweep.start), str(sweep.end)]
 
 
 def _distribution(axis: Override) -> Any:
@@ -81,8 +76,6 @@ def _distribution(axis: Override) -> Any:
 
     sweep = axis.value()
     if isinstance(sweep, IntervalSweep):
-        assert sweep.start is not None
-        assert sweep.end is not None
         kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
         return kind(sweep.start, sweep.end, log="log" in sweep.tags)
     values: list[Any] = list(axis.sweep_iterator())

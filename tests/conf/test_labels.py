@@ -129,7 +129,7 @@ def test_combinations_that_come_out_equal_are_one_cell_and_it_is_said():
     ]
     (remark,) = command.grid.remarks
     assert "group_size is not read with baseline=quip; group_size is not read with baseline=owq" in remark
-    assert command.to_run([]) == [
+    assert command.to_run() == [
         *(["baseline=gptq", f"group_size={size}", f"bits={bits}"] for size in (32, 64) for bits in (2, 3)),
         *([f"baseline={name}", f"bits={bits}"] for name in ("quip", "owq") for bits in (2, 3)),
     ]

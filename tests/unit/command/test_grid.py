@@ -85,7 +85,7 @@ def test_a_setting_is_taken_from_the_cells_that_do_not_read_it():
         "not set where it is not read (equal cells run once): group_size is not read with baseline=quip"
     ]
     cells = product(["baseline=gptq", "baseline=quip"], ["group_size=32", "group_size=64"])
-    assert command.to_run([]) == [*cells[:2], ["baseline=quip"]]
+    assert command.to_run() == [*cells[:2], ["baseline=quip"]]
     assert command.to_run([(command.cells[2], ConfigurationError())]) == cells[:2]
 
 

@@ -9,7 +9,7 @@ from helpers.records import make_metric, make_record
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from q2n.cells.objective import objective
+from q2n.cells.run import objective
 from q2n.exceptions import ConfigurationError, StoppedEarly
 from q2n.launchers.optuna import STOPPED, OptunaSweeper, open_storage, trial_of
 from q2n.launchers.space import search

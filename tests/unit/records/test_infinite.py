@@ -10,8 +10,7 @@ from helpers.records import make_metric, make_protocol, make_record
 from helpers.runs import tiny, tokens
 from helpers.special_tokens import ROLLING, with_tokens
 
-from q2n.cells.objective import objective
-from q2n.cells.run import run_cell
+from q2n.cells.run import objective, run_cell
 from q2n.cli import CONFIG_DIR
 from q2n.command.preflight import preflight
 from q2n.evaluation.base import EvaluationContext, exp, expm1, mean_and_stderr

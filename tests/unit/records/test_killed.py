@@ -88,21 +88,20 @@ def test_the_kernels_count_is_that_of_the_control_group(tmp_path, monkeypatch, m
 
 def test_a_cell_that_killed_its_process_runs_last(command):
     note = taken_up(command, 0)
-    assert command.ordered().late == {}
-    killed.give_up(note, command.folders[0], "s1", killed.by_signal(signal.SIGSEGV, None))
-    grid = command.ordered()
     product = [list(config.overrides) for config in command.cells]
-    assert grid.cells(product) == [product[1], product[2], product[0]]
+    assert command.to_run() == product
+    killed.give_up(note, command.folders[0], "s1", killed.by_signal(signal.SIGSEGV, None))
+    assert command.to_run() == [product[1], product[2], product[0]]
     assert "SIGSEGV" in command.outcomes()[0].why
 
 
 def test_a_cell_of_a_process_that_nobody_survived_runs_last(command):
     """After a power cut there is no failure, only the lease of the dead."""
     note = taken_up(command, 1)
-    assert command.ordered().late == {}
-    assert lease.Observer().take(failure.folder_of(command.folders[0], note.ref))
     product = [list(config.overrides) for config in command.cells]
-    assert command.ordered().cells(product) == [product[0], product[2], product[1]]
+    assert command.to_run() == product
+    assert lease.Observer().take(failure.folder_of(command.folders[0], note.ref))
+    assert command.to_run() == [product[0], product[2], product[1]]
 
 
 def test_of_a_process_that_others_ran_the_signal_is_not_known(command, monkeypatch):
