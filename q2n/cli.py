@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -87,23 +86,16 @@ def main() -> None:
         _leave(command, f"ConfigurationError: {message}", 2)
     except KeyboardInterrupt:  # Interrupted, too
         _leave(command, INTERRUPTED, interruption.EXIT_CODE)
-    except OSError as error:  # of Hydra's own files: cells may have run all the same
-        _leave(command, _storage(error), 1)
-    except Exception:  # of a launcher, likewise
-        _leave(command, traceback.format_exc(), 1)
+    except Exception as error:  # of a launcher, or of Hydra's own files: cells may have run all the same
+        message = traceback.format_exc()
+        if isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS, errno.EACCES):
+            where = f"{error.filename or Path.cwd()} (Hydra's copy of the configuration)"
+            message = f"StorageError: {error.strerror}: {where}"
+        _leave(command, message, 1)
     outcomes = command.outcomes()
     whole = show(outcomes)
     track(command, outcomes)
     sys.exit(max(exit_code(outcomes, command.multirun), int(not whole)))
-
-
-def _storage(error: OSError) -> str:
-    """One line where that says all: there is no room, or the folder cannot be written."""
-    if error.errno not in (*FULL, errno.EROFS, errno.EACCES):
-        return traceback.format_exc()
-    return (
-        f"StorageError: {error.strerror}: {error.filename or Path.cwd()} (Hydra's copy of the configuration)"
-    )
 
 
 def _misfits(command: Command) -> list[tuple[RunConfig, UnsupportedError]]:
@@ -129,7 +121,10 @@ def run_composed(composed: DictConfig) -> float | None:
         watch = trial_of(runtime.sweeper)
         config = RunConfig.from_hydra(composed, runtime)
         title = f"[1/1] {config.label}"
+        comes_back = False  # to a cell that another process is at, having run all others itself
         if runtime.mode == RunMode.MULTIRUN:
+            launcher, sweeper = str(runtime.launcher._target_), str(runtime.sweeper._target_)
+            comes_back = launcher.endswith(".BasicLauncher") and sweeper.endswith(".GridSweeper")
             announced = read_sweep(config.scalars.results_dir, sweep) if sweep else None
             count = len(announced.cells) if announced and announced.cells else "?"
             title = f"[{runtime.job.num + 1}/{count}] {config.label}"
@@ -138,19 +133,12 @@ def run_composed(composed: DictConfig) -> float | None:
             outcome = ended(config, sweep) if sweep and supervisor.goes_on() else None
             if outcome is None:
                 supervisor.taken_up()
-                outcome = run_cell(config, sweep, title, group, not _one_after_the_other(runtime), watch)
+                outcome = run_cell(config, sweep, title, group, not comes_back, watch)
     if outcome.decision is State.BUSY:
         _busy.append((config, title, group))
     if outcome.record is None:
         return None
     return objective(outcome.record, config.scalars.objective, OmegaConf.select(runtime.sweeper, "direction"))
-
-
-def _one_after_the_other(runtime: HydraConf) -> bool:
-    """Whether this process runs all cells of a grid itself, so that it can come back to one."""
-    launcher, sweeper = str(runtime.launcher._target_), str(runtime.sweeper._target_)
-    sweep = runtime.mode == RunMode.MULTIRUN
-    return sweep and launcher.endswith(".BasicLauncher") and sweeper.endswith(".GridSweeper")
 
 
 def _visit_busy_again(sweep: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -195,16 +195,13 @@ class RunConfig:
         """For progress lines: ``smollm2_135m gptq q2n=on 3 bit``, then what else was set of all that can
         change a number: ``seed=1 q2n.t=0.05``."""
         choice = self.choices.get
-        named = f"{choice('model')} {choice('baseline')} q2n={choice('q2n')} {self.cell.bits:g} bit"
-        return " ".join((named, *self._further_settings))
-
-    @property
-    def _further_settings(self) -> Iterator[str]:
+        words = [f"{choice('model')} {choice('baseline')} q2n={choice('q2n')} {self.cell.bits:g} bit"]
         for override in self.overrides:
             setting = re.sub(AXES, "", override.lstrip("+~"))
             key = re.split("[=.@/]", setting, maxsplit=1)[0]
             if not setting.startswith(LABELLED) and key not in {*NEUTRAL_KEYS, "experiment"}:
-                yield setting
+                words.append(setting)
+        return " ".join(words)
 
 
 def key_of(override: str) -> str:

@@ -28,9 +28,12 @@ def explain(error: Exception, folders: Sequence[Path], overrides: Sequence[str])
     unknown_key = re.search(r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text)
     if unknown_key:
         return _unknown_key(unknown_key.group(1), folders, overrides)
-    option = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
-    if option:
-        return _unknown_option(option.group(1), option.group(2), folders)
+    unknown_option = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    if unknown_option:
+        group, name = unknown_option.groups()
+        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        hint = did_you_mean(name, options)
+        return f"{group}={name}: no such option{hint} (options: {', '.join(options)})"
     if text.startswith("Ambiguous value for argument"):
         return f"{text.splitlines()[0].split()[-1]}: several values make a sweep; add -m (run.py -m ...)"
     lines = [line for line in text.splitlines() if line.strip()]
@@ -86,11 +89,6 @@ def _chosen(group: str, roots: Sequence[DictConfig], overrides: Sequence[str]) -
     listed = [entry for root in roots for entry in root.get("defaults") or ()]
     entries = [entry for entry in listed if isinstance(entry, DictConfig)]
     return [str(entry[group]) for entry in entries if group in entry]
-
-
-def _unknown_option(group: str, option: str, folders: Sequence[Path]) -> str:
-    options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-    return f"{group}={option}: no such option{did_you_mean(option, options)} (options: {', '.join(options)})"
 
 
 def _tree(path: Path) -> DictConfig:

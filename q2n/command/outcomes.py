@@ -17,19 +17,9 @@ from q2n.command.grid import Combination, Grid
 from q2n.exceptions import ConfigurationError, RecordError, StorageError
 from q2n.records import failure as failures
 from q2n.records import killed, lease
+from q2n.records import notes as sweeps
 from q2n.records import store as records
-from q2n.records.notes import (
-    FINISHED,
-    AnnouncedCell,
-    Note,
-    State,
-    Sweep,
-    announce,
-    group_of,
-    leave_note,
-    read_note,
-    read_notes,
-)
+from q2n.records.notes import FINISHED, Note, State
 from q2n.records.outcome import Outcome
 from q2n.runtime.files import FULL
 
@@ -67,12 +57,12 @@ class Command:
         """
         for folder in self.folders:
             cells = tuple(
-                AnnouncedCell(key=config.key, label=config.label, name=config.scalars.name)
+                sweeps.AnnouncedCell(key=config.key, label=config.label, name=config.scalars.name)
                 for config in self.cells
                 if config.scalars.results_dir == folder and self.complete
             )
             try:
-                announce(folder, Sweep(id=self.sweep, alone=not self.multirun, cells=cells))
+                sweeps.announce(folder, sweeps.Sweep(id=self.sweep, alone=not self.multirun, cells=cells))
             except OSError as error:
                 kind = StorageError if error.errno in FULL else ConfigurationError
                 raise kind(f"results_dir={folder}: cannot be written: {error}") from None
@@ -83,17 +73,15 @@ class Command:
                 reason=f"{type(why).__name__}: {why}",
                 exit_code=why.exit_code,
             )
-            leave_note(config.scalars.results_dir, self.sweep, note)
+            sweeps.leave_note(config.scalars.results_dir, self.sweep, note)
         self._announced = True
 
     def goes_on(self, death: Death) -> bool:
         """Take the command over from a process that was killed: the cell it was at has failed. Whether that
         process had come to the end of a cell, or can have been killed by one."""
         self._announced = True
-        notes = [(folder, note) for folder in self.folders for note in read_notes(folder, self.sweep)]
-        left = [
-            (folder, note) for folder, note in notes if (note.pid, note.host) == (death.pid, gethostname())
-        ]
+        dead = (death.pid, gethostname())
+        left = [(folder, note) for folder, note in self._notes() if (note.pid, note.host) == dead]
         for folder, note in left:
             if note.decision is State.STARTED:
                 killed.give_up(note, folder, self.sweep, death.how)
@@ -114,15 +102,17 @@ class Command:
     def folders(self) -> list[str]:
         return list(dict.fromkeys(config.scalars.results_dir for config in self.cells))
 
+    def _notes(self) -> list[tuple[str, Note]]:
+        """All notes of the command's cells, each with its results folder."""
+        return [(folder, note) for folder in self.folders for note in sweeps.read_notes(folder, self.sweep)]
+
     def outcomes(self) -> list[Outcome]:
         """Every cell's, in the order they were asked for."""
         if not self._announced:
             return []
-        notes = {
-            (folder, note.ref.key): note for folder in self.folders for note in read_notes(folder, self.sweep)
-        }
         if not self.complete:
-            return [_of_note(note, folder, self.sweep) for (folder, _), note in notes.items()]
+            return [_of_note(note, folder, self.sweep) for folder, note in self._notes()]
+        notes = {(folder, note.ref.key): note for folder, note in self._notes()}
         outcomes = []
         for config in self.cells:
             folder, reason = config.scalars.results_dir, "the command ended before this cell's turn"
@@ -136,7 +126,7 @@ class Command:
 def ended(config: RunConfig, sweep: str) -> Outcome | None:
     """The outcome of a cell that this command has come to the end of before."""
     folder = config.scalars.results_dir
-    note = read_note(folder, sweep, config.key)
+    note = sweeps.read_note(folder, sweep, config.key)
     done = note is not None and note.decision not in (State.STARTED, State.BUSY, State.INTERRUPTED)
     return _of_note(note, folder, sweep) if note is not None and done else None
 
@@ -208,7 +198,10 @@ def show(outcomes: Sequence[Outcome]) -> bool:
     for outcome in outcomes:
         if outcome.record is None:
             _complain(outcome, complaints, alone=len(outcomes) == 1)
-    _say(console, _counts(outcomes))
+    counts = Counter(outcome.decision for outcome in outcomes)
+    parts = ", ".join(f"{count} {decision}" for decision, count in counts.items())
+    explained = f"python -m q2n.explain last --results {outcomes[0].results_dir}"
+    _say(console, f"cells    {parts} (why: {explained})")
     whole = True
     for folder, name in sorted({(item.results_dir, item.record.name) for item in outcomes if item.record}):
         try:
@@ -225,7 +218,7 @@ def track(command: Command, outcomes: Sequence[Outcome]) -> None:
     if not command.multirun or not records:
         return
     for tracking in dict.fromkeys(config.tracking for config in command.cells):
-        tracking.log_sweep(records, group_of(command.sweep))
+        tracking.log_sweep(records, sweeps.group_of(command.sweep))
 
 
 def _complain(outcome: Outcome, complaints: Console, alone: bool) -> None:
@@ -238,12 +231,6 @@ def _complain(outcome: Outcome, complaints: Console, alone: bool) -> None:
         _say(complaints, outcome.failure.traceback)
     elif (Path(outcome.results_dir) / outcome.failure.log).is_file():
         _say(complaints, f"  log: {Path(outcome.results_dir) / outcome.failure.log}")
-
-
-def _counts(outcomes: Sequence[Outcome]) -> str:
-    counts = Counter(item.decision for item in outcomes)
-    parts = ", ".join(f"{count} {decision}" for decision, count in counts.items())
-    return f"cells    {parts} (why: python -m q2n.explain last --results {outcomes[0].results_dir})"
 
 
 def _write(folder: str, name: str, console: Console, complaints: Console) -> None:

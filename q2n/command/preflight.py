@@ -101,16 +101,6 @@ def config_name(arguments: Sequence[str]) -> str:
     return (given or "config").removesuffix(".yaml")
 
 
-def _check_root(folders: Sequence[Path], name: str) -> None:
-    if any((folder / f"{name}.yaml").is_file() for folder in folders):
-        return
-    names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    raise ConfigurationError(
-        f"--config-name={name}: there is no {name}.yaml in {' or '.join(map(str, folders))}"
-        f"{did_you_mean(name, names)} (there: {', '.join(names) or 'none'})"
-    )
-
-
 @contextmanager
 def _composing(folders: Sequence[Path], name: str) -> Iterator[Compose]:
     """Hydra with the search path its own start will build: the first of two files of one name is used."""
@@ -125,7 +115,12 @@ def _composing(folders: Sequence[Path], name: str) -> Iterator[Compose]:
             path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
         GlobalHydra.instance().clear()
         Hydra.create_main_hydra2("q2n", path)
-        _check_root(folders, name)
+        if not any((folder / f"{name}.yaml").is_file() for folder in folders):
+            names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+            raise ConfigurationError(
+                f"--config-name={name}: there is no {name}.yaml in {' or '.join(map(str, folders))}"
+                f"{did_you_mean(name, names)} (there: {', '.join(names) or 'none'})"
+            )
         yield lambda overrides: compose(name, list(overrides), return_hydra_config=True)
 
 

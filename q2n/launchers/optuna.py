@@ -101,20 +101,18 @@ class OptunaSweeper(BatchSweeper):
         import optuna
         from hydra.utils import instantiate
 
-        storage = open_storage(where)
-        known = name in optuna.get_all_study_names(storage)
-        earlier = len(optuna.load_study(study_name=name, storage=storage).trials) if known else 0
-        seed = self.sampler.get("seed")
-        # A sampler that started again from the same seed would ask for its first points once more.
-        again = {} if seed is None else {"seed": int(seed) + earlier}
-        return optuna.create_study(
+        study = optuna.create_study(
             study_name=name,
-            storage=storage,
-            sampler=instantiate(self.sampler, **again),
+            storage=open_storage(where),
             pruner=instantiate(self.pruner) if self.pruner else optuna.pruners.NopPruner(),
             direction=self.direction,
             load_if_exists=True,
         )
+        seed = self.sampler.get("seed")
+        # A sampler that started again from the same seed would ask for its first points once more.
+        again = {} if seed is None else {"seed": int(seed) + len(study.trials)}
+        study.sampler = instantiate(self.sampler, **again)
+        return study
 
     def _name_of(self, space: Search) -> str:
         cells = [self._loader.load_sweep_config(self._config, cell) for cell in space.extremes()]

@@ -54,32 +54,25 @@ class RayLauncher(Engine):
                 logging_level="warning",
             )
         try:
-            yield from self._run(jobs, worker)
+            total = ray.cluster_resources()
+            gpus = self.num_gpus if self.num_gpus is not None else float(total.get("GPU", 0) > 0)
+            each = f"{self.num_cpus} CPUs, {gpus:g} GPUs"
+            say(f"{len(jobs)} cells on {len(ray.nodes())} nodes of Ray, each: {each}")
+            limits = {"max_retries": self.max_retries, "max_calls": 1}
+            task = ray.remote(num_cpus=self.num_cpus, num_gpus=gpus, **limits)(_work)
+            running = {task.remote(job, worker): job.number for job in jobs}
+            while running:
+                (done, *_), _ = ray.wait(list(running), num_returns=1)
+                number = running.pop(done)
+                try:
+                    node, result = ray.get(done)
+                    say(f"#{number} ran on node {node[:8]}")
+                    yield number, result
+                except ray.exceptions.RayError as error:
+                    yield number, Lost(" ".join(str(error).split()))
         finally:
             if started:
                 ray.shutdown()
-
-    def _run(self, jobs: Sequence[Job], worker: Worker) -> Iterator[tuple[int, JobReturn | Lost]]:
-        import ray
-
-        total = ray.cluster_resources()
-        gpus = self.num_gpus if self.num_gpus is not None else float(total.get("GPU", 0) > 0)
-        say(
-            f"{len(jobs)} cells on {len(ray.nodes())} nodes of Ray, each: {self.num_cpus} CPUs, {gpus:g} GPUs"
-        )
-        task = ray.remote(num_cpus=self.num_cpus, num_gpus=gpus, max_retries=self.max_retries, max_calls=1)(
-            _work
-        )
-        running = {task.remote(job, worker): job.number for job in jobs}
-        while running:
-            (done, *_), _ = ray.wait(list(running), num_returns=1)
-            number = running.pop(done)
-            try:
-                node, result = ray.get(done)
-                say(f"#{number} ran on node {node[:8]}")
-                yield number, result
-            except ray.exceptions.RayError as error:
-                yield number, Lost(" ".join(str(error).split()))
 
 
 def _work(job: Job, worker: Worker) -> tuple[str, JobReturn]:
