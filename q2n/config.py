@@ -18,12 +18,12 @@ from q2n.models.spec import ModelSpec
 from q2n.options import as_read, build, construct, did_you_mean, option, unread
 from q2n.records.fingerprint import NEUTRAL_KEYS, SOURCES, canonical_json, flatten, relevant
 from q2n.records.known_values import known_values
+from q2n.records.schema import Cell, CellRef
 
 if TYPE_CHECKING:
     from q2n.data.sources import CalibrationOption
     from q2n.diagnostics.base import Diagnostics
     from q2n.evaluation.base import Evaluation
-    from q2n.records.schema import Cell, CellRef
     from q2n.tracking.base import Tracking
     from q2n.types import Baseline, Correction
 
@@ -39,8 +39,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 
 
 def _device(value: str) -> str:
-    kind, _, index = value.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdigit())):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", value):
         raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
     return value
 
@@ -88,14 +87,13 @@ class RunConfig:
         sources: Collection[str] = SOURCES,
     ) -> None:
         known = [*Scalars.__dataclass_fields__, *GROUPS]
-        unknown = [key for key in tree if key not in known]
-        if unknown:
-            raise ConfigurationError(
-                "\n".join(
-                    f"{key}: no such key{did_you_mean(key, known)} (keys: {', '.join(known)})"
-                    for key in unknown
-                )
-            )
+        complaints = [
+            f"{key}: no such key{did_you_mean(key, known)} (keys: {', '.join(known)})"
+            for key in tree
+            if key not in known
+        ]
+        if complaints:
+            raise ConfigurationError("\n".join(complaints))
         self.tree = {key: value for key, value in as_read(tree).items() if key not in SOURCES}
         self.unread = {**unread(tree), **dict.fromkeys(sorted(SOURCES - set(sources)), "")}
         self.choices = dict(choices)
@@ -157,8 +155,6 @@ class RunConfig:
     @property
     def cell(self) -> Cell:
         """The cell's place in the tables."""
-        from q2n.records.schema import Cell
-
         bits = self.baseline.code_bits
         return Cell(
             model=self.model.name,
@@ -180,8 +176,6 @@ class RunConfig:
         Args:
             identity: None: it is not known yet.
         """
-        from q2n.records.schema import CellRef
-
         return CellRef(
             name=self.scalars.name,
             label=self.label,
@@ -205,8 +199,8 @@ class RunConfig:
 
 
 def key_of(override: str) -> str:
-    """The key that an override sets: ``q2n.t`` of ``+q2n.t=0.1``."""
-    return override.lstrip("+").partition("=")[0]
+    """The key that an override sets or deletes: ``q2n.t`` of ``+q2n.t=0.1``."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _sources(written: Mapping[str, Any], read: Mapping[str, Any]) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from q2n.exceptions import OutOfMemoryError
@@ -22,24 +22,15 @@ _TEXTS = re.compile(
 )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether the error, or one it came from, says that memory ran out: Python's own, that of torch's host
     or device allocator, or the system's."""
-    return any(_says_so(item) for item in _chain(error))
-
-
-def _says_so(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and bool(_TEXTS.search(str(error)))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+    said = (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and bool(_TEXTS.search(str(error))))
+    )
+    return said or (error is not None and is_out_of_memory(error.__cause__))
 
 
 def explained(error: Exception, config: RunConfig, identity: Mapping[str, Any]) -> Exception:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-from q2n.config import RunConfig
+from q2n.config import RunConfig, key_of
 from q2n.exceptions import ConfigurationError
 from q2n.launchers.base import BatchSweeper
+from q2n.launchers.space import by_key
 
 Combination = list[str]
 """The overrides of one job."""
@@ -73,12 +73,8 @@ def combinations(
         ConfigurationError: the values of a key cannot be listed.
         HydraException: an override cannot be parsed.
     """
-    lines = {key: f"{key}={value}" for key, value in params.items()}
-    lines |= {_key(item): item for item in overrides if _key(item) in lines}
-    others = [item for item in overrides if _key(item) not in lines]
     axes: dict[str, list[str]] = {}
-    for item in OverridesParser.create(loader).parse_overrides([*lines.values(), *others]):
-        key = item.get_key_element()
+    for key, item in by_key(params, overrides, loader).items():
         if not item.is_sweep_override():
             axes[key] = [f"{key}={item.get_value_element_as_str()}"]
         elif item.is_discrete_sweep():
@@ -106,8 +102,8 @@ def foreign_settings(
     items = dict.fromkeys(item for cell in product for item in cell)
     found: dict[str, frozenset[str]] = {}
     for group in groups:
-        options = [item for item in items if _key(item) == group]
-        keys = {_key(item) for item in items if item.startswith(f"{group}.")}
+        options = [item for item in items if key_of(item) == group]
+        keys = {key_of(item) for item in items if item.startswith(f"{group}.")}
         if keys and len(options) > 1:
             own = {option: {key for key in keys if has(option, key)} for option in options}
             known = set.union(*own.values())  # a key of none is a mistake
@@ -131,7 +127,7 @@ class Grid:
         unique: dict[frozenset[str], Combination] = {}
         for cell in product:
             foreign = {key for item in cell for key in self.foreign.get(item, ())}
-            fitting = [item for item in cell if _key(item) not in foreign]
+            fitting = [item for item in cell if key_of(item) not in foreign]
             unique.setdefault(task_overrides(fitting), fitting)
         return list(unique.values())
 
@@ -164,7 +160,3 @@ class Grid:
         # of pydantic's complaint about a whole option only the rule: its values are the line's beginning
         rules = {cell: why.rpartition("value error, ")[2] for cell, why in self.left_out.items()}
         return dropped + [f"left out: {' '.join(sorted(cell))}: {why}" for cell, why in rules.items()]
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]

@@ -36,8 +36,7 @@ def explain(error: Exception, folders: Sequence[Path], overrides: Sequence[str])
         return f"{group}={name}: no such option{hint} (options: {', '.join(options)})"
     if text.startswith("Ambiguous value for argument"):
         return f"{text.splitlines()[0].split()[-1]}: several values make a sweep; add -m (run.py -m ...)"
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return (text or type(error).__name__).splitlines()[0]
 
 
 def _unknown_key(key: str, folders: Sequence[Path], overrides: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from q2n.command.grid import Combination, Grid, combinations, foreign_settings, 
 from q2n.command.outcomes import Command
 from q2n.config import GROUPS, RunConfig, key_of
 from q2n.exceptions import ConfigurationError
-from q2n.launchers import extras as engines
+from q2n.launchers import base as launchers
 from q2n.launchers.space import search
 from q2n.options import did_you_mean
 
@@ -42,7 +42,7 @@ def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Co
         HydraException: a key, an option or the folder of ``--config-dir`` does not exist, or an override
             cannot be parsed.
     """
-    engines.own_names()
+    launchers.own_names()
     parsed = get_args_parser().parse_args(list(arguments))
     if any(getattr(parsed, flag, None) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion")):
         return Command(sweep)
@@ -127,7 +127,7 @@ def _composing(folders: Sequence[Path], name: str) -> Iterator[Compose]:
 def _product(base: DictConfig, overrides: list[str]) -> tuple[list[Combination], bool]:
     """The override lists of a grid sweep, experiment files' ``hydra.sweeper.params`` included, and true; some
     to validate and false where another sweeper chooses the cells as it goes."""
-    engines.check(base.hydra)
+    launchers.check(base.hydra)
     params = base.hydra.sweeper.get("params") or {}
     kind = base.hydra.sweeper.get("_target_", "").rpartition(".")[2]
     if kind == "OptunaSweeper":

@@ -52,7 +52,7 @@ class OptunaSweeper(BatchSweeper):
         pruner: DictConfig | None,
         storage: str | None = None,
         study_name: str | None = None,
-        params: DictConfig | None = None,
+        params: Mapping[str, Any] | None = None,
         trial: int | None = None,
     ) -> None:
         if direction not in ("minimize", "maximize"):
@@ -62,7 +62,7 @@ class OptunaSweeper(BatchSweeper):
                 raise ConfigurationError(f"hydra.sweeper.{key}={value}: must be at least 1")
         self.direction, self.n_trials, self.n_jobs = direction, n_trials, n_jobs
         self.sampler, self.pruner = sampler, pruner
-        self.params: Mapping[str, Any] = {} if params is None else {str(key): params[key] for key in params}
+        self.params = params or {}
         self.storage, self.study_name = storage, study_name
 
     def sweep(self, arguments: list[str]) -> None:

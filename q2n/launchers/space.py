@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
+from q2n.config import key_of
 from q2n.exceptions import ConfigurationError
 
 
@@ -37,21 +39,30 @@ class Search:
         return [[*self.fixed, *(f"{key}={value}" for key, value in cell.items())] for cell in cells]
 
 
+def by_key(
+    params: Mapping[str, Any], overrides: Sequence[str], loader: ConfigLoader | None = None
+) -> dict[str, Override]:
+    """What the sweeper's ``params`` and the command line say; of one key, the command line, in its place."""
+    lines = {key: f"{key}={value}" for key, value in params.items()}
+    lines |= {key_of(item): item for item in overrides if key_of(item) in lines}
+    others = [item for item in overrides if key_of(item) not in lines]
+    parsed = OverridesParser.create(loader).parse_overrides([*lines.values(), *others])
+    return {item.get_key_element(): item for item in parsed}
+
+
 def search(params: Mapping[str, Any], overrides: Sequence[str]) -> Search:
     """What the sweeper's ``params`` and the command line ask for; the command line wins.
 
     Raises:
         ConfigurationError: nothing is searched, or an interval is empty or cannot be logarithmic.
     """
-    parser = OverridesParser.create()
-    lines = [f"{key}={value}" for key, value in params.items()]
-    by_key = {item.get_key_element(): item for item in parser.parse_overrides([*lines, *overrides])}
-    axes = tuple(item for item in by_key.values() if item.is_sweep_override())
+    given = by_key(params, overrides).values()
+    axes = tuple(item for item in given if item.is_sweep_override())
     if not axes:
         raise ConfigurationError(
             "hydra/sweeper=optuna: nothing to search; give q2n.t=interval(0.01,0.3), bits=2,3 or the like"
         )
-    fixed = tuple(item.input_line or "" for item in by_key.values() if not item.is_sweep_override())
+    fixed = tuple(item.input_line or "" for item in given if not item.is_sweep_override())
     return Search(axes, fixed, {axis.get_key_element(): _ends(axis) for axis in axes})
 
 

@@ -18,7 +18,7 @@ from helpers import slurm
 from helpers.commands import environment, numbers, records, run, start
 from omegaconf import OmegaConf
 
-from q2n.launchers.extras import PACKAGES
+from q2n.launchers.base import PACKAGES
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from q2n.exceptions import ConfigurationError
-from q2n.launchers import extras, workers
+from q2n.launchers import base, workers
 from q2n.launchers.workers import THREAD_VARIABLES, Share, Worker, share
 
 
@@ -122,13 +122,13 @@ def test_a_node_without_the_folder_of_the_command_says_so(tmp_path, monkeypatch)
 )
 def test_an_engine_that_is_not_installed_names_the_command_that_installs_it(part, name, package, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == package else find(name))
+    monkeypatch.setattr(base, "find_spec", lambda name: None if name == package else find(name))
     hydra = {"launcher": {}, "sweeper": {}, "runtime": {"choices": {f"hydra/{part}": "x"}}}
-    hydra[part]["_target_"] = f"{extras.PLUGINS}.{name}"
+    hydra[part]["_target_"] = f"{base.PLUGINS}.{name}"
     with pytest.raises(
-        ConfigurationError, match=rf"hydra/{part}=x: .*pip install 'q2n\[{extras.PACKAGES[package]}\]'"
+        ConfigurationError, match=rf"hydra/{part}=x: .*pip install 'q2n\[{base.PACKAGES[package]}\]'"
     ):
-        extras.check(hydra)
+        base.check(hydra)
 
 
 def test_options_of_installed_plugins_with_the_same_names_give_way(monkeypatch):
@@ -137,5 +137,5 @@ def test_options_of_installed_plugins_with_the_same_names_give_way(monkeypatch):
     monkeypatch.setattr(store, "repo", {"hydra": {"launcher": {}}})
     store.store(group="hydra/launcher", name="joblib", node={"backend": None})
     store.store(group="hydra/launcher", name="another", node={"key": 1})
-    extras.own_names()
+    base.own_names()
     assert list(store.repo["hydra"]["launcher"]) == ["another.yaml"]
