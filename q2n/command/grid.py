@@ -3,8 +3,8 @@
 A grid is a plain product of its axes, and has cells that a person would not have written down. A setting
 that only some options of a group have (``q2n=off,on q2n.t=0.1,0.2``), or that a cell does not read
 (``baseline=gptq,quip group_size=32,64``), is taken from the cells of the others, which then are equal and run
-once. A cell whose values exclude each other is left out, if other cells use each
-of them. No job is started for cells that are known not to run.
+once. A cell whose values exclude each other is left out, if other cells use each of them. No job is started
+for cells that are known not to run.
 """
 
 from __future__ import annotations
