@@ -62,7 +62,8 @@ class Composed(LayerwiseBaseline):
         from q2n.linalg.dense import within_range
         from q2n.quantization.formats.per_tensor import PerTensorSpec
         from q2n.quantization.solvers.ldlq import solve_ldlq
-        from q2n.quantization.solvers.obs import activation_order, solve_obs
+        from q2n.quantization.solvers.obs import solve_obs
+        from q2n.quantization.solvers.reference import activation_order
         from q2n.quantization.solvers.rtn import solve_rtn
 
         grid = self._grid()

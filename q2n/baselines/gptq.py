@@ -1,4 +1,9 @@
-"""GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323): OBS rounding on a uniform grid."""
+"""GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323): OBS rounding on a uniform grid.
+
+To follow it on one layer, read on from :meth:`GPTQ.quantize` in ``quantization/solvers/reference.py`` (the
+algorithm, of which ``solve_obs`` is the faster run), ``linalg/dense.py`` (:func:`damped_inverse_factor`) and
+``quantization/formats/uniform.py`` (the grid).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +36,8 @@ class GPTQ(LayerwiseBaseline):
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         from q2n.quantization.formats.uniform import UniformSpec
-        from q2n.quantization.solvers.obs import activation_order, solve_obs
+        from q2n.quantization.solvers.obs import solve_obs
+        from q2n.quantization.solvers.reference import activation_order
 
         grid = UniformSpec(self.bits, self.group_size, self.sym, self.clip, self.static_groups)
         order = activation_order(problem.stats.gram) if self.act_order else None

@@ -35,7 +35,8 @@ class LeanQuant(LayerwiseBaseline):
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         from q2n.quantization.formats.lut import LutSpec
-        from q2n.quantization.solvers.obs import activation_order, solve_obs
+        from q2n.quantization.solvers.obs import solve_obs
+        from q2n.quantization.solvers.reference import activation_order
 
         grid = LutSpec(self.bits, self.exponent, self.kmeans_seed)
         order = activation_order(problem.stats.gram) if self.act_order else None

@@ -124,7 +124,8 @@ class QuaRot(LayerwiseBaseline):
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         from q2n.quantization.formats.centred import CentredSpec
-        from q2n.quantization.solvers.obs import activation_order, solve_obs
+        from q2n.quantization.solvers.obs import solve_obs
+        from q2n.quantization.solvers.reference import activation_order
         from q2n.quantization.solvers.rtn import solve_rtn
 
         grid = CentredSpec(self.bits, self.group_size, self.sym, self.clip)

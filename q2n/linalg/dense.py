@@ -97,6 +97,13 @@ def within_range(gram: Tensor) -> Tensor:
     return gram if SMALL_GRAM < size < LARGE_GRAM else gram / largest
 
 
+def alive(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """``hessian`` ``(C, C)`` with a one on the diagonal of dead columns (their input is always zero), and
+    which columns these are, ``(C,)`` bool."""
+    dead = hessian.diagonal() == 0
+    return hessian + torch.diag(dead.to(hessian)) if bool(dead.any()) else hessian, dead
+
+
 def symmetric_spectrum(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Spectrum:
     """Full eigendecomposition of a symmetric ``(C, C)`` matrix in ``dtype``, largest first.
 

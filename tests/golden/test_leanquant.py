@@ -9,7 +9,8 @@ from sklearn.cluster import KMeans
 from q2n.baselines.leanquant import LeanQuant
 from q2n.quantization.formats.kmeans import cluster_rows
 from q2n.quantization.formats.lut import LutSpec
-from q2n.quantization.solvers.obs import activation_order, solve_obs
+from q2n.quantization.solvers.obs import solve_obs
+from q2n.quantization.solvers.reference import activation_order
 
 CASES = ["leanquant_w2_p4", "leanquant_w2_p4_actorder", "leanquant_w3_p3_actorder"]
 

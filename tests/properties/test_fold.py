@@ -17,7 +17,8 @@ from q2n.quantization.formats.mse2d import Mse2dSpec
 from q2n.quantization.formats.per_tensor import PerTensorSpec
 from q2n.quantization.formats.uniform import UniformSpec
 from q2n.quantization.formats.xnor import XnorSpec
-from q2n.quantization.solvers.obs import activation_order, solve_obs
+from q2n.quantization.solvers.obs import solve_obs
+from q2n.quantization.solvers.reference import activation_order
 
 R, C = 24, 40
 CODES = R * C

@@ -12,9 +12,10 @@ from q2n.quantization.formats.lut import LutSpec
 from q2n.quantization.formats.masked import SalientSpec
 from q2n.quantization.formats.uniform import UniformSpec
 from q2n.quantization.formats.xnor import XnorSpec
-from q2n.quantization.solvers import obs
+from q2n.quantization.solvers import reference
 from q2n.quantization.solvers.ldlq import solve_ldlq
-from q2n.quantization.solvers.obs import activation_order, solve_obs
+from q2n.quantization.solvers.obs import solve_obs
+from q2n.quantization.solvers.reference import activation_order
 from q2n.types import LinearProblem, Statistic, Statistics
 
 DEAD = (0, 5, 17, 39)
@@ -132,15 +133,15 @@ def test_block_size_does_not_matter(monkeypatch, act_order, group_size):
     expected = naive_obq(problem, 3, group_size, order=order, static=True)
     method = gptq(3, group_size, act_order=act_order, static_groups=True)
     for block, lookback in BLOCKS:
-        monkeypatch.setattr(obs, "BLOCK", block)
-        monkeypatch.setattr(obs, "LOOKBACK", lookback)
+        monkeypatch.setattr(reference, "BLOCK", block)
+        monkeypatch.setattr(reference, "LOOKBACK", lookback)
         check(method, problem, expected)
 
 
 @pytest.mark.parametrize("lookback", [1, 5, 128])
 def test_lookback_does_not_matter_to_groups_fitted_on_the_way(monkeypatch, lookback):
     problem = layer(16, 150, seed=5)
-    monkeypatch.setattr(obs, "LOOKBACK", lookback)
+    monkeypatch.setattr(reference, "LOOKBACK", lookback)
     check(gptq(3, 23), problem, naive_obq(problem, 3, 23))
 
 
@@ -148,7 +149,7 @@ def test_lookback_does_not_matter_to_groups_fitted_on_the_way(monkeypatch, lookb
 def test_block_decides_what_groups_are_fitted_on(monkeypatch, block):
     """With blocks of one column a group is fitted on the weight exactly as it is compensated by then."""
     problem = layer(16, 150, seed=6)
-    monkeypatch.setattr(obs, "BLOCK", block)
+    monkeypatch.setattr(reference, "BLOCK", block)
     check(gptq(3, 23), problem, naive_obq(problem, 3, 23, block=block))
 
 
@@ -159,8 +160,8 @@ def test_block_size_does_not_matter_to_grids_fitted_ahead(monkeypatch, grid):
     problem = layer(16, 150, seed=7)
     usual = solve_obs(problem, grid, [0.01]).weight
     for block, lookback in BLOCKS:
-        monkeypatch.setattr(obs, "BLOCK", block)
-        monkeypatch.setattr(obs, "LOOKBACK", lookback)
+        monkeypatch.setattr(reference, "BLOCK", block)
+        monkeypatch.setattr(reference, "LOOKBACK", lookback)
         weight = solve_obs(problem, grid, [0.01]).weight
         rows = (weight - usual).abs().amax(dim=1) > 1e-6
         assert int(rows.sum()) <= 1  # one tie may go the other way

@@ -2,7 +2,7 @@
 
 With ``H = L D L^T``, ``L`` unit lower triangular, column ``i`` is rounded to the grid's nearest level of
 ``w_i + sum_{j>i} (w_j - q_j) L_ji``. That is optimal brain surgeon in reversed column order, without the
-inverse of ``H``, and both run through the one loop :func:`~q2n.quantization.solvers.obs.sweep_columns`.
+inverse of ``H``, and both run through the one loop :func:`~q2n.quantization.solvers.reference.column_loop`.
 Greedy passes are coordinate descent on the same proxy loss ``tr((Q - W) H (Q - W)^T)``, with that loop as
 well.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from q2n.exceptions import NumericalError, UnsupportedError
-from q2n.linalg.dense import lower_factor, require_finite
+from q2n.linalg.dense import alive, lower_factor, require_finite
 from q2n.quantization.formats.base import (
     ColumnEncoder,
     ColumnRounder,
@@ -25,7 +25,8 @@ from q2n.quantization.formats.base import (
     UnboundedEncoder,
     strip_rounder,
 )
-from q2n.quantization.solvers.obs import BLOCK, sweep_columns
+from q2n.quantization.solvers.obs import sweep_columns
+from q2n.quantization.solvers.reference import BLOCK
 from q2n.types import LinearProblem, QuantizedLinear
 
 
@@ -55,9 +56,7 @@ def solve_ldlq(
     require_finite(problem.weight, "weight to be rounded")
     columns = problem.weight.shape[1]
     order = torch.arange(columns - 1, -1, -1, device=problem.weight.device)
-    dead = hessian.diagonal() == 0  # of inputs that are all zero, whose mean damps nothing
-    if bool(dead.any()):
-        hessian = hessian + torch.diag(dead.to(hessian))
+    hessian, _ = alive(hessian)  # of inputs that are all zero, whose mean damps nothing
     lower = _cholesky(hessian)
     unit = (lower / lower.diagonal()).to(problem.weight)
     untouched = problem.weight.T.contiguous().flip(0)

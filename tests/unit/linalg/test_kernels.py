@@ -20,7 +20,8 @@ from q2n.quantization.formats.per_tensor import PerTensorSpec
 from q2n.quantization.formats.uniform import UniformSpec, column_errors
 from q2n.quantization.formats.xnor import XnorSpec
 from q2n.quantization.solvers.ldlq import solve_ldlq
-from q2n.quantization.solvers.obs import activation_order, solve_obs
+from q2n.quantization.solvers.obs import solve_obs
+from q2n.quantization.solvers.reference import activation_order
 
 
 def heavy_tails(rows, columns, seed=0):

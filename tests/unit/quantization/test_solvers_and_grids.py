@@ -23,7 +23,8 @@ from q2n.quantization.formats.per_tensor import PerTensorSpec
 from q2n.quantization.formats.uniform import UniformSpec
 from q2n.quantization.formats.xnor import XnorSpec
 from q2n.quantization.solvers.ldlq import solve_ldlq
-from q2n.quantization.solvers.obs import activation_order, solve_obs
+from q2n.quantization.solvers.obs import solve_obs
+from q2n.quantization.solvers.reference import activation_order
 from q2n.quantization.solvers.rtn import solve_rtn
 
 PAGE = Path(__file__).parents[3] / "docs" / "baselines.md"
