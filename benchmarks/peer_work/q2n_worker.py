@@ -14,7 +14,7 @@ from q2n.models.loaded import LoadedModel
 from q2n.models.spec import HubModel, TinyModel
 from q2n.options import build
 from q2n.pipeline.activations import activation_store
-from q2n.pipeline.blocks import Method, quantize_model
+from q2n.pipeline.blocks import BlockLoop, Method
 from q2n.runtime.clock import WorkClock, clocked
 from q2n.runtime.memory import keep_freed_memory
 
@@ -25,16 +25,15 @@ OPTIONS = {"q2n": "off", "fields": {}, "stages": "true_sequential", "warm": Fals
 def run(loaded: LoadedModel, tokens: torch.Tensor, method: Method, stages: str) -> None:
     settings = yaml.safe_load((CONF / "calibration" / "wiki.yaml").read_text())
     with activation_store("memory") as store:
-        quantize_model(
-            loaded.adapter,
-            tokens,
+        BlockLoop(
             method,
+            tokens,
             batch_size=settings["batch_size"],
             true_sequential=stages == "true_sequential",
             store=store,
             device=torch.device("cpu"),
             progress=lambda *_: None,
-        )
+        ).quantize(loaded.adapter)
 
 
 def quantize_small() -> None:

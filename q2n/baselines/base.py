@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from q2n.corrections.recipes import ReleasedRecipe
-from q2n.exceptions import ConfigurationError, UnsupportedError
+from q2n.exceptions import ConfigurationError, NumericalError, UnsupportedError
+from q2n.runtime.clock import timed
 from q2n.types import Correction, LinearProblem, Quantize, QuantizedLinear, Solution, Statistic
 
 if TYPE_CHECKING:
@@ -103,5 +105,22 @@ class LayerwiseBaseline(ABC):
     def solve(
         self, problem: LinearProblem, correction: Correction, quantize: Quantize | None = None
     ) -> Solution:
-        base = (quantize or self.quantize)(problem)
-        return Solution(base, correction.correct(problem, base))
+        return corrected(problem, (quantize or self.quantize)(problem), correction)
+
+
+def corrected(problem: LinearProblem, base: QuantizedLinear, correction: Correction) -> Solution:
+    """Apply ``correction`` in the basis that ``problem`` and ``base`` are in, and take its time.
+
+    Raises:
+        NumericalError: a number is not finite; where it was one of the solver's already, says so.
+    """
+    from q2n.linalg.dense import require_finite
+
+    began = time.perf_counter()
+    with timed("correct"):
+        try:
+            result = correction.correct(problem, base)
+        except NumericalError:
+            require_finite(base.weight, "quantized weight before the correction")
+            raise
+    return Solution(base, result, time.perf_counter() - began)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from q2n.baselines.base import LayerwiseBaseline
+from q2n.baselines.base import LayerwiseBaseline, corrected
 from q2n.baselines.fields import Bits, Damping, GroupSize
 from q2n.corrections.recipes import INERT, ReleasedRecipe
 from q2n.options import option
@@ -70,11 +70,11 @@ class QuIP(LayerwiseBaseline):
     ) -> Solution:
         """Quantize and correct in the rotated ``basis``, then return to the layer's own."""
         rotated = basis.problem(problem)
-        base = (quantize or self.quantize)(rotated)
-        corrected = correction.correct(rotated, base)
-        result = _back(problem, base, basis)
+        there = corrected(rotated, (quantize or self.quantize)(rotated), correction)
+        base = _back(problem, there.base, basis)
         # One object if nothing was corrected: rotating back is then done once.
-        return Solution(result, result if corrected is base else _back(problem, corrected, basis))
+        same = there.corrected is there.base
+        return replace(there, base=base, corrected=base if same else _back(problem, there.corrected, basis))
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         """The problem in the basis it is given in, without rotations."""

@@ -29,7 +29,7 @@ from q2n.runtime.files import FULL
 from q2n.runtime.progress import CellProgress
 
 if TYPE_CHECKING:
-    from q2n.pipeline.blocks import Watch
+    from q2n.pipeline.blocks import OnBlock
 
 POLL = 2.0
 """Seconds between two looks at a cell that another process works on."""
@@ -41,7 +41,7 @@ def run_cell(
     title: str = "",
     group: str | None = None,
     wait: bool = True,
-    watch: Watch | None = None,
+    watch: OnBlock | None = None,
 ) -> Outcome:
     """Run the cell, or reuse its record; errors become failures on disk, and never touch finished records.
 
@@ -68,7 +68,7 @@ def run_cell(
 class _Attempt:
     """One way of a cell from its configuration to its outcome."""
 
-    def __init__(self, config: RunConfig, sweep: str | None, title: str, watch: Watch | None) -> None:
+    def __init__(self, config: RunConfig, sweep: str | None, title: str, watch: OnBlock | None) -> None:
         self._config, self._sweep, self._title, self._watch = config, sweep, title, watch
         self._scalars, self._results = config.scalars, config.scalars.results_dir
         self._log: CellLog | None = None

@@ -24,11 +24,10 @@ def layer_reports(
     block: int,
     problem: LinearProblem,
     solution: Solution,
-    solve_seconds: float,
-    correct_seconds: float,
+    seconds: float,
     null_spaces: Sequence[NullSpaceReport | None] | None = None,
 ) -> list[LayerReport]:
-    """One report a layer of the problem; seconds are shared out by rows.
+    """One report per layer of the problem; ``seconds`` of solver and correction are shared out by rows.
 
     The relative output error ``tr((W - Q) H (W - Q)^T) / tr(W H W^T)`` is measured with the Gram matrix of
     the calibration inputs, undamped, and with that of the held-out inputs where there are any.
@@ -62,8 +61,8 @@ def layer_reports(
                 decomposition=diagnostics.get("decomposition"),
                 decomposition_residual=diagnostics.get("decomposition_residual"),
                 null_space=None if null_spaces is None else null_spaces[index],
-                solve_seconds=solve_seconds * share,
-                correct_seconds=correct_seconds * share,
+                solve_seconds=(seconds - solution.correct_seconds) * share,
+                correct_seconds=solution.correct_seconds * share,
                 extra={**diagnostics.get("extra", {}), **notes[index]},
             )
         )

@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from q2n.corrections.timed import TimedCorrection
 from q2n.diagnostics.base import Diagnostics, NoDiagnostics
 from q2n.diagnostics.layers import layer_reports
 from q2n.exceptions import NumericalError
@@ -19,7 +18,7 @@ from q2n.linalg.dense import dtype_name, require_finite, row_parts
 from q2n.linalg.gram import diagonal
 from q2n.models.adapter import DecoderBlock, LinearGroup, ModelAdapter
 from q2n.pipeline.activations import ActivationStore
-from q2n.pipeline.calibration import StagedForward, collect, start
+from q2n.pipeline.calibration import collect, start
 from q2n.pipeline.checkpoint import Checkpoint, Position, seed_block, structure
 from q2n.pipeline.sharing.solutions import Solve
 from q2n.pipeline.sharing.static import StaticStages
@@ -37,7 +36,7 @@ from q2n.types import (
 Progress = Callable[[int, str], None]
 """Called with the block's index and the stage that begins (``"self_attn.qkv"``)."""
 
-Watch = Callable[[Sequence[LayerReport]], None]
+OnBlock = Callable[[Sequence[LayerReport]], None]
 """Called after every block with the reports of all layers so far; what it raises ends the run."""
 
 
@@ -87,154 +86,131 @@ def require_finite_weights(block: DecoderBlock) -> None:
             _finite(block, name, what, tensor)
 
 
-@torch.no_grad()
-def quantize_model(
-    adapter: ModelAdapter,
-    tokens: Tensor,
-    method: Method,
-    *,
-    batch_size: int,
-    true_sequential: bool,
-    store: ActivationStore,
-    device: torch.device,
-    progress: Progress,
-    heldout: Tensor | None = None,
-    seed: int = 0,
-    checkpoint: Checkpoint | None = None,
-    static: StaticStages | None = None,
-    watch: Watch | None = None,
-) -> list[LayerReport]:
-    """Quantize every linear of every decoder block in place, propagating the quantized model's activations.
+@dataclass(frozen=True)
+class BlockLoop:
+    """How a model is quantized, block by block.
 
-    Args:
+    Attributes:
         tokens: calibration sequences, ``(n, T)`` int64.
-        batch_size: sequences a micro-batch; 0: all at once.
-        true_sequential: statistics of a group come from inputs that went through the block's already
-            quantized groups; otherwise from the block as it was.
         store: where activations that wait for their next stage are kept.
         device: where one block at a time is computed.
+        progress: see :data:`Progress`.
+        batch_size: sequences per micro-batch; 0: all at once.
+        true_sequential: statistics of a group come from inputs that went through the block's already
+            quantized groups; otherwise from the block as it was.
         heldout: sequences that go the same way, but that nothing is fitted to, ``(m, T)`` int64.
         seed: with the block's index, seeds whatever draws from a global generator.
         checkpoint: where to go on, and what is told of every finished block.
         static: all statistics come from the unquantized model, by way of what other cells have left of it.
-        watch: see :data:`Watch`.
-
-    Raises:
-        NumericalError: a weight, an activation, a statistic or a factorisation is not finite, or does not
-            exist; names block, layer (or group of layers) and cause.
-        CheckpointError: see :meth:`q2n.pipeline.checkpoint.Checkpoint.restore`.
+        on_block: see :data:`OnBlock`.
     """
-    with adapter.rewriting():
-        method.baseline.rewrite(adapter)
-    adapter.prepare(tokens.shape[1])
-    parts = tokens.split(batch_size or len(tokens))
-    apart = heldout.split(batch_size or len(heldout)) if heldout is not None else ()
-    ready = static is not None and static.ready
-    stage = _Stage(method, true_sequential, store, device, len(apart), static)
-    position = checkpoint.restore(adapter, store) if checkpoint else None
-    if position is None:
-        entering = () if ready else (*parts, *apart)
-        embedded = tuple(store.keep(adapter.embed(part)) for part in entering)
-        for batch in embedded:
-            require_finite(batch, "embeddings, inputs of block 0")
-        position = Position(0, embedded)
-    for block in adapter.blocks[position.next_block :]:
-        seed_block(seed, block.index)
-        with block.on(device):
-            position = stage.finish(block, position, partial(progress, block.index))
-            if checkpoint:
-                block.finish(checkpoint.finished)
-        if checkpoint and not ready:  # what has no activations cannot be gone on from, and takes seconds
-            checkpoint.reached(position)
-        if watch:
-            watch(position.reports)
-    with adapter.rewriting():
-        method.baseline.finish(adapter)
-    return list(position.reports)
-
-
-Notify = Callable[[str], None]
-_Advanced = tuple[list[Tensor], list[LayerReport]]
-Measure = Callable[[Sequence[StagedForward]], tuple[LinearGroup, Statistics]]
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """How a block is quantized; the last ``heldout`` micro-batches are those nothing is fitted to."""
 
     method: Method
-    true_sequential: bool
+    tokens: Tensor
     store: ActivationStore
     device: torch.device
-    heldout: int
-    static: StaticStages | None
+    progress: Progress
+    batch_size: int = 0
+    true_sequential: bool = True
+    heldout: Tensor | None = None
+    seed: int = 0
+    checkpoint: Checkpoint | None = None
+    static: StaticStages | None = None
+    on_block: OnBlock | None = None
 
-    def finish(self, block: DecoderBlock, position: Position, notify: Notify) -> Position:
+    @torch.no_grad()
+    def quantize(self, adapter: ModelAdapter) -> list[LayerReport]:
+        """Quantize every linear of every decoder block in place, propagating the quantized model's
+        activations.
+
+        Raises:
+            NumericalError: a weight, an activation, a statistic or a factorisation is not finite, or does not
+                exist; names block, layer (or group of layers) and cause.
+            CheckpointError: see :meth:`q2n.pipeline.checkpoint.Checkpoint.restore`.
+        """
+        checkpoint, ready = self.checkpoint, self.static is not None and self.static.ready
+        with adapter.rewriting():
+            self.method.baseline.rewrite(adapter)
+        adapter.prepare(self.tokens.shape[1])
+        position = checkpoint.restore(adapter, self.store) if checkpoint else None
+        if position is None:
+            entering = () if ready else (*self._batches(self.tokens), *self._batches(self.heldout))
+            embedded = tuple(self.store.keep(adapter.embed(batch)) for batch in entering)
+            for batch in embedded:
+                require_finite(batch, "embeddings, inputs of block 0")
+            position = Position(0, embedded)
+        for block in adapter.blocks[position.next_block :]:
+            seed_block(self.seed, block.index)
+            with block.on(self.device):
+                position = self._behind(block, position)
+                if checkpoint:
+                    block.finish(checkpoint.finished)
+            if checkpoint and not ready:  # what has no activations cannot be gone on from, and takes seconds
+                checkpoint.reached(position)
+            if self.on_block:
+                self.on_block(position.reports)
+        with adapter.rewriting():
+            self.method.baseline.finish(adapter)
+        return list(position.reports)
+
+    def _batches(self, sequences: Tensor | None) -> tuple[Tensor, ...]:
+        return () if sequences is None else sequences.split(self.batch_size or len(sequences))
+
+    def _behind(self, block: DecoderBlock, position: Position) -> Position:
         """Quantize one block; the position behind it."""
         require_finite_weights(block)  # before anything is measured of inputs to them
         moved = [batch.to(self.device) for batch in position.batches]
-        outputs, reports = (self._calibrated if self.static is None else self._static)(block, moved, notify)
+        apart = len(self._batches(self.heldout))
+        outputs, reports = (self._calibrated if self.static is None else self._static)(block, moved, apart)
         batches = tuple(self.store.keep(output) for output in outputs)
         with _at(block):
             for batch in batches:
                 require_finite(batch, f"output in {dtype_name(batch.dtype)}")
         return position.after(batches, reports, structure(block))
 
-    def _calibrated(self, block: DecoderBlock, batches: Sequence[Tensor], notify: Notify) -> _Advanced:
-        """With statistics of what the quantized blocks before this one leave of the activations."""
-        with _at(block):
-            self.method.baseline.prepare_block(block, batches[: len(batches) - self.heldout])
-        advance = _true_sequential if self.true_sequential else _whole_block
-        measure = partial(collect, wanted=self.method.measured, heldout=self.heldout)
-        return advance(block, batches, self.method, measure, self.store, notify)
+    def _calibrated(
+        self, block: DecoderBlock, batches: Sequence[Tensor], apart: int
+    ) -> tuple[list[Tensor], list[LayerReport]]:
+        """Outputs and reports, with statistics of what the quantized blocks before this one leave of the
+        activations; nothing is fitted to the last ``apart`` micro-batches.
 
-    def _static(self, block: DecoderBlock, batches: Sequence[Tensor], notify: Notify) -> _Advanced:
+        If true-sequential, there is one forward per block, suspended before each group while that group is
+        solved; otherwise a second one with the quantized block, after all groups were measured.
+        """
+        with _at(block):
+            self.method.baseline.prepare_block(block, batches[: len(batches) - apart])
+        forwards = start(block, batches, self.store.keep)
+        reports: list[LayerReport] = []
+        measured = []
+        for group in block.groups:
+            self.progress(block.index, group.name)
+            if self.true_sequential:
+                # Not kept in a variable: it would outlive the group while the next one is measured.
+                reports += solve_group(
+                    block, group, collect(forwards, self.method.measured, apart)[1], self.method
+                )
+            else:
+                measured.append(collect(forwards, self.method.measured, apart))
+        for group, stats in measured:
+            reports += solve_group(block, group, stats, self.method)
+        if not self.true_sequential:
+            forwards = start(block, batches, self.store.keep)
+        return [forward.finish() for forward in forwards], reports
+
+    def _static(
+        self, block: DecoderBlock, batches: Sequence[Tensor], apart: int
+    ) -> tuple[list[Tensor], list[LayerReport]]:
         """With statistics of the unquantized block, whose outputs are what the next block is given."""
         assert self.static is not None
+        notify = partial(self.progress, block.index)
         with _at(block):
-            measured, outputs = self.static.measure(block, batches, self.heldout, self.store, notify)
+            measured, outputs = self.static.measure(block, batches, apart, self.store, notify)
         reports = []
         with self.static.solving(block) as solve:
             for group, stats in measured:
                 notify(group.name)
                 reports += solve_group(block, group, stats, self.method, solve)
         return outputs, reports
-
-
-def _true_sequential(
-    block: DecoderBlock,
-    batches: Sequence[Tensor],
-    method: Method,
-    measure: Measure,
-    store: ActivationStore,
-    notify: Notify,
-) -> _Advanced:
-    """One forward per block, suspended before each group while that group is solved."""
-    forwards = start(block, batches, store.keep)
-    reports: list[LayerReport] = []
-    for group in block.groups:
-        notify(group.name)
-        # Not kept in a variable: it would outlive the group while the next one is measured.
-        reports += solve_group(block, group, measure(forwards)[1], method)
-    return [forward.finish() for forward in forwards], reports
-
-
-def _whole_block(
-    block: DecoderBlock,
-    batches: Sequence[Tensor],
-    method: Method,
-    measure: Measure,
-    store: ActivationStore,
-    notify: Notify,
-) -> _Advanced:
-    """Statistics of all groups from the unquantized block, then a second forward with the quantized one."""
-    forwards = start(block, batches, store.keep)
-    measured = []
-    for group in block.groups:
-        notify(group.name)
-        measured.append(measure(forwards))
-    reports = [report for group, stats in measured for report in solve_group(block, group, stats, method)]
-    return [StagedForward(block, batch, store.keep).finish() for batch in batches], reports
 
 
 def solve_group(
@@ -254,15 +230,14 @@ def solve_group(
 def _solve_layers(
     block: DecoderBlock, problem: LinearProblem, method: Method, solve: Solve | None
 ) -> list[LayerReport]:
-    correction = TimedCorrection(method.correction)
     began = time.perf_counter()
     with timed("solve"), _at(block, *problem.names):
-        solution = (solve or method.baseline.solve)(problem, correction)
-    seconds = time.perf_counter() - began - correction.seconds
+        solution = (solve or method.baseline.solve)(problem, method.correction)
+    seconds = time.perf_counter() - began
     _write_back(block, problem, solution)
     with timed("measure"), _at(block, *problem.names):
         measured = method.diagnostics.measure(problem, solution)
-        return layer_reports(block.index, problem, solution, seconds, correction.seconds, measured)
+        return layer_reports(block.index, problem, solution, seconds, measured)
 
 
 def _require_finite_inputs(width: int, stats: Statistics) -> None:

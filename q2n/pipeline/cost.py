@@ -13,7 +13,7 @@ from q2n.runtime.clock import WorkClock
 
 
 @dataclass(frozen=True)
-class Spent:
+class Cost:
     """Seconds by stage; bytes of the host's and, where one was used, of the device's memory.
 
     ``work_seconds`` shares out the stage ``quantize`` by kind of work (:mod:`q2n.runtime.clock`).
@@ -24,12 +24,12 @@ class Spent:
     peak_memory_bytes: int = 0
     peak_device_memory_bytes: int | None = None
 
-    def plus(self, other: Spent) -> Spent:
+    def plus(self, other: Cost) -> Cost:
         """Both, one after the other."""
         peaks = [
             it for it in (self.peak_device_memory_bytes, other.peak_device_memory_bytes) if it is not None
         ]
-        return Spent(
+        return Cost(
             _sum(self.seconds, other.seconds),
             _sum(self.work_seconds, other.work_seconds),
             max(self.peak_memory_bytes, other.peak_memory_bytes),
@@ -46,7 +46,7 @@ class Expense:
 
     def __init__(self) -> None:
         provenance.reset_peak_memory()
-        self.earlier = Spent()
+        self.earlier = Cost()
         self.work = WorkClock()
         self._seconds: dict[str, float] = {}
         self._running: dict[str, float] = {}
@@ -61,13 +61,13 @@ class Expense:
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     @property
-    def total(self) -> Spent:
+    def total(self) -> Cost:
         """So far; a stage that is not over counts as far as it got."""
         now = time.perf_counter()
-        running = Spent({name: now - began for name, began in self._running.items()})
+        running = Cost({name: now - began for name, began in self._running.items()})
         memory = (provenance.peak_memory_bytes(), provenance.peak_device_memory_bytes())
-        return self.earlier.plus(Spent(self._seconds, self.work.seconds, *memory)).plus(running)
+        return self.earlier.plus(Cost(self._seconds, self.work.seconds, *memory)).plus(running)
 
     def note(self) -> Mapping[str, Any]:
-        """:attr:`total` as a tree for :class:`Spent`."""
+        """:attr:`total` as a tree for :class:`Cost`."""
         return asdict(self.total)

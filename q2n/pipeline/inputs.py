@@ -22,7 +22,7 @@ below what a shuffled or shortened copy does."""
 
 
 @dataclass(frozen=True)
-class Inputs:
+class CellInputs:
     """Calibration sequences, and what was allowed although it makes numbers hard to compare.
 
     ``calibrated``: digests of the evaluated texts that are calibration text. ``notes``: sentences for record
@@ -41,7 +41,7 @@ class Inputs:
         return metric.model_copy(update={"protocol": protocol.model_copy(update={"calibrated": True})})
 
 
-def read_inputs(config: RunConfig) -> Inputs:
+def read_inputs(config: RunConfig) -> CellInputs:
     """Read configuration, tokenizer and all text of a cell, without the model's weights.
 
     Raises:
@@ -66,7 +66,7 @@ def read_inputs(config: RunConfig) -> Inputs:
             "\n".join(seen) + "\nName other files or another data set for one of them, or measure all the "
             "same with allow_calibration_text=true: record and tables then say so"
         )
-    return Inputs(calibration, frozenset(shares), (*beyond, *seen))
+    return CellInputs(calibration, frozenset(shares), (*beyond, *seen))
 
 
 def _require_rows(text: TokenSet, outline: Outline) -> None:

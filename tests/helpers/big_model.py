@@ -84,7 +84,7 @@ def main(folder: str, limit: int, name: str) -> None:
     from q2n.evaluation.windows import last_hidden_states
     from q2n.models.spec import HubModel
     from q2n.pipeline.activations import activation_store
-    from q2n.pipeline.blocks import Method, quantize_model
+    from q2n.pipeline.blocks import BlockLoop, Method
     from q2n.pipeline.checkpoint import Checkpoint
     from q2n.records import provenance
     from q2n.runtime.signals import Interrupted
@@ -104,17 +104,16 @@ def main(folder: str, limit: int, name: str) -> None:
     checkpoint = Checkpoint(Path(folder) / "checkpoint", "0" * 16)
     try:
         with checkpoint, activation_store("memory") as store:
-            quantize_model(
-                adapter,
-                tokens,
+            BlockLoop(
                 Method(baseline, NoCorrection()),
+                tokens,
                 batch_size=2,
                 true_sequential=True,
                 store=store,
                 device=cpu,
                 progress=progress,
                 checkpoint=checkpoint,
-            )
+            ).quantize(adapter)
     except Interrupted:
         pass
     with torch.no_grad():

@@ -5,7 +5,7 @@ import torch
 from q2n.diagnostics.null_space import NullSpaceMeasures
 from q2n.models.spec import TinyModel
 from q2n.pipeline.activations import activation_store
-from q2n.pipeline.blocks import Method, quantize_model
+from q2n.pipeline.blocks import BlockLoop, Method
 from q2n.pipeline.sharing.context import StageContext, StageMemory
 from q2n.pipeline.sharing.keys import StageKeys
 from q2n.pipeline.sharing.static import StaticStages
@@ -141,10 +141,9 @@ def quantized(baseline, correction, stages, spoil, tmp_path, *, dtype=torch.floa
         keys = StageKeys("statistics", "spectra", "codes")
         static = StaticStages(context, keys, baseline, method.requires, len(adapter.blocks))
     with activation_store("memory") as store:
-        reports = quantize_model(
-            adapter,
-            ids,
+        reports = BlockLoop(
             method,
+            ids,
             batch_size=2,
             true_sequential=stages == "true_sequential",
             store=store,
@@ -152,7 +151,7 @@ def quantized(baseline, correction, stages, spoil, tmp_path, *, dtype=torch.floa
             progress=lambda block, group: None,
             heldout=tokens(7, ids.shape[1])[5:],
             static=static,
-        )
+        ).quantize(adapter)
     return loaded.model, before, reports
 
 

@@ -9,7 +9,7 @@ from q2n.corrections.none import NoCorrection
 from q2n.diagnostics.base import NoDiagnostics
 from q2n.models.spec import TinyModel
 from q2n.pipeline.activations import activation_store
-from q2n.pipeline.blocks import Method, quantize_model
+from q2n.pipeline.blocks import BlockLoop, Method
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 HEAD_DIM = {"qwen3": 32}
@@ -71,24 +71,23 @@ def run(
     heldout=None,
     diagnostics=None,
 ):
-    """``quantize_model`` on a new tiny model; ``spoil(model)`` may change it before."""
+    """``BlockLoop`` on a new tiny model; ``spoil(model)`` may change it before."""
     loaded = tiny(family)
     if spoil is not None:
         with torch.no_grad():
             spoil(loaded.model)
     recorder = Recorder(baseline)
     with activation_store(activations) as store:
-        reports = quantize_model(
-            loaded.adapter,
-            tokens() if ids is None else ids,
+        reports = BlockLoop(
             Method(recorder, correction or NoCorrection(), diagnostics or NoDiagnostics()),
+            tokens() if ids is None else ids,
             batch_size=batch_size,
             true_sequential=true_sequential,
             store=store,
             device=torch.device("cpu"),
             progress=lambda block, stage: None,
             heldout=heldout,
-        )
+        ).quantize(loaded.adapter)
     return Run(loaded, reports, recorder.solved)
 
 

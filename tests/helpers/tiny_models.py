@@ -5,7 +5,7 @@ import torch
 from q2n.corrections.none import NoCorrection
 from q2n.models.spec import TinyModel
 from q2n.pipeline.activations import activation_store
-from q2n.pipeline.blocks import Method, quantize_model
+from q2n.pipeline.blocks import BlockLoop, Method
 
 SHAPES = {
     "llama": {"family": "llama"},
@@ -59,16 +59,15 @@ def quantize(adapter, baseline, correction=None):
     """The pipeline with two micro-batches; its reports."""
     baseline.check(adapter)
     with activation_store("memory") as store:
-        return quantize_model(
-            adapter,
-            TOKENS,
+        return BlockLoop(
             Method(baseline, correction or NoCorrection()),
+            TOKENS,
             batch_size=2,
             true_sequential=True,
             store=store,
             device=torch.device("cpu"),
             progress=lambda block, group: None,
-        )
+        ).quantize(adapter)
 
 
 def difference(actual, expected):

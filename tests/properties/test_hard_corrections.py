@@ -9,6 +9,7 @@ import torch
 from helpers.hard_inputs import LARGE, SMALL, numbers
 from helpers.layers import layer
 
+from q2n.baselines.base import corrected
 from q2n.baselines.gptq import GPTQ
 from q2n.baselines.rtn import RTN
 from q2n.corrections.bias import OutputBias
@@ -24,7 +25,6 @@ from q2n.corrections.nullspace.partial import NotPartialError, leading_spectrum
 from q2n.corrections.nullspace.rank import RankRule
 from q2n.corrections.released import ReleasedScale
 from q2n.corrections.requantize import RequantizeProjected
-from q2n.corrections.timed import TimedCorrection
 from q2n.corrections.tuned import TunedNullSpaceScale
 from q2n.diagnostics.layers import layer_reports
 from q2n.diagnostics.null_space import NullSpaceMeasures
@@ -98,7 +98,7 @@ def check(given, base, name):
     assert bool(result.weight.isfinite().all())
     solution = Solution(base, result)
     figures = NullSpaceMeasures(points=4).measure(given, solution)
-    reports = layer_reports(0, given, solution, 0.0, 0.0, figures)
+    reports = layer_reports(0, given, solution, 0.0, figures)
     assert all(math.isfinite(number) for report in reports for number in numbers(report))
     if name.startswith(("lstsq", "groupwise", "requantize")) and name not in ("groupwise, q2n",):
         before, after = output_error(given, base.weight), output_error(given, result.weight)
@@ -172,10 +172,10 @@ def test_who_made_the_numbers_that_are_not_finite_is_said():
     base = RTN(bits=3, group_size=8).quantize(given)
     broken = base.with_format(base.format.scale_rows(torch.full((R,), 1e39, dtype=torch.float64)))
     with pytest.raises(NumericalError, match="quantized weight before the correction: "):
-        TimedCorrection(LeastSquaresScale()).correct(given, broken)
+        corrected(given, broken, LeastSquaresScale())
     with pytest.raises(NumericalError, match="row scale alpha"):
         base.scaled_rows(torch.full((R,), float("nan")))
-    assert TimedCorrection(NoCorrection()).correct(given, base) is base
+    assert corrected(given, base, NoCorrection()).corrected is base
 
 
 RULES = [
@@ -273,6 +273,6 @@ def test_a_zero_layer_that_is_not_stored_as_zero_has_no_relative_error():
     base = RTN(bits=3, group_size=8).quantize(problem(SMALL["one outlier"]))
     solution = Solution(replace(base, original=given.weight), replace(base, original=given.weight))
     figures = NullSpaceMeasures(points=4).measure(given, solution)
-    (report,) = layer_reports(0, given, solution, 0.0, 0.0, figures)
+    (report,) = layer_reports(0, given, solution, 0.0, figures)
     assert (report.error_before, report.error_after, report.heldout_error_after) == (None, None, None)
     assert report.null_space.error_sources is None

@@ -27,7 +27,7 @@ from q2n.corrections.tuned import TunedNullSpaceScale
 from q2n.diagnostics.layers import layer_reports
 from q2n.exceptions import ConfigurationError, NumericalError, UnsupportedError
 from q2n.pipeline.activations import activation_store
-from q2n.pipeline.blocks import Method, quantize_model
+from q2n.pipeline.blocks import BlockLoop, Method
 from q2n.pipeline.checkpoint import Checkpoint
 from q2n.quantization.formats.awq import AwqSpec
 from q2n.quantization.formats.centred import CentredSpec
@@ -47,7 +47,7 @@ def test_errors_of_scaled_rows_are_those_of_the_weight(name, correction):
     given_ = problem()
     solution = BASELINES[name].solve(given_, correction)
     unrelated = replace(solution, corrected=replace(solution.corrected, scaling=None))
-    (found,), (expected,) = (layer_reports(0, given_, it, 0, 0) for it in (solution, unrelated))
+    (found,), (expected,) = (layer_reports(0, given_, it, 0) for it in (solution, unrelated))
     assert found.error_after == pytest.approx(expected.error_after, rel=1e-4)
     assert found.heldout_error_after == pytest.approx(expected.heldout_error_after, rel=1e-4)
     assert found.error_after != found.error_before
@@ -64,7 +64,7 @@ def test_the_bias_is_the_mean_error_and_takes_it_away(name):
     outputs = inputs @ (given_.weight - solution.base.weight).double().T
     assert torch.allclose(solution.corrected.bias.double(), outputs.mean(dim=0), rtol=0, atol=1e-5)
     assert torch.equal(solution.corrected.weight, solution.base.weight)
-    (report,) = layer_reports(0, given_, solution, 0, 0)
+    (report,) = layer_reports(0, given_, solution, 0)
     energy = (inputs @ given_.weight.double().T).square().sum()
     assert report.error_before == pytest.approx(float(outputs.square().sum() / energy), rel=1e-4)
     left = float((outputs - outputs.mean(dim=0)).square().sum() / energy)
@@ -79,22 +79,22 @@ def test_the_bias_is_the_mean_error_and_takes_it_away(name):
 def test_no_other_bias_leaves_less_error():
     given_ = problem()
     best = BASELINES["gptq"].solve(given_, OutputBias())
-    (least,) = layer_reports(0, given_, best, 0, 0)
+    (least,) = layer_reports(0, given_, best, 0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(10):
         other = replace(best.corrected, bias=best.corrected.bias + 0.01 * torch.randn(R, generator=generator))
-        (report,) = layer_reports(0, given_, replace(best, corrected=other), 0, 0)
+        (report,) = layer_reports(0, given_, replace(best, corrected=other), 0)
         assert report.error_after > least.error_after
 
 
 def test_a_bias_counts_where_there_was_none():
     given_ = replace(problem(names=STACK[0], rows=STACK[1]), biased=(True, False, False))
-    reports = layer_reports(0, given_, BASELINES["gptq"].solve(given_, OutputBias(skip=["*v_proj"])), 0, 0)
-    plain = layer_reports(0, given_, BASELINES["gptq"].solve(given_, OutputBias(skip=["*"])), 0, 0)
+    reports = layer_reports(0, given_, BASELINES["gptq"].solve(given_, OutputBias(skip=["*v_proj"])), 0)
+    plain = layer_reports(0, given_, BASELINES["gptq"].solve(given_, OutputBias(skip=["*"])), 0)
     more = [one.bits_per_weight - other.bits_per_weight for one, other in zip(reports, plain, strict=True)]
     assert more == pytest.approx([0, 16 / C, 0])
     assert [one.error_after < one.error_before for one in reports] == [True, True, False]
-    only = layer_reports(0, given_, BASELINES["gptq"].solve(given_, OutputBias(layers="biased")), 0, 0)
+    only = layer_reports(0, given_, BASELINES["gptq"].solve(given_, OutputBias(layers="biased")), 0)
     assert [one.error_after < one.error_before for one in only] == [True, False, False]
     assert [one.bits_per_weight for one in only] == [other.bits_per_weight for other in plain]
 
@@ -137,10 +137,9 @@ def resumable(folder, stop=None):
             raise StoppedError
 
     with activation_store("memory") as store, Checkpoint(folder, "0" * 16, every=1) as checkpoint:
-        reports = quantize_model(
-            loaded.adapter,
-            tokens(),
+        reports = BlockLoop(
             Method(GPTQ(bits=3, group_size=16), OutputBias()),
+            tokens(),
             batch_size=2,
             true_sequential=True,
             store=store,
@@ -148,7 +147,7 @@ def resumable(folder, stop=None):
             progress=progress,
             heldout=tokens(2),
             checkpoint=checkpoint,
-        )
+        ).quantize(loaded.adapter)
     return loaded.model.state_dict(), reports, checkpoint.resumed_at
 
 
@@ -375,7 +374,7 @@ def test_what_is_not_finite_is_an_error(where, value):
 def test_every_rank_rule_is_that_of_every_correction_with_a_rank(option, rule):
     given_, base = quantized("gptq")
     asked = option(rank_rule=rule.name, **({"rank": 7} if rule.name == "fixed" else {"energy": 0.6}))
-    (report,) = layer_reports(0, given_, Solution(base, asked.correct(given_, base)), 0, 0)
+    (report,) = layer_reports(0, given_, Solution(base, asked.correct(given_, base)), 0)
     values = given_.stats.spectrum(Statistic.GRAM).values.clamp(min=0)
     assert rule.of_whole(values) != RankRule().of_whole(values)
     noted = report.extra.get("null_rank", report.null_rank)  # tuned: of each layer its own

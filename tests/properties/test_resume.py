@@ -14,7 +14,7 @@ from helpers.runs import tiny, tokens
 from q2n.baselines.gptq import GPTQ
 from q2n.exceptions import CheckpointError
 from q2n.pipeline.activations import activation_store
-from q2n.pipeline.blocks import Method, quantize_model
+from q2n.pipeline.blocks import BlockLoop, Method
 from q2n.pipeline.checkpoint import MANIFEST, Checkpoint, seed_block
 from q2n.runtime.signals import Interrupted
 
@@ -39,10 +39,9 @@ def quantized(folder, baseline, *, stop=None, family="qwen2", activations="memor
 
     checkpoint = Checkpoint(folder / "checkpoint", "0" * 16, **{"every": 1, **options})
     with checkpoint, activation_store(activations) as store:
-        reports = quantize_model(
-            loaded.adapter,
-            tokens(),
+        reports = BlockLoop(
             Method(baseline, ON),
+            tokens(),
             batch_size=2,
             true_sequential=staged,
             store=store,
@@ -50,7 +49,7 @@ def quantized(folder, baseline, *, stop=None, family="qwen2", activations="memor
             progress=progress,
             seed=3,
             checkpoint=checkpoint,
-        )
+        ).quantize(loaded.adapter)
     numbers = [replace(report, solve_seconds=0.0, correct_seconds=0.0) for report in reports]
     return loaded.model.state_dict(), numbers, checkpoint
 
@@ -211,10 +210,9 @@ def test_an_error_keeps_the_checkpoint_before_it(tmp_path):
 
     checkpoint = Checkpoint(tmp_path / "checkpoint", "0" * 16, every=1)
     with pytest.raises(RuntimeError), checkpoint, activation_store("memory") as store:
-        quantize_model(
-            tiny("qwen2", num_blocks=BLOCKS, tied=True).adapter,
-            tokens(),
+        BlockLoop(
             Method(BASELINES["gptq"], ON),
+            tokens(),
             batch_size=2,
             true_sequential=True,
             store=store,
@@ -222,7 +220,7 @@ def test_an_error_keeps_the_checkpoint_before_it(tmp_path):
             progress=fail,
             seed=3,
             checkpoint=checkpoint,
-        )
+        ).quantize(tiny("qwen2", num_blocks=BLOCKS, tied=True).adapter)
     whole = quantized(tmp_path / "whole", BASELINES["gptq"])
     resumed = quantized(tmp_path, BASELINES["gptq"], resume="required")
     assert resumed[2].resumed_at == (2,)

@@ -22,7 +22,7 @@ from q2n.models import loading
 from q2n.models.quiet import quiet_transformers
 from q2n.models.spec import HubModel, TinyModel
 from q2n.pipeline.activations import activation_store
-from q2n.pipeline.blocks import Method, quantize_model
+from q2n.pipeline.blocks import BlockLoop, Method
 from q2n.pipeline.checkpoint import Checkpoint
 from q2n.runtime.memory import available_memory
 from q2n.runtime.signals import Interrupted
@@ -71,17 +71,16 @@ def quantized(folder, streaming, baseline, where, stop=None, **options):
 
     checkpoint = Checkpoint(where / "checkpoint", "0" * 16, **options)
     with checkpoint, activation_store("memory") as store:
-        reports = quantize_model(
-            adapter,
-            tokens(),
+        reports = BlockLoop(
             Method(baseline, ON),
+            tokens(),
             batch_size=2,
             true_sequential=True,
             store=store,
             device=torch.device("cpu"),
             progress=progress,
             checkpoint=checkpoint,
-        )
+        ).quantize(adapter)
         return streamed_logits(adapter), [
             replace(it, solve_seconds=0.0, correct_seconds=0.0) for it in reports
         ]
