@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from golden import test_gptq, test_leanquant, test_owq, test_pbllm, test_quarot, test_quip
 from golden.golden_data import Golden
 
+from q2n.corrections.base import ReleasedRecipe
 from q2n.corrections.null_space import NullSpaceScale
-from q2n.corrections.recipes import ReleasedRecipe
 from q2n.corrections.released import BoundRelease, ReleasedScale
 from q2n.linalg.dense import quadratic_rows
 from q2n.types import Correction, LinearProblem, QuantizedLinear, Statistic

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, Field, StringConstraints
 
-from q2n.baselines.fields import Bits, GroupSize
+from q2n.baselines.base import Bits, GroupSize
 from q2n.exceptions import ConfigurationError
 from q2n.models.loaded import Streaming
 from q2n.models.spec import ModelSpec

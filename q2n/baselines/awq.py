@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from q2n.baselines.base import LayerwiseBaseline
-from q2n.baselines.fields import Bits, GroupSize
+from q2n.baselines.base import Bits, GroupSize, LayerwiseBaseline
 from q2n.options import ReadIf, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
@@ -34,9 +33,7 @@ class AWQ(LayerwiseBaseline):
     clip: bool = True
     clip_tokens: Annotated[int, Field(ge=1), ReadIf(clip=True)] = 512
 
-    @property
-    def rewrite_fields(self) -> tuple[str, ...]:
-        return ("bits", "group_size", "scale_steps", "search_tokens")
+    rewrite_fields: ClassVar[tuple[str, ...]] = ("bits", "group_size", "scale_steps", "search_tokens")
 
     @property
     def requires(self) -> frozenset[Statistic]:

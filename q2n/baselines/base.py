@@ -1,13 +1,17 @@
-"""Defaults of a baseline that works layer by layer: such a method is one ``quantize`` method."""
+"""Defaults of a baseline that works layer by layer (such a method is one ``quantize`` method), and the types
+of fields that several share, with their ranges."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from q2n.corrections.recipes import ReleasedRecipe
+from pydantic import AfterValidator, Field
+
+from q2n.corrections.base import ReleasedRecipe
 from q2n.exceptions import ConfigurationError, NumericalError, UnsupportedError
 from q2n.runtime.clock import timed
 from q2n.types import Correction, LinearProblem, Quantize, QuantizedLinear, Solution, Statistic
@@ -16,6 +20,34 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from q2n.models.adapter import DecoderBlock, ModelAdapter
+
+
+def _group_size(value: int) -> int:
+    if value != -1 and value < 1:
+        raise ValueError("must be a positive number of columns, or -1 for the whole row")
+    return value
+
+
+def _schedule(value: list[float]) -> list[float]:
+    if any(later <= earlier for earlier, later in itertools.pairwise(value)):
+        raise ValueError("must increase")
+    return value
+
+
+def _activation_bits(value: int) -> int:
+    if value != 16 and not 2 <= value <= 8:
+        raise ValueError("must be 2 to 8, or 16 for no quantization")
+    return value
+
+
+Bits = Annotated[int, Field(ge=2, le=8)]
+GroupSize = Annotated[int, AfterValidator(_group_size)]
+Damping = Annotated[float, Field(gt=0, le=10)]
+DampingSchedule = Annotated[list[Annotated[float, Field(gt=0, le=10)]], AfterValidator(_schedule)]
+"""Fractions tried after ``percdamp`` when the Hessian does not factorise; empty: raise at once."""
+ActivationBits = Annotated[int, AfterValidator(_activation_bits)]
+ClipRatio = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def layer_widths(adapter: ModelAdapter) -> dict[str, int]:

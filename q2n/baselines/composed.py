@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from q2n.baselines.base import LayerwiseBaseline
-from q2n.baselines.fields import Bits, Damping, DampingSchedule, GroupSize
+from q2n.baselines.base import Bits, Damping, DampingSchedule, GroupSize, LayerwiseBaseline
 from q2n.options import ReadIf, ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 

@@ -11,9 +11,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from q2n.baselines.base import LayerwiseBaseline
-from q2n.baselines.fields import Bits, Damping, DampingSchedule, GroupSize
-from q2n.corrections.recipes import ReleasedRecipe
+from q2n.baselines.base import Bits, Damping, DampingSchedule, GroupSize, LayerwiseBaseline
+from q2n.corrections.base import ReleasedRecipe
 from q2n.options import ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear
 

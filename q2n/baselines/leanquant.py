@@ -6,9 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from q2n.baselines.base import LayerwiseBaseline
-from q2n.baselines.fields import Bits, Damping, DampingSchedule
-from q2n.corrections.recipes import ReleasedRecipe
+from q2n.baselines.base import Bits, Damping, DampingSchedule, LayerwiseBaseline
+from q2n.corrections.base import ReleasedRecipe
 from q2n.options import ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear
 
@@ -28,10 +27,7 @@ class LeanQuant(LayerwiseBaseline):
     percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [1.0])
 
     released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False)
-
-    @property
-    def no_groups(self) -> str:
-        return "a codebook per row"
+    no_groups: ClassVar[str] = "a codebook per row"
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         from q2n.quantization.formats.lut import LutSpec

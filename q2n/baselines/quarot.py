@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from q2n.baselines.base import LayerwiseBaseline, layer_widths
-from q2n.baselines.fields import (
+from q2n.baselines.base import (
     ActivationBits,
     Bits,
     ClipRatio,
     Damping,
     DampingSchedule,
     GroupSize,
+    LayerwiseBaseline,
     Seed,
+    layer_widths,
 )
-from q2n.corrections.recipes import ReleasedRecipe
+from q2n.corrections.base import ReleasedRecipe
 from q2n.exceptions import UnsupportedError
 from q2n.options import ReadIf, ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
@@ -64,9 +65,7 @@ class QuaRot(LayerwiseBaseline):
     # The release's test for the layer to skip never matches a wrapped layer's name.
     released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False, skip=())
 
-    @property
-    def rewrite_fields(self) -> tuple[str, ...]:
-        return ("seed", "rotation", "head_rotation", "center_embeddings")
+    rewrite_fields: ClassVar[tuple[str, ...]] = ("seed", "rotation", "head_rotation", "center_embeddings")
 
     @property
     def requires(self) -> frozenset[Statistic]:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from q2n.baselines.base import LayerwiseBaseline, corrected
-from q2n.baselines.fields import Bits, Damping, GroupSize
-from q2n.corrections.recipes import INERT, ReleasedRecipe
+from q2n.baselines.base import Bits, Damping, GroupSize, LayerwiseBaseline, corrected
+from q2n.corrections.base import INERT, ReleasedRecipe
 from q2n.options import option
 from q2n.types import Correction, LinearProblem, Quantize, QuantizedLinear, Solution, Statistic
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from q2n.baselines.base import LayerwiseBaseline
-from q2n.baselines.fields import Bits, GroupSize
+from q2n.baselines.base import Bits, GroupSize, LayerwiseBaseline
 from q2n.options import option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
@@ -18,10 +17,7 @@ class RTN(LayerwiseBaseline):
     group_size: GroupSize
     sym: bool = False
     clip: Literal["minmax", "mse"] = "minmax"
-
-    @property
-    def requires(self) -> frozenset[Statistic]:
-        return frozenset()
+    requires: ClassVar[frozenset[Statistic]] = frozenset()
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
         from q2n.quantization.formats.uniform import UniformSpec

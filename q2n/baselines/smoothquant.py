@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from q2n.baselines.base import LayerwiseBaseline
-from q2n.baselines.fields import ActivationBits, Bits, ClipRatio, Damping, DampingSchedule, GroupSize
+from q2n.baselines.base import (
+    ActivationBits,
+    Bits,
+    ClipRatio,
+    Damping,
+    DampingSchedule,
+    GroupSize,
+    LayerwiseBaseline,
+)
 from q2n.options import ReadIf, ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
@@ -39,9 +46,7 @@ class SmoothQuant(LayerwiseBaseline):
         default_factory=lambda: [0.1, 1.0]
     )
 
-    @property
-    def rewrite_fields(self) -> tuple[str, ...]:
-        return ("alpha",)
+    rewrite_fields: ClassVar[tuple[str, ...]] = ("alpha",)
 
     @property
     def requires(self) -> frozenset[Statistic]:

@@ -1,11 +1,13 @@
-"""What corrections share: defaults, and which rows and columns they may touch."""
+"""What corrections share: defaults, which rows and columns they may touch, and as data what the step of the
+official release does after each of its baselines."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from q2n.types import Baseline, Correction, LinearProblem, QuantizedLinear, Statistic
 
@@ -53,3 +55,27 @@ def scaled_part(quantized: QuantizedLinear) -> Tensor:
     """What a factor would multiply: the dequantized weight, with zeros in columns kept in full precision."""
     weight = quantized.weight
     return weight if quantized.kept is None else weight.masked_fill(quantized.kept, 0)
+
+
+@dataclass(frozen=True)
+class ReleasedRecipe:
+    """The choices, right or wrong, of one released implementation; a baseline names its own in the class
+    variable ``released``, and :mod:`q2n.corrections.released` follows it.
+
+    ``statistic`` is what its null space is computed from; ``None``: the statistic is never accumulated and
+    the index function returns nothing, so that every row scale is exactly one. ``aligned`` is whether the
+    projector is in the solver's column order, as the weights are. ``alpha`` is the closed form, or 20 steps
+    of Adam. ``kept_columns`` ``"zero"``: columns in full precision still hold zeros when the step runs.
+    ``skip`` are patterns of layer names left alone.
+    """
+
+    statistic: Statistic | None = Statistic.POSITION_MEAN
+    aligned: bool = True
+    alpha: Literal["closed", "adam20"] = "closed"
+    reference: Literal["original", "compensated"] = "compensated"
+    kept_columns: Literal["filled", "zero"] = "filled"
+    skip: tuple[str, ...] = ("*mlp.down_proj",)
+
+
+INERT = ReleasedRecipe(statistic=None)
+"""QuIP: the step runs and changes nothing, for two reasons that would each do."""

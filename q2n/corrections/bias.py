@@ -7,7 +7,7 @@ makes in place of their second moment.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,10 +27,7 @@ class OutputBias(RowwiseCorrection):
 
     layers: Literal["all", "biased"] = "all"
     skip: list[str] = Field(default_factory=list)
-
-    @property
-    def requires(self) -> frozenset[Statistic]:
-        return frozenset({Statistic.GRAM, Statistic.MEAN})
+    requires: ClassVar[frozenset[Statistic]] = frozenset({Statistic.GRAM, Statistic.MEAN})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
         left_alone = [

@@ -7,13 +7,12 @@ a row (whole rows, tables of levels, one scale a matrix) there is one group, and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from q2n.corrections.base import RowwiseCorrection, free_rows, scaled_part
-from q2n.corrections.nullspace.rank import RuleName
-from q2n.corrections.rank import RankFields
+from q2n.corrections.nullspace.rank import RankFields, RuleName
 from q2n.options import ReadIf, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 class GroupwiseScale(RankFields, RowwiseCorrection):
     """``objective='output'`` minimises the layer's output error ``||(W - Q(s)) X||^2`` over the scales ``s``
     of each row; ``'q2n'`` Q2N's ``||B - Q(s)||^2``, with ``B`` the original weight in the inputs' range and
-    the quantized one in their null space (:class:`~q2n.corrections.rank.RankFields`).
+    the quantized one in their null space (:class:`RankFields`).
 
     ``lam`` holds every scale near one, in units of its group's own share of the objective, whose diagonal it
     multiplies. ``skip`` lists patterns of layer names that are left alone.
@@ -35,10 +34,7 @@ class GroupwiseScale(RankFields, RowwiseCorrection):
     lam: Annotated[float, Field(ge=0)] = 0.01
     rank_rule: Annotated[RuleName, ReadIf(objective="q2n")] = "prefix_suffix"
     skip: list[str] = Field(default_factory=list)
-
-    @property
-    def requires(self) -> frozenset[Statistic]:
-        return frozenset({Statistic.GRAM})
+    requires: ClassVar[frozenset[Statistic]] = frozenset({Statistic.GRAM})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
         """Scale every group of the quantized weight.

@@ -7,7 +7,7 @@ from the Gram matrix alone, without a null space or a threshold (docs/method.md)
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -27,10 +27,7 @@ class LeastSquaresScale(RowwiseCorrection):
     lam: Annotated[float, Field(ge=0)] = 0.0
     damping: Annotated[float, Field(ge=0)] = 0.0
     skip: list[str] = Field(default_factory=list)
-
-    @property
-    def requires(self) -> frozenset[Statistic]:
-        return frozenset({Statistic.GRAM})
+    requires: ClassVar[frozenset[Statistic]] = frozenset({Statistic.GRAM})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
         from q2n.corrections.output_error import row_products

@@ -23,9 +23,9 @@ from q2n.corrections.nullspace.alpha import (
     reached,
     row_norms,
 )
-from q2n.corrections.nullspace.estimator import Decomposition, Estimator, NullSpace, Precision, Signs
-from q2n.corrections.nullspace.moments import Moment
-from q2n.corrections.rank import RankFields
+from q2n.corrections.nullspace.estimator import Estimator, NullSpace, Signs
+from q2n.corrections.nullspace.moments import Decomposition, Moment, Precision
+from q2n.corrections.nullspace.rank import RankFields
 from q2n.options import ReadUnless, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
@@ -39,7 +39,7 @@ class NullSpaceScale(RankFields, RowwiseCorrection):
     reviewers being a field.
 
     ``statistic`` is whose null space is meant and ``decomposition`` how it is computed, in ``precision``.
-    Where the null space begins say the fields of :class:`~q2n.corrections.rank.RankFields`. ``alpha`` is the
+    Where the null space begins say the fields of :class:`RankFields`. ``alpha`` is the
     solver; ``lam_scale='relative'`` multiplies ``lam`` by the row's squared norm.
     ``reference`` is the weight the error is measured from, ``skip`` lists patterns of layer names that are
     left alone. Columns kept in full precision are not scaled; ``kept_columns='exclude'`` therefore leaves

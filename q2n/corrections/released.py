@@ -8,14 +8,13 @@ departures. Only the formula of the index and of the row scale is shared with
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from q2n.corrections.base import free_rows
+from q2n.corrections.base import ReleasedRecipe, free_rows
 from q2n.corrections.nullspace.alpha import adam_row_scale, row_norms, row_scale
 from q2n.corrections.nullspace.rank import RankRule
-from q2n.corrections.recipes import ReleasedRecipe
 from q2n.exceptions import UnsupportedError
 from q2n.options import option
 from q2n.types import Baseline, Correction, LinearProblem, QuantizedLinear, Statistic
@@ -30,14 +29,8 @@ class ReleasedScale:
 
     t: Annotated[float, Field(ge=0)]
     lam: Annotated[float, Field(ge=0)]
-
-    @property
-    def requires(self) -> frozenset[Statistic]:
-        return frozenset()
-
-    @property
-    def heldout(self) -> int:
-        return 0
+    requires: ClassVar[frozenset[Statistic]] = frozenset()
+    heldout: ClassVar[int] = 0
 
     def bind(self, baseline: Baseline) -> Correction:
         """
@@ -65,14 +58,11 @@ class BoundRelease:
     t: float
     lam: float
     recipe: ReleasedRecipe
+    heldout: ClassVar[int] = 0
 
     @property
     def requires(self) -> frozenset[Statistic]:
         return frozenset() if self.recipe.statistic is None else frozenset({self.recipe.statistic})
-
-    @property
-    def heldout(self) -> int:
-        return 0
 
     def bind(self, baseline: Baseline) -> Correction:
         return self

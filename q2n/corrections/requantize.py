@@ -6,12 +6,12 @@ and another target. Each round keeps the rows whose output error fell.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from q2n.corrections.base import RowwiseCorrection, free_rows
-from q2n.corrections.rank import RankFields
+from q2n.corrections.nullspace.rank import RankFields
 from q2n.options import option
 from q2n.types import Format, LinearProblem, QuantizedLinear, Statistic
 
@@ -21,15 +21,12 @@ if TYPE_CHECKING:
 
 @option
 class RequantizeProjected(RankFields, RowwiseCorrection):
-    """:class:`~q2n.corrections.rank.RankFields` bound the null space, ``rounds`` the repetitions.
+    """:class:`RankFields` bound the null space, ``rounds`` the repetitions.
     ``skip`` lists patterns of layer names that are left alone."""
 
     rounds: Annotated[int, Field(ge=1, le=1000)] = 10
     skip: list[str] = Field(default_factory=lambda: ["*down_proj"])
-
-    @property
-    def requires(self) -> frozenset[Statistic]:
-        return frozenset({Statistic.GRAM})
+    requires: ClassVar[frozenset[Statistic]] = frozenset({Statistic.GRAM})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
         free = free_rows(problem, self.skip)

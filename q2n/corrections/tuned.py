@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from q2n.corrections.base import RowwiseCorrection, free_rows, scaled_part, skips
-from q2n.corrections.rank import RankFields
+from q2n.corrections.nullspace.rank import RankFields
 from q2n.exceptions import ConfigurationError
 from q2n.options import ReadIf, option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
@@ -32,20 +32,14 @@ HELD_OUT = 8
 @option
 class TunedNullSpaceScale(RankFields, RowwiseCorrection):
     """``t`` and ``lam`` are the values tried, each with each (``t`` with ``rank_rule=prefix_suffix``, see
-    :class:`~q2n.corrections.rank.RankFields`); a layer that no pair improves on held-out sequences stays as
+    :class:`RankFields`); a layer that no pair improves on held-out sequences stays as
     it is. ``skip`` lists patterns of layer names that are left alone."""
 
     t: Annotated[list[NonNegative], Field(min_length=1), ReadIf(rank_rule="prefix_suffix")]  # type: ignore[assignment]
     lam: Annotated[list[NonNegative], Field(min_length=1)]
     skip: list[str] = Field(default_factory=lambda: ["*down_proj"])
-
-    @property
-    def requires(self) -> frozenset[Statistic]:
-        return frozenset({Statistic.GRAM})
-
-    @property
-    def heldout(self) -> int:
-        return HELD_OUT
+    requires: ClassVar[frozenset[Statistic]] = frozenset({Statistic.GRAM})
+    heldout: ClassVar[int] = HELD_OUT
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from q2n.options import option
 from q2n.types import LinearProblem, NullSpaceReport, Solution, Statistic
@@ -28,13 +28,8 @@ class Diagnostics(Protocol):
 class NoDiagnostics:
     """Measures nothing beside the layers' errors."""
 
-    @property
-    def requires(self) -> frozenset[Statistic]:
-        return frozenset()
-
-    @property
-    def heldout(self) -> int:
-        return 0
+    requires: ClassVar[frozenset[Statistic]] = frozenset()
+    heldout: ClassVar[int] = 0
 
     def measure(self, problem: LinearProblem, solution: Solution) -> list[NullSpaceReport | None]:
         return [None] * len(problem.names)

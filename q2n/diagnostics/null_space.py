@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 from pydantic import Field
 
 from q2n.corrections.nullspace.estimator import Estimator
-from q2n.corrections.rank import RankFields
+from q2n.corrections.nullspace.rank import RankFields
 from q2n.options import option
 from q2n.types import LinearProblem, NullSpaceReport, Solution, Statistic, Statistics
 
@@ -35,7 +35,7 @@ class _OfInputs(TypedDict, total=False):
 @option
 class NullSpaceMeasures(RankFields):
     """Spectrum, rank and projection error of the Gram matrix in the layer's own basis, with the null space of
-    these :class:`~q2n.corrections.rank.RankFields`, whatever the correction's is.
+    these :class:`RankFields`, whatever the correction's is.
 
     ``points`` of each spectrum are kept. ``halves`` measures a second Gram matrix, of every other
     calibration sequence, and compares the null spaces of the two halves. ``heldout_sequences`` are asked for

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from q2n.corrections.nullspace.moments import Moment, activation_rows, second_moment
+from q2n.corrections.nullspace.moments import (
+    Decomposition,
+    Moment,
+    Precision,
+    activation_rows,
+    second_moment,
+)
 from q2n.corrections.nullspace.partial import NotPartialError, leading_spectrum
 from q2n.linalg.dense import Spectrum, converging, require_finite, symmetric_spectrum
 from q2n.linalg.kernels.threads import steady
 
 if TYPE_CHECKING:
-    from q2n.corrections.nullspace.estimator import Decomposition, Precision
     from q2n.corrections.nullspace.rank import RankRule
     from q2n.types import Statistics
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from q2n.corrections.nullspace.moments import Moment, needed
+from q2n.corrections.nullspace.moments import Decomposition, Moment, Precision, needed
 from q2n.corrections.nullspace.rank import RankRule
 
 if TYPE_CHECKING:
     from q2n.linalg.dense import Spectrum
     from q2n.types import Statistic, Statistics
 
-Decomposition = Literal["auto", "eigh", "partial", "svd"]
-Precision = Literal["float64", "float32"]
 Signs = Literal["clamp", "abs"]
 
 

@@ -1,4 +1,4 @@
-"""Whose null space: the second moments and the rows of activations that an estimator decomposes."""
+"""Whose null space: the second moments and the rows of activations that an estimator decomposes, and how."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Moment = Literal["gram", "covariance", "position_mean"]
+Decomposition = Literal["auto", "eigh", "partial", "svd"]
+Precision = Literal["float64", "float32"]
 
 _MOMENT_NEEDS = {
     "gram": frozenset({Statistic.GRAM}),

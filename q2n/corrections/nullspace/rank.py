@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from q2n.options import ReadIf, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +28,7 @@ NOTHING = 1e-12
 class RankRule:
     """One of the rules with its parameters.
 
-    :class:`q2n.corrections.rank.RankFields` makes one of an option's fields.
+    :class:`RankFields` makes one of an option's fields.
 
     * ``prefix_suffix``: :func:`prefix_suffix_rank` with ``t``, ``index_rule`` and ``drop_first``;
     * ``energy``: the range holds the fraction ``energy`` of the eigenvalues' sum (``drop_first`` as above);
@@ -87,6 +91,33 @@ class RankRule:
         # The released ratio leaves one eigenvalue out, which may save one direction. No more than all are
         # missing, however small a subnormal eigenvalue is.
         return len(values) + max(0, math.floor(min(missing / largest, size)) - 1)
+
+
+@option
+class RankFields:
+    """``rank_rule`` says where the null space begins (:class:`RankRule`).
+
+    ``t``, ``index_rule`` and ``drop_first`` (the leading eigenvalue is left out of the comparison) belong to
+    ``prefix_suffix``, ``energy`` (also with ``drop_first``), ``nscl_a`` and ``rank`` to the rules ``energy``,
+    ``adam_nscl`` and ``fixed``.
+    """
+
+    t: Annotated[float, Field(ge=0), ReadIf(rank_rule="prefix_suffix")] = 0.1
+    rank_rule: RuleName = "prefix_suffix"
+    index_rule: Annotated[IndexRule, ReadIf(rank_rule="prefix_suffix")] = "released"
+    drop_first: Annotated[bool, ReadIf(rank_rule=("prefix_suffix", "energy"))] = True
+    energy: Annotated[float, Field(gt=0, le=1), ReadIf(rank_rule="energy")] = 0.95
+    nscl_a: Annotated[float, Field(ge=1), ReadIf(rank_rule="adam_nscl")] = 10.0
+    rank: Annotated[
+        Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)], ReadIf(rank_rule="fixed")
+    ] = 0
+
+    @property
+    def rule(self) -> RankRule:
+        """The rule with its parameters."""
+        return RankRule(
+            self.rank_rule, self.t, self.index_rule, self.drop_first, self.energy, self.nscl_a, self.rank
+        )
 
 
 def prefix_suffix_rank(
