@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from q2n.baselines.base import Bits, Damping, GroupSize, LayerwiseBaseline, corrected
 from q2n.corrections.base import INERT, ReleasedRecipe
 from q2n.options import option
-from q2n.types import Correction, LinearProblem, Quantize, QuantizedLinear, Solution, Statistic
+from q2n.types import Correction, LinearProblem, Quantize, QuantizedLinear, Solution
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,12 +53,9 @@ class QuIP(LayerwiseBaseline):
     def solve(
         self, problem: LinearProblem, correction: Correction, quantize: Quantize | None = None
     ) -> Solution:
-        from q2n.linalg.dense import within_range
         from q2n.quantization.transforms.incoherence import draw_incoherence
 
-        gram = within_range(problem.stats.gram)
-        seen = replace(problem, stats=replace(problem.stats, values={Statistic.GRAM: gram}))
-        return self.solve_in(problem, correction, draw_incoherence(seen, self.seed), quantize)
+        return self.solve_in(problem, correction, draw_incoherence(problem, self.seed), quantize)
 
     def solve_in(
         self,
@@ -81,23 +78,23 @@ class QuIP(LayerwiseBaseline):
         from q2n.quantization.formats.uniform import UniformSpec
         from q2n.quantization.solvers.ldlq import solve_ldlq
 
-        hessian, damping = self._hessian(problem.stats.gram)
+        hessian = self.conditioned(problem.stats.gram)
         if self.grid == "uniform":
             uniform = UniformSpec(self.bits, self.group_size, static_groups=True)
             result = solve_ldlq(problem, uniform, hessian, self.npasses)
         else:
             grid = PerTensorSpec(self.bits)
             result = solve_ldlq(problem, grid, hessian, self.npasses, grid.target(problem.weight))
-        return replace(result, diagnostics={**result.diagnostics, "damping": damping})
+        return replace(result, diagnostics={**result.diagnostics, "damping": self.percdamp})
 
-    def _hessian(self, gram: Tensor) -> tuple[Tensor, float]:
-        """Mean diagonal 1, plus the floor, plus ``percdamp`` of the new mean; and that fraction."""
+    def conditioned(self, gram: Tensor) -> Tensor:
+        """The Hessian: mean diagonal 1, plus the floor, plus ``percdamp`` of the new mean; ``(C, C)``."""
         from q2n.linalg.dense import within_range
 
         gram = within_range(gram)
         hessian = gram * (len(gram) / gram.trace())
         hessian.diagonal().add_(TRACE_FLOOR + self.percdamp * (1 + TRACE_FLOOR))
-        return hessian, self.percdamp
+        return hessian
 
 
 def _back(problem: LinearProblem, rotated: QuantizedLinear, basis: Incoherence) -> QuantizedLinear:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from q2n.exceptions import UnsupportedError
-from q2n.linalg.dense import require_finite
+from q2n.linalg.dense import require_finite, within_range
 from q2n.quantization.transforms.kronecker import KroneckerOrthogonal, random_kronecker
 from q2n.types import Format, LinearProblem, Statistics
 
@@ -57,9 +57,8 @@ def rescaling(weight: Tensor, gram: Tensor) -> Tensor:
     """
     require_finite(weight, "weight to be rotated")
     require_finite(gram, "Hessian")
-    # Of inputs that are all zero the Gram matrix is zero: no channel counts more than another.
-    largest = gram.abs().max().clamp(min=torch.finfo(gram.dtype).tiny)
-    energy = (gram.diagonal() / largest).clamp(min=FLOOR)
+    gram = within_range(gram)
+    energy = (gram.diagonal() / gram.abs().max()).clamp(min=FLOOR)
     norms = weight.square().sum(dim=0).clamp(min=FLOOR)
     return (energy / norms).sqrt().sqrt().clamp(min=FLOOR)
 
