@@ -39,41 +39,28 @@ class Accumulator(Protocol):
 
 
 class GramAccumulator:
-    """``(2/n) sum_s X_s^T X_s``, from its lower triangle."""
+    """``(2/n) sum_s X_s^T X_s``, from its lower triangle; if ``packed``, in half the memory, as
+    :func:`q2n.linalg.gram.triangle` packs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, packed: bool = False) -> None:
+        self._packed, self._width = packed, 0
         self._sum: Tensor | None = None
 
     def update(self, batch: Tensor, seen: int) -> None:
-        width = batch.shape[-1]
+        width = self._width = batch.shape[-1]
         if self._sum is None:
-            self._sum = batch.new_zeros(width, width, dtype=torch.float32)
-        add_gram(self._sum, batch.reshape(-1, width))
+            whole = (width, width)
+            self._sum = (
+                triangle(width, batch) if self._packed else batch.new_zeros(whole, dtype=torch.float32)
+            )
+        (add_triangle if self._packed else add_gram)(self._sum, batch.reshape(-1, width))
 
     def result(self, sequences: int) -> Tensor:
-        """The whole matrix, made in the place of the sum."""
+        """The finished form, made in the place of the sum."""
         assert self._sum is not None
         gram, self._sum = self._sum, None
-        return complete(gram).mul_(2 / sequences)
-
-
-class TriangleAccumulator:
-    """The same in half the memory, as :func:`q2n.linalg.gram.triangle` packs it."""
-
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._width = 0
-
-    def update(self, batch: Tensor, seen: int) -> None:
-        self._width = batch.shape[-1]
-        if self._sum is None:
-            self._sum = triangle(self._width, batch)
-        add_triangle(self._sum, batch.reshape(-1, self._width))
-
-    def result(self, sequences: int) -> Tensor:
-        assert self._sum is not None
-        packed, self._sum = self._sum, None
-        return complete_triangle(packed, self._width).mul_(2 / sequences)
+        completed = complete_triangle(gram, self._width) if self._packed else complete(gram)
+        return completed.mul_(2 / sequences)
 
 
 class HalfGramAccumulator:
@@ -114,55 +101,26 @@ class PositionMeanAccumulator:
         return self._sum / sequences
 
 
-class MeanAccumulator:
-    """Mean input over all tokens, batches summed in float64."""
+class ChannelAccumulator:
+    """A number per channel over all tokens ``(n, C)``: ``reduce`` of each batch's, added up and divided by
+    ``n``, or with ``largest`` the maximum."""
 
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
+    def __init__(self, reduce: Callable[[Tensor], Tensor], largest: bool = False) -> None:
+        self._reduce, self._largest = reduce, largest
+        self._total: Tensor | None = None
         self._rows = 0
 
     def update(self, batch: Tensor, seen: int) -> None:
         rows = batch.reshape(-1, batch.shape[-1])
-        total = rows.sum(dim=0).double()
-        self._sum = total if self._sum is None else self._sum + total
+        found = self._reduce(rows)
+        if self._total is not None:
+            found = (torch.maximum if self._largest else torch.add)(self._total, found)
+        self._total = found
         self._rows += len(rows)
 
     def result(self, sequences: int) -> Tensor:
-        assert self._sum is not None
-        return (self._sum / self._rows).float()
-
-
-class AbsMeanAccumulator:
-    """mean ``|x|`` per channel."""
-
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._rows = 0
-
-    def update(self, batch: Tensor, seen: int) -> None:
-        rows = batch.reshape(-1, batch.shape[-1])
-        total = rows.abs().sum(dim=0)
-        self._sum = total if self._sum is None else self._sum + total
-        self._rows += len(rows)
-
-    def result(self, sequences: int) -> Tensor:
-        assert self._sum is not None
-        return self._sum / self._rows
-
-
-class AbsMaxAccumulator:
-    """max ``|x|`` per channel."""
-
-    def __init__(self) -> None:
-        self._max: Tensor | None = None
-
-    def update(self, batch: Tensor, seen: int) -> None:
-        largest = batch.reshape(-1, batch.shape[-1]).abs().amax(dim=0)
-        self._max = largest if self._max is None else torch.maximum(self._max, largest)
-
-    def result(self, sequences: int) -> Tensor:
-        assert self._max is not None
-        return self._max
+        assert self._total is not None
+        return self._total if self._largest else (self._total / self._rows).float()
 
 
 class TokenSampleAccumulator:
@@ -181,13 +139,14 @@ class TokenSampleAccumulator:
 
 ACCUMULATORS: dict[Statistic, Callable[[], Accumulator]] = {
     Statistic.GRAM: GramAccumulator,
-    Statistic.TRIANGLE: TriangleAccumulator,
+    Statistic.TRIANGLE: lambda: GramAccumulator(packed=True),
     Statistic.HALF_GRAM: HalfGramAccumulator,
     Statistic.POSITION_MEAN: PositionMeanAccumulator,
     Statistic.SQRT_POSITION_MEAN: lambda: PositionMeanAccumulator(sqrt_weights=True),
-    Statistic.MEAN: MeanAccumulator,
-    Statistic.ABS_MEAN: AbsMeanAccumulator,
-    Statistic.ABS_MAX: AbsMaxAccumulator,
+    # Batches are added up in float64.
+    Statistic.MEAN: lambda: ChannelAccumulator(lambda rows: rows.sum(dim=0).double()),
+    Statistic.ABS_MEAN: lambda: ChannelAccumulator(lambda rows: rows.abs().sum(dim=0)),
+    Statistic.ABS_MAX: lambda: ChannelAccumulator(lambda rows: rows.abs().amax(dim=0), largest=True),
     Statistic.TOKEN_SAMPLE: TokenSampleAccumulator,
 }
 
