@@ -1,5 +1,7 @@
 """oneDNN's product of bfloat16 matrices with a float32 result, which torch does not offer on a CPU.
 
+Speed only, see :mod:`q2n.linalg`.
+
 It comes with the package ``onednn-cpu-gomp`` (Linux on x86-64; nothing else needs it), whose library runs in
 torch's own threads. A product of two bfloat16 numbers is exact in float32, so nothing is lost against
 converting them first; the processor multiplies twice as many of them at a time.

@@ -1,5 +1,7 @@
 """Causal attention for whole sequences on a CPU, faster than torch's own where that has no AMX to use.
 
+Speed only, see :mod:`q2n.linalg`.
+
 Registered with transformers under :data:`NAME`, so that the model's own attention module still does
 everything around it. Whatever this does not cover (a mask, cached keys, a device that is not a CPU) goes to
 transformers' ``sdpa``, and so do bfloat16 inputs where the processor has AMX, since torch's kernel is then

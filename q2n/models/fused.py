@@ -1,5 +1,7 @@
 """Norms and gated feed-forward networks that pass over memory once on a CPU.
 
+Speed only, see :mod:`q2n.linalg`.
+
 They take the places of Hugging Face's own, with the same parameters under the same names and the same
 formulas. Where a kernel does not apply (another device or dtype, gradients, numba missing) they are those
 formulas in torch's operations.

@@ -30,7 +30,7 @@ def keep_freed_memory() -> bool:
 
     The C library gives every large block back to the system when it is freed. A forward pass frees and takes
     the same few megabytes thousands of times, and a page that comes from the system is zeroed first. Without
-    this, cells take more time and nothing else changes.
+    this, cells take more time and nothing else changes (speed only, see :mod:`q2n.linalg`).
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,5 +1,7 @@
 """Rows of a problem divided among threads: kernels do not hold the interpreter's lock.
 
+Speed only, see :mod:`q2n.linalg`.
+
 On Linux the threads are torch's own. For some time after torch has used them they keep a processor busy each,
 waiting for more, so a pool beside theirs would share the processors with threads that do nothing.
 """
