@@ -64,14 +64,10 @@ class OWQ(LayerwiseBaseline):
         pairs."""
         if self.target_rank is not None:
             return self.target_rank
-        count = round(columns * self._rate * _share(name))
-        return count + count % 2
-
-    @property
-    def _rate(self) -> float:
-        """Kept columns an input column for a share of one."""
         assert self.target_bit is not None
-        return ROW_FACTOR / (16 - self.bits) * (self.target_bit - self.bits) / LAYER_TYPES
+        rate = ROW_FACTOR / (16 - self.bits) * (self.target_bit - self.bits) / LAYER_TYPES
+        count = round(columns * rate * _share(name))
+        return count + count % 2
 
     def check(self, adapter: ModelAdapter) -> None:
         super().check(adapter)

@@ -7,16 +7,13 @@ makes in place of their second moment.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from q2n.corrections.base import RowwiseCorrection, free_rows
 from q2n.options import option
 from q2n.types import LinearProblem, QuantizedLinear, Statistic
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @option
@@ -30,6 +27,13 @@ class OutputBias(RowwiseCorrection):
     requires: ClassVar[frozenset[Statistic]] = frozenset({Statistic.GRAM, Statistic.MEAN})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """Give the layer a bias.
+
+        Raises:
+            NumericalError: an input is not finite.
+        """
+        from q2n.linalg.dense import require_finite
+
         left_alone = [
             name
             for index, name in enumerate(problem.names)
@@ -38,18 +42,7 @@ class OutputBias(RowwiseCorrection):
         free = free_rows(problem, [*self.skip, *left_alone])
         if free is None:
             return quantized
-        bias = mean_error(quantized.original - quantized.weight, problem.stats[Statistic.MEAN])
+        error, mean = quantized.original - quantized.weight, problem.stats[Statistic.MEAN]
+        bias = error.double() @ mean.double()
+        require_finite(bias, "mean output error (weight, quantized weight or mean input)")
         return replace(quantized, bias=bias.masked_fill(~free, 0).float())
-
-
-def mean_error(error: Tensor, mean: Tensor) -> Tensor:
-    """``E m`` ``(R,)`` float64.
-
-    Raises:
-        NumericalError: an input is not finite.
-    """
-    from q2n.linalg.dense import require_finite
-
-    bias = error.double() @ mean.double()
-    require_finite(bias, "mean output error (weight, quantized weight or mean input)")
-    return bias

@@ -133,24 +133,17 @@ def damped_inverse_factor(hessian: Tensor, damping: Sequence[float]) -> InverseF
     """
     require_finite(hessian, "Hessian")
     with timed("factorise"):
-        factor = _first_factor(hessian, damping)
-    if factor is None:
-        tried = ", ".join(f"{fraction:g}" for fraction in damping)
-        raise NumericalError(
-            f"Hessian ({len(hessian)} columns) is not positive definite with damping {tried} of its mean "
-            "diagonal; use more calibration text or extend baseline.percdamp_schedule"
-        )
-    return factor
-
-
-def _first_factor(hessian: Tensor, damping: Sequence[float]) -> InverseFactor | None:
-    for fraction in damping:
-        matrix = hessian.flip(0, 1).double()
-        matrix.diagonal().add_(fraction * matrix.diagonal().mean())
-        if invert_factor(matrix):
-            matrix = matrix.float()  # the wide one is gone before the next copy is made
-            return InverseFactor(matrix.flip(0, 1), fraction)
-    return None
+        for fraction in damping:
+            matrix = hessian.flip(0, 1).double()
+            matrix.diagonal().add_(fraction * matrix.diagonal().mean())
+            if invert_factor(matrix):
+                matrix = matrix.float()  # the wide one is gone before the next copy is made
+                return InverseFactor(matrix.flip(0, 1), fraction)
+    tried = ", ".join(f"{fraction:g}" for fraction in damping)
+    raise NumericalError(
+        f"Hessian ({len(hessian)} columns) is not positive definite with damping {tried} of its mean "
+        "diagonal; use more calibration text or extend baseline.percdamp_schedule"
+    )
 
 
 def invert_factor(matrix: Tensor) -> bool:

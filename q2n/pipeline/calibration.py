@@ -164,12 +164,9 @@ class Accumulators:
     def update(self, batch: Tensor) -> None:
         """Add a batch of inputs ``(B, T, C)`` of any float dtype."""
         with timed("statistics"):
-            self._update(batch)
-
-    def _update(self, batch: Tensor) -> None:
-        converted = batch if self._parts.keys() <= UNCONVERTED else batch.float()
-        for statistic, part in self._parts.items():
-            part.update(batch if statistic in UNCONVERTED else converted, self._sequences)
+            converted = batch if self._parts.keys() <= UNCONVERTED else batch.float()
+            for statistic, part in self._parts.items():
+                part.update(batch if statistic in UNCONVERTED else converted, self._sequences)
         self._sequences += batch.shape[0]
         self._tokens += batch.shape[0] * batch.shape[1]
 

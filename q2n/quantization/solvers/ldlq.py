@@ -57,7 +57,10 @@ def solve_ldlq(
     columns = problem.weight.shape[1]
     order = torch.arange(columns - 1, -1, -1, device=problem.weight.device)
     hessian, _ = alive(hessian)  # of inputs that are all zero, whose mean damps nothing
-    lower = _cholesky(hessian)
+    require_finite(hessian, "Hessian")
+    lower = lower_factor(hessian.double())
+    if lower is None:
+        raise NumericalError(f"Hessian ({columns} columns) is not positive definite; raise baseline.percdamp")
     unit = (lower / lower.diagonal()).to(problem.weight)
     untouched = problem.weight.T.contiguous().flip(0)
     aim = untouched if target is None else target.T.contiguous().flip(0)
@@ -80,16 +83,6 @@ def solve_ldlq(
         order=order,
         diagnostics={"greedy_passes": done},
     )
-
-
-def _cholesky(hessian: Tensor) -> Tensor:
-    require_finite(hessian, "Hessian")
-    factor = lower_factor(hessian.double())
-    if factor is None:
-        raise NumericalError(
-            f"Hessian ({len(hessian)} columns) is not positive definite; raise baseline.percdamp"
-        )
-    return factor
 
 
 def _greedy(aim: Tensor, hessian: Tensor, encoder: UnboundedEncoder, values: Tensor, npasses: int) -> int:
