@@ -184,7 +184,7 @@ def show(outcomes: Sequence[Outcome]) -> bool:
     from rich.console import Console
 
     from q2n.report import print_report
-    from q2n.report.tables.unfinished import Unfinished
+    from q2n.report.tables.select import Unfinished
 
     console, complaints = Console(), Console(stderr=True)
     finished = [outcome.record for outcome in outcomes if outcome.record is not None]
@@ -237,7 +237,7 @@ def _write(folder: str, name: str, console: Console, complaints: Console) -> Non
     """The files of the report hold every record of that name, not only this command's."""
     from q2n.report.overview import gather
     from q2n.report.render.files import write_tables
-    from q2n.report.studies.experiments import Experiments, load_experiments
+    from q2n.report.studies.study import Experiments, load_experiments
 
     try:
         experiments = load_experiments()

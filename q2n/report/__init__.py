@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from q2n.report.render.terminal import print_report
+from q2n.report.render.formats import print_report
 
 __all__ = ["print_report"]

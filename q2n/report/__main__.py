@@ -12,20 +12,18 @@ from rich.console import Console
 
 from q2n.exceptions import Q2NError
 from q2n.report.figures.of_study import write_figures, write_overview
-from q2n.report.overview import Report, StudyReport, gather
+from q2n.report.overview import StudyReport, gather
 from q2n.report.page.html import write_page
-from q2n.report.render.files import leftovers, no_published, of_today, published_grid, write_tables
-from q2n.report.render.terminal import print_grids
-from q2n.report.render.text import to_grid
-from q2n.report.studies.experiments import load_experiments
-from q2n.report.studies.study import FOLDER
+from q2n.report.render.files import leftovers, write_tables
+from q2n.report.render.formats import print_tables
+from q2n.report.studies.study import FOLDER, load_experiments
 from q2n.report.tables.pairs import counted
 from q2n.report.tables.sides import DEFAULT_FILE, compare_folders
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     console, complaints = Console(), Console(stderr=True)
     try:
         if options.compare:
@@ -37,28 +35,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m q2n.report", description="tables, figures and a page from records"
     )
-    parser.add_argument("--results", default="results", help="folder of the records (default: %(default)s)")
-    parser.add_argument(
-        "--experiments", default=FOLDER, help="folder of the studies' descriptions (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--name", default=None, help="one study; then neither overview nor page (default: each in the folder)"
-    )
-    parser.add_argument("--png", action="store_true", help="figures as PNG too, beside the SVG")
-    parser.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
-        help="two results folders: the same cells side by side, B minus A",
-    )
-    parser.add_argument(
-        "--out", default=DEFAULT_FILE, help="Markdown file of --compare (default: %(default)s)"
-    )
-    return parser
+    default = "(default: %(default)s)"
+    option = parser.add_argument
+    option("--results", default="results", help=f"folder of the records {default}")
+    option("--experiments", default=FOLDER, help=f"folder of the studies' descriptions {default}")
+    option("--name", help="one study; then neither overview nor page (default: each in the folder)")
+    option("--png", action="store_true", help="figures as PNG too, beside the SVG")
+    both = "two results folders: the same cells side by side, B minus A"
+    option("--compare", nargs=2, metavar=("A", "B"), help=both)
+    option("--out", default=DEFAULT_FILE, help=f"Markdown file of --compare {default}")
+    return parser.parse_args(arguments)
 
 
 def _report(options: argparse.Namespace, console: Console, complaints: Console) -> int:
@@ -73,44 +63,33 @@ def _report(options: argparse.Namespace, console: Console, complaints: Console) 
     if options.name is None:
         overview = write_overview(report.lines, results, options.png)
         whole = replace(report, studies=studies, overview=overview)
-        _whole(whole, results, console)
-    _say(console, of_today(report, "today's code (python -m q2n.explain says why one is not)"))
+        drawn = [results / file for file in overview.files] if overview else []
+        for path in (*drawn, write_page(whole, results)):
+            _say(console, f"wrote {path}")
+        for path in leftovers(whole, results):
+            _say(console, f"superfluous: {path} (nothing here makes it any more; delete it)")
+    _say(console, report.currency("today's code (python -m q2n.explain says why one is not)"))
     return 0
 
 
 def _written(study: StudyReport, results: Path, png: bool, console: Console) -> StudyReport:
     """The study on the terminal and in its files; the study with its figures."""
     console.rule(study.name)
-    print_grids(map(to_grid, study.tables), console)
+    print_tables(study.all_tables, console)
     if study.study is not None:
         for line in counted(study.pairs):
             _say(console, f"  {line}")
-    if study.published:
-        print_grids([published_grid(study.published)], console)
-    elif study.study is not None:
-        _say(console, f"  {no_published()}")
     figures = write_figures(study, results, png)
-    for path in (
-        *write_tables(study, results),
-        *(results / path for item in figures for path in item.files),
-    ):
+    drawn = [results / path for item in figures for path in item.files]
+    for path in (*write_tables(study, results), *drawn):
         _say(console, f"wrote {path}")
     return replace(study, figures=figures)
-
-
-def _whole(report: Report, results: Path, console: Console) -> None:
-    """What is made of all studies together."""
-    files = report.overview.files if report.overview else ()
-    for path in (*(results / file for file in files), write_page(report, results)):
-        _say(console, f"wrote {path}")
-    for path in leftovers(report, results):
-        _say(console, f"superfluous: {path} (nothing here makes it any more; delete it)")
 
 
 def _compare(a: str, b: str, out: Path, console: Console, complaints: Console) -> int:
     sides = compare_folders(Path(a), Path(b), (a, b))
     _complain(sides.faults, complaints)
-    print_grids(sides.grids, console)
+    print_tables(sides.tables, console)
     for line in sides.lines:
         _say(console, line)
     sides.write(out)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from q2n.records import failure as failures
+from q2n.records.kept_code import kept
+from q2n.records.notes import State
 from q2n.records.store import RunRecord, read_all
-from q2n.report.studies.experiments import Experiments
-from q2n.report.studies.published import Beside, PublishedValue, beside
-from q2n.report.studies.study import Study
+from q2n.report.studies.published import Beside, beside, published_table
+from q2n.report.studies.study import Experiments, PublishedValue, Study
 from q2n.report.tables.every_difference import Line, over_all
 from q2n.report.tables.models import told_apart
-from q2n.report.tables.pairs import Counts, Pair, count, pairs_of
-from q2n.report.tables.select import NO_CODES, Codes, kept_codes, latest, of_today
+from q2n.report.tables.pairs import Pair, pairs_of
+from q2n.report.tables.select import NO_CODES, Codes, Unfinished, latest, of_today
 from q2n.report.tables.table import Table, build_tables
-from q2n.report.tables.unfinished import Unfinished, failed
 
 NO_EXPERIMENTS = Experiments()
 
@@ -43,26 +43,37 @@ class Drawn:
 class StudyReport:
     """Everything a report shows of one name. ``study`` is None for records that belong to none.
 
-    ``records`` are the current ones (``superseded`` older ones are left out); ``counts`` are the verdicts of
-    all ``pairs`` by correction; ``empty`` counts the places of the tables (line and bits) where no cell
-    finished or failed: it was not run, or not asked for; ``published`` are numbers of the paper beside ours.
+    ``records`` are the current ones, ``pairs`` the differences of all ``tables``; ``published`` are numbers
+    of the paper beside ours.
     """
 
     name: str
     study: Study | None
     records: tuple[RunRecord, ...]
-    superseded: int
     unfinished: tuple[Unfinished, ...]
     tables: tuple[Table, ...]
     pairs: tuple[Pair, ...]
-    counts: Mapping[str, Counts]
-    empty: int
     published: tuple[Beside, ...] = ()
     figures: tuple[Drawn, ...] = ()
 
     @property
     def title(self) -> str:
         return self.study.title if self.study else self.name
+
+    @property
+    def all_tables(self) -> tuple[Table, ...]:
+        """The tables, and published numbers beside ours where there are any."""
+        return (*self.tables, published_table(self.published)) if self.published else self.tables
+
+    @property
+    def empty(self) -> int:
+        """Places of the tables (line and bits) where no cell finished or failed: it was not run, or not
+        asked for."""
+        return sum(
+            row.kind == "value" and column.protocol is None and not (number.seeds or number.unfinished)
+            for table in self.tables
+            for (row, column), number in table.numbers.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -76,10 +87,10 @@ class Report:
     overview: Drawn | None = None
     of_today: int = 0
 
-    @property
-    def shown(self) -> int:
-        """How many records are shown."""
-        return sum(len(study.records) for study in self.studies)
+    def currency(self, code: str) -> str:
+        """The sentence on how current the records are; ``code`` in words."""
+        shown = sum(len(study.records) for study in self.studies)
+        return f"{self.of_today} of the {shown} records shown are of {code}."
 
 
 def gather(
@@ -93,24 +104,20 @@ def gather(
     """
     found, faults = read_all(results_dir, name)
     left, more = failures.read_all(results_dir, name)
-    records, unfinished = told_apart(found, failed(left))
-    codes = kept_codes(records, results_dir)
+    lost = [Unfinished(item.ref.axes, item.ref.configuration, State.FAILED.word, item) for item in left]
+    records, unfinished = told_apart(found, lost)
+    keys = sorted({record.identity["code"] for record in records if "code" in record.identity})
+    codes = {key: parts for key in keys if (parts := kept(results_dir, key))}
     studies, names = experiments.studies, {record.name for record in records}
     ordered = [item for item in studies if item in names] + sorted(names - studies.keys())
-    reports = tuple(
-        study_report(
-            item,
-            [record for record in records if record.name == item],
-            [cell for cell in unfinished if cell.failure and cell.failure.ref.name == item],
-            studies.get(item),
-            experiments.published,
-            codes,
-        )
-        for item in ordered
-    )
+    reports = []
+    for item in ordered:
+        own = [record for record in records if record.name == item]
+        failed = [cell for cell in unfinished if cell.failure and cell.failure.ref.name == item]
+        reports.append(study_report(item, own, failed, studies.get(item), experiments.published, codes))
     every = [record for report in reports for record in report.records]
     lines = over_all([pair for report in reports for pair in report.pairs], every)
-    return Report(reports, lines, (*faults, *more), of_today=of_today(every))
+    return Report(tuple(reports), lines, (*faults, *more), of_today=of_today(every))
 
 
 def study_report(
@@ -133,29 +140,5 @@ def study_report(
     current, superseded = latest(records)
     tables = tuple(build_tables(current, unfinished, superseded, codes))
     pairs = tuple(pair for table in tables for pair in pairs_of(table, name))
-    empty = sum(map(_empty, tables))
     numbers = beside(published, name, tables, current)
-    return StudyReport(
-        name,
-        study,
-        tuple(current),
-        superseded,
-        tuple(unfinished),
-        tables,
-        pairs,
-        count(pairs),
-        empty,
-        numbers,
-    )
-
-
-def _empty(table: Table) -> int:
-    """Pairs of a line and a number of bits without any value."""
-    filled = {
-        (i, column.bits): bool(table.seeds.iat[i, j]) or (i, j) in table.marks
-        for i, row in enumerate(table.rows)
-        if row.kind == "value"
-        for j, column in enumerate(table.columns)
-        if column.protocol is None
-    }
-    return sum(not there for there in filled.values())
+    return StudyReport(name, study, tuple(current), tuple(unfinished), tables, pairs, numbers)

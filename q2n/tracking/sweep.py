@@ -16,7 +16,7 @@ from q2n.report.figures.labels import measure
 from q2n.report.figures.of_study import figures_of_sweep, write_figures
 from q2n.report.overview import Drawn, StudyReport, study_report
 from q2n.report.studies.study import load_studies
-from q2n.report.tables.frame import long_frame
+from q2n.report.tables.lines import long_frame
 from q2n.report.tables.pairs import Pair
 from q2n.tracking.content import without_secrets
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from q2n.cli import CONFIG_DIR
 from q2n.command.preflight import preflight
 from q2n.records.fingerprint import flatten
-from q2n.report.studies.study import QUESTIONS, HeatMap, Lines, load_studies
+from q2n.report.studies.study import QUESTIONS, HeatMapFigure, Lines, load_studies
 
 STUDIES = load_studies(EXPERIMENTS)
 INDEX = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def test_a_study_composes_under_its_name_and_its_figures_have_their_keys(name):
     assert cell.scalars.name == name
     assert cell.model.name == "SmolLM2-135M-Instruct"
     for figure in STUDIES[name].figures:
-        keys = {HeatMap: ("x", "y"), Lines: ("x",)}.get(type(figure), ())
+        keys = {HeatMapFigure: ("x", "y"), Lines: ("x",)}.get(type(figure), ())
         for key in (getattr(figure, part) for part in keys):
             assert key in {**flatten(cell.tree), **cell.cell.model_dump()}
             assert key in axes(name), "a figure over something that the study does not vary"

@@ -13,8 +13,7 @@ from q2n.records.failure import Failure
 from q2n.records.store import RunRecord, save
 from q2n.report.overview import Drawn, Report, gather
 from q2n.report.render.files import write_tables
-from q2n.report.studies.experiments import Experiments
-from q2n.report.studies.study import Study
+from q2n.report.studies.study import Experiments, Study
 
 HOSTILE = "</script><script>alert('&\"1\"')</script><img src=x onerror=alert(2)>"
 FIGURE = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from q2n.records.schema import Metric
-from q2n.report.tables.columns import Column
-from q2n.report.tables.lines import Row
+from q2n.report.tables.lines import Column, Row
 
 
 def measure(item: Metric | Column) -> str:

@@ -13,14 +13,22 @@ from q2n.records.store import RunRecord
 from q2n.report.figures import cost_gain, curves, differences, heat_map, layers, null_space
 from q2n.report.figures.style import style
 from q2n.report.overview import FIGURES, Drawn, StudyReport
-from q2n.report.studies.study import CostGain, Differences, FigureSpec, HeatMap, Layers, Lines, NullSpace
+from q2n.report.studies.study import (
+    CostGain,
+    Differences,
+    FigureSpec,
+    HeatMapFigure,
+    Layers,
+    Lines,
+    NullSpaceFigure,
+)
 from q2n.report.tables.every_difference import Line
 from q2n.report.tables.lines import observations
 from q2n.runtime.files import write_atomic
 
 PNG_DPI = 120
 
-PLAIN: tuple[FigureSpec, ...] = (Differences(), NullSpace())
+PLAIN: tuple[FigureSpec, ...] = (Differences(), NullSpaceFigure())
 """What is drawn of records that belong to no study."""
 
 
@@ -33,7 +41,7 @@ def figures_of_sweep(records: Sequence[RunRecord]) -> list[FigureSpec]:
     numbers = values.apply(pd.to_numeric, errors="coerce")
     counts = values.nunique()[(numbers.notna() == values.notna()).all() & (values.nunique() > 1)]
     axes = sorted(map(str, counts.sort_values(ascending=False, kind="stable").index[:2]))
-    over = [HeatMap(x=axes[1], y=axes[0])] if len(axes) == 2 else [Lines(x=axis) for axis in axes]
+    over = [HeatMapFigure(x=axes[1], y=axes[0])] if len(axes) == 2 else [Lines(x=axis) for axis in axes]
     return [*PLAIN, *over, Lines(x="bits"), Layers()]
 
 
@@ -99,13 +107,13 @@ def save(figure: Figure, *paths: Path) -> None:
 def _drawn(report: StudyReport, spec: FigureSpec) -> Iterator[tuple[str, Figure, str]]:
     """File name, figure and caption of each figure of one entry of the study."""
     match spec:
-        case NullSpace():
+        case NullSpaceFigure():
             for name, drawing in null_space.draw_all(report.records):
                 yield name, drawing, null_space.CAPTION
             return
         case Differences():
             figure, caption = differences.draw(report.pairs, report.title, spec.metric), differences.CAPTION
-        case HeatMap():
+        case HeatMapFigure():
             figure, caption = heat_map.draw(report, spec.x, spec.y, spec.metric), heat_map.CAPTION
         case Lines():
             figure, caption = curves.draw(report, spec.x, spec.metric), curves.CAPTION

@@ -3,69 +3,54 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from q2n.report.overview import Report
-from q2n.report.page.ledger import Number, of_pair
-from q2n.report.render.text import amount
+from q2n.report.page.by_bits import of_pair
 from q2n.report.tables.comparisons import FEWEST_SEEDS, LEVEL
 from q2n.report.tables.every_difference import MAIN, main_lines
 from q2n.report.tables.lines import NO_CORRECTION
 from q2n.report.tables.pairs import USELESS, Counts, Pair, count
+from q2n.report.tables.table import Number
+from q2n.report.tables.text import amount
 
-
-@dataclass(frozen=True)
-class Tally:
-    """The verdicts of a correction; ``single`` of them rest on one seed."""
-
-    correction: str
-    counts: Counts
-    single: int
-
-
-@dataclass(frozen=True)
-class Where:
-    """The differences by method (model and baseline) and column; several where studies differ in seeds."""
-
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, str, tuple[tuple[Number, ...], ...]], ...]
+Method = tuple[str, str, tuple[tuple[Number, ...], ...]]
+"""Model, baseline, and the differences by column."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """``tally`` is of the paper's correction at its usual settings, ``everything`` of all corrections,
-    settings and metrics."""
+    """``counts`` are of the paper's correction at its usual settings, ``everything`` those of each correction
+    at all settings and in all metrics. ``rows`` have the differences of each method (model and baseline) by
+    column (``heads``); several where studies differ in seeds."""
 
     headline: str
-    tally: Tally
-    where: Where
+    counts: Counts
+    heads: tuple[str, ...]
+    rows: tuple[Method, ...]
     how_much: tuple[str, ...]
     how_sure: tuple[str, ...]
     measured_on: tuple[str, ...]
-    everything: tuple[Tally, ...]
+    everything: Mapping[str, Counts]
 
 
 def answer(report: Report) -> Answer:
     """What the records say of the paper's correction."""
     pairs = [line.pair for line in main_lines(report.lines)]
-    (tally,) = tallies(pairs) or [Tally(MAIN, Counts(), 0)]
+    counts = count(pairs).get(MAIN, Counts())
+    heads, rows = _where(pairs)
     return Answer(
-        headline=headline(tally.counts),
-        tally=tally,
-        where=_where(pairs),
+        headline=headline(counts),
+        counts=counts,
+        heads=heads,
+        rows=rows,
         how_much=tuple(_how_much(pairs)),
         how_sure=tuple(_how_sure(pairs)),
         measured_on=tuple(_measured_on(report, pairs)),
-        everything=tuple(tallies([line.pair for line in report.lines])),
+        everything=count(line.pair for line in report.lines),
     )
-
-
-def tallies(pairs: Sequence[Pair]) -> list[Tally]:
-    """The verdicts by correction."""
-    single = Counter(pair.row.correction for pair in pairs if pair.seeds < FEWEST_SEEDS)
-    return [Tally(correction, counts, single[correction]) for correction, counts in count(pairs).items()]
 
 
 def headline(counts: Counts) -> str:
@@ -86,33 +71,17 @@ def headline(counts: Counts) -> str:
     return f"It depends: established better in {better} {of} and worse in {worse}."
 
 
-def _where(pairs: Sequence[Pair]) -> Where:
-    columns = list(dict.fromkeys(_column(pair) for pair in sorted(pairs, key=_by_bits)))
-    datasets = {dataset for dataset, _ in columns}
-    heads = tuple(
-        f"{bits:g} bit" if len(datasets) == 1 else f"{dataset} {bits:g} bit" for dataset, bits in columns
-    )
-    cells: dict[tuple[str, str], dict[tuple[str, int | float], list[Number]]] = {}
+def _where(pairs: Sequence[Pair]) -> tuple[tuple[str, ...], tuple[Method, ...]]:
+    places = sorted({(pair.column.dataset, pair.column.bits) for pair in pairs})
+    several = len({dataset for dataset, _ in places}) > 1
+    heads = tuple(f"{dataset} {bits:g} bit" if several else f"{bits:g} bit" for dataset, bits in places)
+    found: dict[tuple[str, str], dict[object, list[Number]]] = defaultdict(lambda: defaultdict(list))
     for pair in pairs:
-        row = cells.setdefault((pair.row.model, pair.row.baseline), {})
-        row.setdefault(_column(pair), []).append(_with_values(pair))
-    rows = tuple(
-        (*method, tuple(tuple(row.get(column, ())) for column in columns)) for method, row in cells.items()
-    )
-    return Where(heads, rows)
-
-
-def _column(pair: Pair) -> tuple[str, int | float]:
-    return pair.column.dataset, pair.column.bits
-
-
-def _by_bits(pair: Pair) -> tuple[str, int | float]:
-    return _column(pair)
-
-
-def _with_values(pair: Pair) -> Number:
-    """The difference, and below it from what to what."""
-    return replace(of_pair(pair), detail=f"{amount(pair.uncorrected)} → {amount(pair.corrected)}")
+        # the difference, and below it from what to what
+        number = replace(of_pair(pair), detail=f"{amount(pair.uncorrected)} → {amount(pair.corrected)}")
+        found[pair.row.model, pair.row.baseline][pair.column.dataset, pair.column.bits].append(number)
+    rows = ((*method, tuple(tuple(row.get(place, ())) for place in places)) for method, row in found.items())
+    return heads, tuple(rows)
 
 
 def _how_much(pairs: Sequence[Pair]) -> Iterable[str]:

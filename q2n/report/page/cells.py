@@ -36,11 +36,10 @@ class Shared:
 
     def place(self, value: Any) -> int:
         """The place of ``value`` in :attr:`values`, where it is put if it is new."""
-        key = canonical_json(value)
-        if key not in self._places:
-            self._places[key] = len(self.values)
+        place = self._places.setdefault(canonical_json(value), len(self.values))
+        if place == len(self.values):
             self.values.append(plain(value))
-        return self._places[key]
+        return place
 
 
 def embedded(reports: Iterable[StudyReport]) -> dict[str, Any]:
@@ -52,34 +51,32 @@ def embedded(reports: Iterable[StudyReport]) -> dict[str, Any]:
         for record in report.records:
             # cells that studies have in common are one and the same; each study has a file of it
             if record.fingerprint not in cells:
-                cells[record.fingerprint] = _cell(record, shared)
+                cells[record.fingerprint] = plain_tree(_cell(record, shared))
             place = [report.name, file_of(report.name, record.fingerprint)]
             cells[record.fingerprint]["files"].append(place)
         for item in report.unfinished:
             if item.failure is not None:
-                failures[item.failure.ref.fingerprint] = _failure(item.failure, shared)
+                failures[item.failure.ref.fingerprint] = plain_tree(_failure(item.failure, shared))
     return {"shared": shared.values, "cells": cells, "failures": failures}
 
 
 def _cell(record: RunRecord, shared: Shared) -> dict[str, Any]:
     provenance = record.provenance.model_dump()
     seeds = provenance.pop("seeds")
-    return plain_tree(
-        {
-            **_common(record.cell, record.config, record, shared),
-            "files": [],
-            "metrics": [_metric(metric, shared) for metric in record.metrics],
-            "bits_per_weight": record.bits_per_weight,
-            "seeds": seeds,
-            "provenance": shared.place(provenance),
-            "seconds": {stage: round(value, 2) for stage, value in record.seconds.items()},
-            "work": {kind: round(value, 2) for kind, value in record.work_seconds.items()},
-            "reused": {stage: f"{item.found} of {item.parts}" for stage, item in record.reused.items()},
-            "memory": [record.peak_memory_bytes, record.peak_device_memory_bytes],
-            "resumed": record.resumed_at,
-            "layers": layer_summary(record.layers),
-        }
-    )
+    return {
+        **_common(record.cell, record.config, record, shared),
+        "files": [],
+        "metrics": [plain_tree(_metric(metric, shared)) for metric in record.metrics],
+        "bits_per_weight": record.bits_per_weight,
+        "seeds": seeds,
+        "provenance": shared.place(provenance),
+        "seconds": {stage: round(value, 2) for stage, value in record.seconds.items()},
+        "work": {kind: round(value, 2) for kind, value in record.work_seconds.items()},
+        "reused": {stage: f"{item.found} of {item.parts}" for stage, item in record.reused.items()},
+        "memory": [record.peak_memory_bytes, record.peak_device_memory_bytes],
+        "resumed": record.resumed_at,
+        "layers": layer_summary(record.layers),
+    }
 
 
 def plain_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,9 +85,7 @@ def plain_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value not in (None, "", {}) or key == "files"}
 
 
-def _common(
-    axes: Cell, config: Mapping[str, Any], item: RunRecord | Failure, shared: Shared
-) -> dict[str, Any]:
+def _common(axes: Cell, config: dict[str, Any], item: RunRecord | Failure, shared: Shared) -> dict[str, Any]:
     """What a finished cell and a failed one have in common."""
     config = {key: value for key, value in config.items() if key not in NEUTRAL_KEYS}
     return {
@@ -107,56 +102,44 @@ def _key(override: str) -> str:
 
 
 def _metric(metric: Metric, shared: Shared) -> dict[str, Any]:
-    return plain_tree(
-        {
-            "name": f"{metric.dataset} {metric.name}".strip(),
-            "value": metric.value,
-            "reference": metric.reference,
-            "stderr": metric.stderr,
-            "unit": metric.unit,
-            "count": f"{metric.count} {metric.count_unit}",
-            "lower_is_better": metric.lower_is_better,
-            "seconds": metric.seconds,
-            "protocol": shared.place({**metric.protocol.model_dump(), "key": metric.protocol.key()}),
-        }
-    )
+    return {
+        "name": f"{metric.dataset} {metric.name}".strip(),
+        "value": metric.value,
+        "reference": metric.reference,
+        "stderr": metric.stderr,
+        "unit": metric.unit,
+        "count": f"{metric.count} {metric.count_unit}",
+        "lower_is_better": metric.lower_is_better,
+        "seconds": metric.seconds,
+        "protocol": shared.place({**metric.protocol.model_dump(), "key": metric.protocol.key()}),
+    }
 
 
 def _failure(failure: Failure, shared: Shared) -> dict[str, Any]:
-    return plain_tree(
-        {
-            **_common(failure.ref.axes, failure.ref.configuration, failure, shared),
-            "files": [[failure.ref.name, file_of(failure.ref.name, failure.ref.fingerprint, FAILURE_FILE)]],
-            "reason": failure.reason,
-            "log": failure.log,
-            "seconds": failure.seconds,
-        }
-    )
+    return {
+        **_common(failure.ref.axes, failure.ref.configuration, failure, shared),
+        "files": [[failure.ref.name, file_of(failure.ref.name, failure.ref.fingerprint, FAILURE_FILE)]],
+        "reason": failure.reason,
+        "log": failure.log,
+        "seconds": failure.seconds,
+    }
 
 
 def layer_summary(layers: Sequence[LayerReport]) -> list[list[Any]]:
     """A line a kind of layer: name, how many, median relative output error before and after the correction,
     and in how many it fell."""
-    kinds: dict[str, list[LayerReport]] = defaultdict(list)
+    kinds: dict[str, list[tuple[float | None, float | None]]] = defaultdict(list)
     for layer in layers:
-        kinds[layer.name].append(layer)
-    return [
-        [
-            name,
-            len(same),
-            _median(layer.error_before for layer in same),
-            _median(layer.error_after for layer in same),
-            sum(_fell(layer.error_before, layer.error_after) for layer in same),
-        ]
-        for name, same in kinds.items()
-    ]
+        kinds[layer.name].append((layer.error_before, layer.error_after))
+    summary: list[list[Any]] = []
+    for name, errors in kinds.items():
+        before, after = zip(*errors, strict=True)
+        fell = sum(a < b for b, a in errors if a is not None and b is not None)
+        summary.append([name, len(errors), _median(before), _median(after), fell])
+    return summary
 
 
 def _median(errors: Iterable[float | None]) -> float | None:
     """Of the layers that have a relative error; None if none has."""
     known = [error for error in errors if error is not None]
     return float(f"{statistics.median(known):.4g}") if known else None
-
-
-def _fell(before: float | None, after: float | None) -> bool:
-    return before is not None and after is not None and after < before

@@ -21,28 +21,14 @@ _TENTHS = 10
 _TAGS = frozenset(
     {"svg", "g", "defs", "clipPath", "path", "rect", "circle", "line", "text", "tspan", "use", "image"}
 )
-_GEOMETRY = (
-    "d",
-    "x",
-    "y",
-    "width",
-    "height",
-    "cx",
-    "cy",
-    "r",
-    "x1",
-    "y1",
-    "x2",
-    "y2",
-    "viewBox",
-    "transform",
+_GEOMETRY = frozenset(
+    {"d", "x", "y", "width", "height", "cx", "cy", "r", "x1", "y1", "x2", "y2", "viewBox", "transform"}
 )
 _PAINT = (
     *("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray"),
     *("stroke-dashoffset", "stroke-linejoin", "stroke-linecap", "opacity"),
     *("font-size", "font-weight", "font-style", "text-anchor"),
 )
-_PAPER, _INK = "#ffffff", "#000000"
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e[-+]?\d+)?")
 _FUNCTION = re.compile(r"url\(#([^)]+)\)")
 _STILL = re.compile(r"\s*rotate\(-?0(\s[^)]*)?\)")

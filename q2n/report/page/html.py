@@ -9,20 +9,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from q2n.records.schema import Cell
 from q2n.report.overview import Drawn, Report, StudyReport
-from q2n.report.page.answer import answer, tallies
+from q2n.report.page.answer import answer
+from q2n.report.page.by_bits import by_bits
 from q2n.report.page.cells import embedded
 from q2n.report.page.drawing import inline, tallness
-from q2n.report.page.ledger import ledgers
 from q2n.report.page.prose import Prose
-from q2n.report.page.published import published_lines
-from q2n.report.render.files import no_published, of_today
+from q2n.report.tables.pairs import count
 from q2n.runtime.files import write_text_atomic
 
 FILE_NAME = "index.html"
@@ -59,6 +59,10 @@ def render(report: Report, results_dir: Path) -> str:
     """The page's text; the same for the same arguments and files."""
     style, script = ((PARTS / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     cells = embedded(report.studies)
+    axes: list[Cell] = []
+    for study in report.studies:
+        axes += [record.cell for record in study.records]
+        axes += [left.cell for left in study.unfinished]
     environment = Environment(
         loader=FileSystemLoader(PARTS),
         autoescape=True,  # everything from records is untrusted
@@ -66,7 +70,8 @@ def render(report: Report, results_dir: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(minus=_minus, tallies=tallies)
+    # hyphens before digits become minus signs
+    environment.filters.update(minus=partial(re.sub, r"-(?=\d)", "\u2212"), verdicts=count)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template("page.html").render(
         policy=policy(style, script),
@@ -81,8 +86,12 @@ def render(report: Report, results_dir: Path) -> str:
         files={
             key: tree["files"][0][1] for part in ("cells", "failures") for key, tree in cells[part].items()
         },
-        choices=_choices(report),
-        of_today=of_today(report, "the code that made this page"),
+        # what can be filtered by, in the order of the studies
+        choices={
+            "model": list(dict.fromkeys(cell.model for cell in axes)),
+            "baseline": sorted({cell.baseline for cell in axes}),
+        },
+        of_today=report.currency("the code that made this page"),
         faults=[fault.replace(f"{results_dir}/", "") for fault in report.faults],
     )
 
@@ -100,18 +109,12 @@ def policy(style: str, script: str) -> str:
     )
 
 
-def _minus(text: str) -> str:
-    """Hyphens before digits as minus signs."""
-    return re.sub(r"-(?=\d)", "\u2212", text)
-
-
 def _by_kind(report: Report) -> list[tuple[str, list[StudyReport]]]:
     """The studies below the title of their kind."""
-    grouped = {
-        title: [item for item in report.studies if (item.study.kind if item.study else None) == kind]
-        for kind, title in TITLES.items()
-    }
-    return [(title, items) for title, items in grouped.items() if items]
+    kinds: dict[str | None, list[StudyReport]] = {kind: [] for kind in TITLES}
+    for item in report.studies:
+        kinds[item.study.kind if item.study else None].append(item)
+    return [(TITLES[kind], items) for kind, items in kinds.items() if items]
 
 
 def _section(item: StudyReport, results_dir: Path) -> dict[str, Any]:
@@ -119,9 +122,7 @@ def _section(item: StudyReport, results_dir: Path) -> dict[str, Any]:
     figures = [_figure(drawn, results_dir, f"{item.name}-{i}") for i, drawn in enumerate(item.figures)]
     return {
         "report": item,
-        "ledgers": ledgers(item),
-        "published": published_lines(item.published),
-        "unpublished": no_published(),
+        "tables": [table if table.title else by_bits(table, item.pairs) for table in item.all_tables],
         "first": next((figure for figure in figures if not figure["folded"]), None),
         "figures": figures,
     }
@@ -136,18 +137,3 @@ def _figure(drawn: Drawn, results_dir: Path, prefix: str) -> dict[str, Any]:
         "fixed": fixed,
         "folded": drawn.kind in _LARGE or tallness(svg) > _TALL,
     }
-
-
-def _choices(report: Report) -> dict[str, list[str]]:
-    """What can be filtered by, in the order of the studies."""
-    cells = list(_all_cells(report))
-    return {
-        "model": list(dict.fromkeys(cell.model for cell in cells)),
-        "baseline": sorted({cell.baseline for cell in cells}),
-    }
-
-
-def _all_cells(report: Report) -> Iterator[Any]:
-    for item in report.studies:
-        yield from (record.cell for record in item.records)
-        yield from (left.cell for left in item.unfinished)

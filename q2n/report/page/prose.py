@@ -26,8 +26,7 @@ class Prose:
 
     def line(self, text: str, study: str) -> Markup:
         """The first paragraph, without being one."""
-        first = text.strip().split("\n\n")[0]
-        return self._render(self._markdown.parseInline(first), study)
+        return self._render(self._markdown.parseInline(text.strip().split("\n\n")[0]), study)
 
     def _render(self, tokens: Sequence[Token], study: str) -> Markup:
         tokens = self._relinked(tokens, study)

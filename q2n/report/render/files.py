@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from q2n.report.overview import FIGURES, Report, StudyReport
 from q2n.report.render.formats import latex, markdown
-from q2n.report.render.text import EMPTY, Grid, amount, line_grid, to_grid
-from q2n.report.studies.published import FILE, Beside
-from q2n.report.tables.frame import long_frame
-from q2n.report.tables.lines import Row
+from q2n.report.tables.lines import long_frame
 from q2n.report.tables.pairs import counted
 from q2n.report.tables.table import Table
 from q2n.runtime.files import write_text_atomic
@@ -29,18 +25,19 @@ def write_tables(report: StudyReport, results_dir: str | Path) -> list[Path]:
     """
     if not report.records:
         return []
-    grids = [to_grid(table) for table in report.tables]
-    titles = [_title(report, table) for table in report.tables]
+    titled = [(table, _title(report, table)) for table in report.all_tables]
+    parts = [markdown(*item) for item in titled]
+    if report.study is not None and report.pairs:
+        said = "".join(f"* {line}\n" for line in counted(report.pairs))
+        parts.insert(len(report.tables), f"### Established differences\n\n{said}")
     texts = {
-        "md": _markdown(report, grids, titles),
+        "md": "\n".join(parts),
         "csv": long_frame(report.records).to_csv(index=False, lineterminator="\n"),
-        "tex": "\n".join(latex(grid, title) for grid, title in zip(grids, titles, strict=True)),
+        "tex": "\n".join(latex(*item) for item in titled),
     }
-    paths = []
-    for kind, text in texts.items():
-        path = Path(results_dir) / FOLDER / f"{report.name}.{kind}"
+    paths = [Path(results_dir) / FOLDER / f"{report.name}.{kind}" for kind in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
         write_text_atomic(path, text)
-        paths.append(path)
     return paths
 
 
@@ -56,50 +53,6 @@ def leftovers(report: Report, results_dir: Path) -> list[Path]:
 
 def _title(report: StudyReport, table: Table) -> str:
     """Of a table: the models tell the tables of one study apart."""
-    models = ", ".join(dict.fromkeys(row.model for row in table.rows))
-    return report.title if len(report.tables) == 1 else f"{report.title}: {models}"
-
-
-def _markdown(report: StudyReport, grids: Sequence[Grid], titles: Sequence[str]) -> str:
-    parts = [markdown(grid, title) for grid, title in zip(grids, titles, strict=True)]
-    if report.study is not None and report.pairs:
-        said = "".join(f"* {line}\n" for line in counted(report.pairs))
-        parts.append(f"### Established differences\n\n{said}")
-    if report.published:
-        parts.append(markdown(published_grid(report.published), "Published numbers"))
-    elif report.study is not None:
-        parts.append(f"{no_published()}\n")
-    return "\n".join(parts)
-
-
-def of_today(report: Report, code: str) -> str:
-    """The sentence on how current the records are; ``code`` in words."""
-    return f"{report.of_today} of the {report.shown} records shown are of {code}."
-
-
-def no_published() -> str:
-    """The sentence where there is nothing to set beside a table."""
-    return f"Published numbers: not available (experiments/{FILE} has none for this study)."
-
-
-def published_grid(lines: Sequence[Beside]) -> Grid:
-    """Published, measured and their difference, a row a pair."""
-    heads = ("column", "published", "measured", "difference", "where", "remark")
-    notes = (
-        "difference: measured minus published; none where the protocols differ in what is known of them",
-    )
-    return line_grid([(_row(line), _texts(line), False) for line in lines], heads, 0, notes)
-
-
-def _row(line: Beside) -> Row:
-    row = line.published.row
-    return line.row or Row(row.model, row.baseline, (), row.q2n)
-
-
-def _texts(line: Beside) -> tuple[str, ...]:
-    value, column = line.published, line.published.column
-    measured = EMPTY if line.measured is None else amount(line.measured)
-    signed = EMPTY if line.difference is None else f"{line.difference:+.2f}"
-    place = f"{column.bits:g} bit {column.dataset} {column.metric}"
-    remark = "; ".join(part for part in (line.remark, value.note) if part)
-    return (place, amount(value.value), measured, signed, value.table, remark)
+    if table.title or len(report.tables) == 1:
+        return table.title or report.title
+    return f"{report.title}: {', '.join(table.models)}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from q2n.evaluation.base import expm1
 from q2n.records.schema import Metric
@@ -16,12 +17,10 @@ LEVEL = 0.05
 FEWEST_SEEDS = 2
 """Seeds below which nothing is: another calibration sample could have given another order."""
 
-Measured = Mapping[int, Metric]
-"""What stands in one place of a table, by seed."""
+BySeed = Mapping[int, Metric]
+"""What stands in one place of a table."""
 
-
-Place = tuple[int, int]
-"""Row and column of a table."""
+Where = TypeVar("Where", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -42,43 +41,30 @@ class Difference:
         return self.seeds >= FEWEST_SEEDS and self.p_value < LEVEL
 
 
-def differences(pairs: Mapping[Place, tuple[Measured, Measured]]) -> dict[Place, Difference]:
+def differences(pairs: Mapping[Where, tuple[BySeed, BySeed]]) -> dict[Where, Difference]:
     """Every pair (corrected, uncorrected) that can be compared, adjusted for one another (Holm).
 
     Pairs without windows or items in common, and those too small for a statement, are left out.
     """
-    compared = {place: _compared(on, off) for place, (on, off) in pairs.items()}
-    usable = {
-        place: found
-        for place, found in compared.items()
-        if found is not None and not math.isnan(found[0].p_value)
-    }
+    usable = {place: found for place, (on, off) in pairs.items() if (found := _compared(on, off))}
     adjusted = holm([comparison.p_value for comparison, _ in usable.values()])
-    return {
-        place: _difference(comparison, relative, p_value)
-        for (place, (comparison, relative)), p_value in zip(usable.items(), adjusted, strict=True)
-    }
+    result = {}
+    for (place, (item, relative)), p_value in zip(usable.items(), adjusted, strict=True):
+        ends = (item.difference, item.low, item.high)
+        estimate, low, high = (100 * expm1(end) if relative else end for end in ends)
+        result[place] = Difference(estimate, low, high, p_value, relative, item.seeds)
+    return result
 
 
-def _compared(on: Measured, off: Measured) -> tuple[Comparison, bool] | None:
-    """The comparison over the seeds both have, and whether it is one of ratios."""
+def _compared(on: BySeed, off: BySeed) -> tuple[Comparison, bool] | None:
+    """The comparison over the seeds both have, and whether it is one of ratios; None: nothing can be said."""
     seeds = sorted(on.keys() & off.keys())
     pairs = [(on[seed], off[seed]) for seed in seeds]
-    if (
-        not pairs
-        or len({len(metric.parts) for pair in pairs for metric in pair}) != 1
-        or not pairs[0][0].parts
-    ):
-        return None
-    kinds = {metric.difference for pair in pairs for metric in pair}
-    kind = kinds.pop()
-    if kinds:
+    metrics = [metric for pair in pairs for metric in pair]
+    kinds = {metric.difference for metric in metrics}
+    sizes = {len(metric.parts) for metric in metrics}
+    if len(kinds) != 1 or len(sizes) != 1 or sizes == {0}:
         return None
     first, second = zip(*((a.parts, b.parts) for a, b in pairs), strict=True)
-    return compare(first, second, pairs[0][0].weights), kind == "ratio"
-
-
-def _difference(comparison: Comparison, relative: bool, p_value: float) -> Difference:
-    ends = (comparison.difference, comparison.low, comparison.high)
-    estimate, low, high = (100 * expm1(end) if relative else end for end in ends)
-    return Difference(estimate, low, high, p_value, relative, comparison.seeds)
+    found = compare(first, second, pairs[0][0].weights)
+    return None if math.isnan(found.p_value) else (found, kinds == {"ratio"})

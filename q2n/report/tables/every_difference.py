@@ -37,29 +37,27 @@ def over_all(pairs: Sequence[Pair], records: Iterable[RunRecord]) -> tuple[Line,
     """
     records = list(records)
     models = {record.fingerprint: _quantized_model(record) for record in records}
-    cells = [frozenset(models[cell] for cell in pair.cells) for pair in pairs]
-    kept: dict[int, list[str]] = {}
-    by_measure: dict[object, list[int]] = {}
-    for place, pair in enumerate(pairs):
-        by_measure.setdefault((pair.column, pair.row.correction), []).append(place)
-    for alike in by_measure.values():
-        for place in alike:
-            same = [other for other in alike if cells[other] == cells[place]]
-            if place == same[0] and not any(cells[place] < cells[other] for other in alike):
-                kept[place] = list(dict.fromkeys(pairs[other].study for other in same))
     labels = _labels(records)
-    return tuple(
-        Line(pairs[place], labels[pairs[place].corrected_cells[0]], tuple(kept[place]))
-        for place in sorted(kept)
-    )
+    measured = [(pair, frozenset(models[cell] for cell in pair.cells)) for pair in pairs]
+    by_measure: dict[object, list[tuple[Pair, frozenset[str]]]] = defaultdict(list)
+    for pair, cells in measured:
+        by_measure[pair.column, pair.row.correction].append((pair, cells))
+    lines = []
+    for pair, cells in measured:
+        alike = by_measure[pair.column, pair.row.correction]
+        same = [other for other, its in alike if its == cells]
+        if pair is same[0] and not any(cells < its for _, its in alike):
+            studies = tuple(dict.fromkeys(other.study for other in same))
+            lines.append(Line(pair, labels[pair.corrected_cells[0]], studies))
+    return tuple(lines)
 
 
 def _quantized_model(record: RunRecord) -> str:
     """What decides the quantized model: the identity without what is measured of it."""
     identity = dict(record.identity)
-    for part, measured in (("config", "evaluation"), ("data", "evaluation")):
+    for part in ("config", "data"):
         if isinstance(identity.get(part), Mapping):
-            identity[part] = {key: value for key, value in identity[part].items() if key != measured}
+            identity[part] = {key: value for key, value in identity[part].items() if key != "evaluation"}
     return canonical_json(identity)
 
 
@@ -74,13 +72,13 @@ def main_lines(lines: Iterable[Line]) -> list[Line]:
     ]
     texts = Counter(line.pair.column.dataset for line in usual)
     usual = [line for line in usual if 2 * texts[line.pair.column.dataset] >= max(texts.values())]
-    most: dict[object, int] = {}
+    most: Counter[object] = Counter()
     for line in usual:
-        most[_place(line)] = max(most.get(_place(line), 0), line.pair.seeds)
-    return [line for line in usual if line.pair.seeds == most[_place(line)]]
+        most[_method(line)] = max(most[_method(line)], line.pair.seeds)
+    return [line for line in usual if line.pair.seeds == most[_method(line)]]
 
 
-def _place(line: Line) -> object:
+def _method(line: Line) -> object:
     return line.pair.row.model, line.pair.row.baseline, line.pair.column
 
 

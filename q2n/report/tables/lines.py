@@ -1,57 +1,120 @@
-"""The lines of a table, and which record's value stands where."""
+"""Lines and columns of a table, and which record's value stands where."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import pandas as pd
 
 from q2n.exceptions import RecordError
-from q2n.records.schema import Metric, RunRecord
-from q2n.report.tables.columns import Column, column_of, storage_column
+from q2n.records.schema import AnyProtocol, Metric, RunRecord
+from q2n.records.store import to_frame
+from q2n.report.tables.select import Unfinished
 from q2n.report.tables.settings import Settings, distinguishing
-from q2n.report.tables.unfinished import Unfinished
+from q2n.report.tables.text import INTERVAL, P_VALUE
 
 NO_CORRECTION = "off"
 REFERENCE = "unquantized"
 
-Seeds = dict[int, float]
-"""Values by seed: the only thing a table averages over."""
-
-Values = Mapping[tuple["Row", Column], Seeds]
-
-Metrics = Mapping[tuple["Row", Column], Mapping[int, Metric]]
-"""What each value is a summary of, by seed."""
+_CELL = ["model", "baseline", "settings", "bits", "seed", "metric", "dataset", "unit", "protocol_key"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Row:
-    """One line: a value, the difference of a corrected line to the one without, or the model's reference."""
+    """One line: a value, the difference of a corrected line to the one without, that difference's interval
+    or p-value, or the model's reference."""
 
     model: str
     baseline: str
     settings: tuple[str, ...]
     correction: str
     correction_settings: tuple[str, ...] = ()
-    kind: Literal["reference", "value", "difference"] = "value"
+    kind: Literal["reference", "value", "difference", "interval", "p"] = "value"
 
     @property
     def line(self) -> str:
         """What the line is called: ``on (q2n.t=0.1)``, ``on - off``."""
+        if self.kind in ("interval", "p"):
+            return INTERVAL if self.kind == "interval" else P_VALUE
         minus = f" - {NO_CORRECTION}" if self.kind == "difference" else ""
         extra = f" ({', '.join(self.correction_settings)})" if self.correction_settings else ""
         return f"{self.correction}{minus}{extra}"
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """Labels of the row in a pandas MultiIndex."""
+        """Labels of the line: model, baseline, settings, and what it is called."""
         return (self.model, self.baseline, ", ".join(self.settings), self.line)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Bits x what was measured, by which protocol. Equality of all fields decides what may stand in it, so
+    two protocols are two columns; ``protocol`` is ``None`` only for what no evaluation measured (bits per
+    weight)."""
+
+    bits: int | float
+    name: str
+    dataset: str
+    unit: str
+    count: int
+    count_unit: str
+    lower_is_better: bool
+    protocol: AnyProtocol | None
+
+    @property
+    def metric(self) -> str:
+        """``wiki perplexity``."""
+        return f"{self.dataset} {self.name}".strip()
+
+    def header(self, ambiguous: bool) -> tuple[str, ...]:
+        """Lines of the printed header below the bits: metric and direction, unit, windows, protocol.
+
+        Args:
+            ambiguous: whether another column prints the same lines; then the protocol's digest tells
+                them apart (the texts or the tokenizers differ).
+        """
+        if self.protocol is None:
+            return ("bits per", "weight", self.unit)
+        arrow = "↓" if self.lower_is_better else "↑"
+        windows, *rest = self.protocol.parts()
+        counted: tuple[str, ...] = (f"{self.count} {self.count_unit}", "x " + windows.partition(" x ")[2])
+        if windows == f"{self.count} {self.count_unit}":
+            counted = (windows,)
+        elif (self.count, self.count_unit) != (self.protocol.windows, "windows"):
+            counted = (f"{self.count} {self.count_unit}", windows)
+        digest = (f"#{self.protocol.key()}",) if ambiguous else ()
+        return (f"{self.dataset} {self.name} {arrow}", self.unit, *counted, *rest, *digest)
+
+
+def column_of(metric: Metric, bits: int | float) -> Column:
+    """The column a metric of a cell belongs to."""
+    fields = ("name", "dataset", "unit", "count", "count_unit", "lower_is_better", "protocol")
+    return Column(bits, *(getattr(metric, field) for field in fields))
+
+
+def storage_column(bits: int | float) -> Column:
+    """The column of the average bits a quantized weight really needs."""
+    return Column(bits, "bits/weight", "", "mean", 0, "", True, None)
+
+
+class Observation(NamedTuple):
+    """A value of one seed, the fingerprint of its record, and the metric it is of (None: bits per weight)."""
+
+    value: float
+    fingerprint: str
+    metric: Metric | None = None
+
+
+Observations = Mapping[tuple[Row, Column], Mapping[int, Observation]]
+"""What was measured by line, column and seed: the seeds are the only thing a table averages over."""
 
 
 def observations(
     records: Sequence[RunRecord], unfinished: Sequence[Unfinished] = ()
-) -> tuple[list[Settings], Values]:
+) -> tuple[list[Settings], Observations]:
     """The labels of each record and then of each unfinished cell, and every measured value by line, column
     and seed; an unfinished cell has a line, and no value in it.
 
@@ -62,57 +125,34 @@ def observations(
     # What is evaluated is told apart by the columns; its settings become labels only where that fails.
     for ignore, absent in ((("evaluation",), False), ((), False), ((), True)):
         labels = distinguishing([*records, *unfinished], ignore, absent)
-        values, clash = _collect(records, labels[: len(records)])
-        for item, settings in zip(unfinished, labels[len(records) :], strict=True):
-            values.setdefault((row_of(item, settings), storage_column(item.cell.bits)), {})
+        found, clash = _collect(records, labels[: len(records)])
         if clash is None:
-            return labels, values
+            for item, settings in zip(unfinished, labels[len(records) :], strict=True):
+                found.setdefault((row_of(item, settings), storage_column(item.cell.bits)), {})
+            return labels, found
     raise RecordError(f"records {clash} differ in nothing a table could show; delete one of them")
 
 
-def measured(records: Sequence[RunRecord], labels: Sequence[Settings]) -> Metrics:
-    """Every metric by line, column and seed, for records that :func:`observations` could tell apart."""
-    found: dict[tuple[Row, Column], dict[int, Metric]] = defaultdict(dict)
-    for record, settings in zip(records, labels, strict=False):
-        for metric in record.metrics:
-            place = (row_of(record, settings), column_of(metric, record.cell.bits))
-            found[place][record.cell.seed] = metric
-    return found
-
-
-def origins(
+def _collect(
     records: Sequence[RunRecord], labels: Sequence[Settings]
-) -> Mapping[tuple[Row, Column], Mapping[int, str]]:
-    """The fingerprint of the record behind every value, by line, column and seed."""
-    found: dict[tuple[Row, Column], dict[int, str]] = defaultdict(dict)
-    for record, settings in zip(records, labels, strict=False):
-        columns = [column_of(metric, record.cell.bits) for metric in record.metrics]
-        for column in (*columns, storage_column(record.cell.bits)):
-            found[row_of(record, settings), column][record.cell.seed] = record.fingerprint
-    return found
+) -> tuple[dict[tuple[Row, Column], dict[int, Observation]], str | None]:
+    """The observations, and two records of one place, if there are any."""
+    found: dict[tuple[Row, Column], dict[int, Observation]] = defaultdict(dict)
+    for record, settings in zip(records, labels, strict=True):
+        row, bits, seed = row_of(record, settings), record.cell.bits, record.cell.seed
+        for metric in record.metrics:
+            place = found[row, column_of(metric, bits)]
+            if seed in place:
+                return found, f"{place[seed].fingerprint} and {record.fingerprint}"
+            place[seed] = Observation(metric.value, record.fingerprint, metric)
+        found[row, storage_column(bits)][seed] = Observation(record.bits_per_weight, record.fingerprint)
+    return found, None
 
 
 def row_of(record: RunRecord | Unfinished, settings: Settings) -> Row:
     """The line a record's values stand in."""
     cell = record.cell
     return Row(cell.model, cell.baseline, settings.cell, cell.correction, settings.correction)
-
-
-def _collect(
-    records: Sequence[RunRecord], labels: Sequence[Settings]
-) -> tuple[dict[tuple[Row, Column], Seeds], str | None]:
-    values: dict[tuple[Row, Column], Seeds] = defaultdict(dict)
-    owner: dict[tuple[Row, Column, int], str] = {}
-    for record, settings in zip(records, labels, strict=True):
-        row, seed = row_of(record, settings), record.cell.seed
-        for metric in record.metrics:
-            place = (row, column_of(metric, record.cell.bits))
-            if seed in values[place]:
-                return values, f"{owner[(*place, seed)]} and {record.fingerprint}"
-            values[place][seed] = metric.value
-            owner[(*place, seed)] = record.fingerprint
-        values[row, storage_column(record.cell.bits)][seed] = record.bits_per_weight
-    return values, None
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
@@ -128,17 +168,22 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=order)
 
 
-def arrange(values: Values, referenced: bool) -> list[Row]:
+def arrange(found: Observations, referenced: bool) -> list[Row]:
     """Order of printing (:func:`in_order`), with the lines of references and differences."""
-    met = list(dict.fromkeys(row for row, _ in values))
+    met = list(dict.fromkeys(row for row, _ in found))
     lines: list[Row] = []
     for row in in_order(met):
         if referenced and (not lines or lines[-1].model != row.model):
-            lines.append(Row(row.model, "", (), REFERENCE, kind="reference"))
+            lines.append(reference_of(row.model))
         lines.append(row)
         if row.correction != NO_CORRECTION and without_correction(row) in met:
-            lines.append(dataclasses.replace(row, kind="difference"))
+            lines.append(replace(row, kind="difference"))
     return lines
+
+
+def reference_of(model: str) -> Row:
+    """The line of the unquantized model."""
+    return Row(model, "", (), REFERENCE, kind="reference")
 
 
 def without_correction(row: Row) -> Row:
@@ -156,3 +201,25 @@ def natural(labels: Sequence[str]) -> list[tuple[str, float, str]]:
         except ValueError:
             keys.append((name, float("inf"), value))
     return keys
+
+
+def long_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """The records as one long frame, a row per cell and metric, seeds not averaged:
+    :func:`q2n.records.store.to_frame` with each row's settings, the value without correction and the
+    difference to it (empty where that cell is missing), wall times and peak memory."""
+    frame = to_frame(records)
+    if frame.empty or "metric" not in frame:
+        return frame
+    labels, _ = observations(records)
+    pairs = [own for own, record in zip(labels, records, strict=True) for _ in record.metrics or (None,)]
+    place = list(frame.columns).index("correction")
+    frame.insert(place, "settings", [", ".join(pair.cell) for pair in pairs])
+    frame.insert(place + 2, "q2n_settings", [", ".join(pair.correction) for pair in pairs])
+    without = frame[frame["correction"] == NO_CORRECTION].drop_duplicates(_CELL)
+    without = without[[*_CELL, "value"]].rename(columns={"value": "value_off"})
+    frame = frame.merge(without, on=_CELL, how="left", validate="many_to_one")
+    frame["value_off"] = frame["value_off"].where(frame["correction"] != NO_CORRECTION)
+    frame["difference"] = frame["value"] - frame["value_off"]
+    stages = [column for column in frame if str(column).startswith("seconds_")]
+    frame["seconds"] = frame[stages].sum(axis=1)
+    return frame

@@ -10,7 +10,7 @@ from typing import Any
 
 from q2n.records.fingerprint import canonical_json, fingerprint, flatten
 from q2n.records.store import RunRecord
-from q2n.report.tables.unfinished import Unfinished
+from q2n.report.tables.select import Unfinished
 
 DIGEST = 12
 """Characters of a digest in a label: as many as the notes below a table have of it."""
@@ -45,12 +45,10 @@ def told_apart(
         item.cell.model_copy(update={"model": labels[item.cell.model, model]})
         for item, model in zip(items, models, strict=True)
     ]
+    own, lost = cells[: len(records)], cells[len(records) :]
     return (
-        [record.model_copy(update={"cell": cell}) for record, cell in zip(records, cells, strict=False)],
-        [
-            dataclasses.replace(item, cell=cell)
-            for item, cell in zip(unfinished, cells[len(records) :], strict=True)
-        ],
+        [record.model_copy(update={"cell": cell}) for record, cell in zip(records, own, strict=True)],
+        [dataclasses.replace(item, cell=cell) for item, cell in zip(unfinished, lost, strict=True)],
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from q2n.report.tables.columns import Column
 from q2n.report.tables.comparisons import FEWEST_SEEDS, Difference
-from q2n.report.tables.lines import NO_CORRECTION, Row, without_correction
+from q2n.report.tables.lines import NO_CORRECTION, Column, Row, reference_of, without_correction
 from q2n.report.tables.table import Table
 
 USELESS = 10
@@ -63,11 +63,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many of a study's differences are established, and which way."""
+    """How many differences are established, and which way; ``single`` of them rest on one seed."""
 
     better: int = 0
     worse: int = 0
     undecided: int = 0
+    single: int = 0
 
     @property
     def total(self) -> int:
@@ -76,61 +77,48 @@ class Counts:
 
 def pairs_of(table: Table, study: str) -> list[Pair]:
     """Every difference of a table that has a value on both sides, line by line."""
-    places = {row: i for i, row in enumerate(table.rows)}
-    mean = table.mean.to_numpy()
     pairs = []
-    for (i, j), (on, off) in table.sources.items():
-        row, seeds = table.rows[i], sorted(on.keys() & off.keys())
-        if row.kind != "difference" or table.columns[j].protocol is None or not seeds:
-            continue
-        value, without = replace(row, kind="value"), without_correction(row)
-        reference = _reference(table, row.model, j)
-        pairs.append(
-            Pair(
-                study=study,
-                row=value,
-                column=table.columns[j],
-                corrected=float(mean[places[value], j]),
-                uncorrected=float(mean[places[without], j]),
-                reference=reference,
-                found=table.compared.get((i, j)),
-                corrected_cells=tuple(on[seed] for seed in seeds),
-                uncorrected_cells=tuple(off[seed] for seed in seeds),
+    for line in table.lines:
+        value, without = replace(line.row, kind="value"), without_correction(line.row)
+        for column, number in zip(table.columns, line.numbers, strict=True):
+            if not number.others:
+                continue
+            reference = table.numbers.get((reference_of(value.model), column))
+            pairs.append(
+                Pair(
+                    study=study,
+                    row=value,
+                    column=column,
+                    corrected=table.numbers[value, column].value,
+                    uncorrected=table.numbers[without, column].value,
+                    reference=reference.value if reference and reference.seeds else None,
+                    found=number.found,
+                    corrected_cells=number.cells,
+                    uncorrected_cells=number.others,
+                )
             )
-        )
     return pairs
-
-
-def _reference(table: Table, model: str, j: int) -> float | None:
-    mean, seeds = table.mean.to_numpy(), table.seeds.to_numpy()
-    for i, row in enumerate(table.rows):
-        if row.kind == "reference" and row.model == model and seeds[i, j]:
-            return float(mean[i, j])
-    return None
 
 
 def counted(pairs: Sequence[Pair]) -> list[str]:
     """The verdict of the numbers, a line a correction: ``on - off: 1 established better, ...``."""
     sentences = []
     for correction, counts in count(pairs).items():
-        mine = [pair for pair in pairs if pair.row.correction == correction]
         text = (
             f"{correction} - {NO_CORRECTION}: {counts.better} established better, {counts.worse} established "
             f"worse, {counts.undecided} undecided, of {counts.total}"
         )
-        single = sum(pair.seeds < FEWEST_SEEDS for pair in mine)
-        if single:
-            which = "all" if single == len(mine) else str(single)
+        if counts.single:
+            which = "all" if counts.single == counts.total else counts.single
             text += f" ({which} with one seed, which cannot establish anything)"
         sentences.append(text)
     return sentences
 
 
-def count(pairs: Iterable[Pair]) -> Mapping[str, Counts]:
+def count(pairs: Iterable[Pair]) -> dict[str, Counts]:
     """The verdicts by correction, in the order the corrections are met."""
-    counted: dict[str, Counts] = {}
+    met: dict[str, Counter[str]] = defaultdict(Counter)
     for pair in pairs:
-        before = counted.get(pair.row.correction, Counts())
-        more = {pair.verdict: getattr(before, pair.verdict) + 1}
-        counted[pair.row.correction] = replace(before, **more)
-    return counted
+        met[pair.row.correction][pair.verdict] += 1
+        met[pair.row.correction]["single"] += pair.seeds < FEWEST_SEEDS
+    return {correction: Counts(**counts) for correction, counts in met.items()}

@@ -1,17 +1,19 @@
-"""Which records a table is made of."""
+"""Which records a table is made of, and the cells without a result that it shows all the same."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from q2n.records.fingerprint import canonical_json, relevant
-from q2n.records.kept_code import kept
+from q2n.records.schema import Cell, RunRecord
 from q2n.records.source_code import CHECKOUT, Parts, targets
-from q2n.records.store import RunRecord
+
+if TYPE_CHECKING:
+    from q2n.records.failure import Failure
 
 Codes = Mapping[str, Mapping[str, Parts]]
 """Digests by key of a code, module and function (:mod:`q2n.records.source_code`)."""
@@ -19,19 +21,29 @@ Codes = Mapping[str, Mapping[str, Parts]]
 NO_CODES: Codes = MappingProxyType({})
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """``word`` stands in the table (``failed``, ``not run``); ``cell`` and ``config`` say where, ``failure``
+    why, where that is known."""
+
+    cell: Cell
+    config: Mapping[str, Any]
+    word: str
+    failure: Failure | None = field(default=None, compare=False)
+
+
 def latest(records: Iterable[RunRecord]) -> tuple[list[RunRecord], int]:
     """The newest record of each configuration, and how many older ones were left out.
 
     After a change of the sources both results of a cell are on disk; a table shows the current one.
     """
+    records = list(records)
     newest: dict[str, RunRecord] = {}
-    total = 0
     for record in records:
-        total += 1
         key = canonical_json(same_cell(record))
         if key not in newest or record.created >= newest[key].created:
             newest[key] = record
-    return list(newest.values()), total - len(newest)
+    return list(newest.values()), len(records) - len(newest)
 
 
 def same_cell(record: RunRecord) -> dict[str, Any]:
@@ -40,27 +52,30 @@ def same_cell(record: RunRecord) -> dict[str, Any]:
     return {"cell": record.cell.model_dump(exclude={"bits", "group_size"}), **relevant(record.config)}
 
 
-def by_protocol(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Records in groups whose models share evaluation protocols: one table a group.
+def by_protocol(
+    records: Sequence[RunRecord], unfinished: Iterable[Unfinished]
+) -> list[tuple[list[RunRecord], list[Unfinished]]]:
+    """Records in groups whose models share evaluation protocols, one table a group, each with the unfinished
+    cells of its models; models without any record come at the end.
 
     Models with different tokenizers share none; in one table each would leave the others' columns empty.
     """
-    groups: list[tuple[set[str], list[RunRecord]]] = []
-    for record in records:
+    groups: list[tuple[set[str], list[int]]] = []
+    for place, record in enumerate(records):
         marks = {f"model {record.cell.model}", *(protocol.key() for protocol in record.protocols)}
         joined = [group for group in groups if group[0] & marks]
         groups = [group for group in groups if not group[0] & marks]
-        marks = marks.union(*(group[0] for group in joined))
-        groups.append((marks, [*(item for group in joined for item in group[1]), record]))
-    order = {id(record): position for position, record in enumerate(records)}
-    members = [sorted(group[1], key=lambda record: order[id(record)]) for group in groups]
-    return sorted(members, key=lambda group: order[id(group[0])])
-
-
-def kept_codes(records: Iterable[RunRecord], results_dir: str | Path) -> Codes:
-    """The digests that the folder has of the records' codes."""
-    keys = {record.identity["code"] for record in records if "code" in record.identity}
-    return {key: found for key in sorted(keys) if (found := kept(results_dir, key))}
+        places = [place, *(other for group in joined for other in group[1])]
+        groups.append((marks.union(*(group[0] for group in joined)), places))
+    members = sorted(sorted(places) for _, places in groups)
+    found = [([records[place] for place in places], list[Unfinished]()) for places in members]
+    homes = {record.cell.model: group for group in found for record in group[0]}
+    for item in unfinished:
+        if item.cell.model not in homes:
+            homes[item.cell.model] = ([], [])
+            found.append(homes[item.cell.model])
+        homes[item.cell.model][1].append(item)
+    return found
 
 
 def of_today(records: Iterable[RunRecord]) -> int:
@@ -96,11 +111,12 @@ def code_notes(records: Sequence[RunRecord], superseded: int, codes: Codes = NO_
     if superseded:
         are = "record is" if superseded == 1 else "records are"
         notes.append(f"{superseded} older {are} left out: the same cells were computed again since")
-    libraries = len({canonical_json(record.identity.get("versions")) for record in records})
-    for kinds, name in (
-        (code_versions(records, codes), "versions of the sources"),
-        (libraries, "sets of library versions"),
-    ):
+    libraries = {canonical_json(record.identity.get("versions")) for record in records}
+    met = {
+        "versions of the sources": code_versions(records, codes),
+        "sets of library versions": len(libraries),
+    }
+    for name, kinds in met.items():
         if kinds > 1:
             notes.append(f"these records come from {kinds} different {name} (see python -m q2n.explain)")
     if any(record.provenance.git_dirty for record in records):
@@ -109,17 +125,17 @@ def code_notes(records: Sequence[RunRecord], superseded: int, codes: Codes = NO_
 
 
 def processor_notes(
-    records: Iterable[RunRecord], compared: Iterable[tuple[Mapping[int, str], Mapping[int, str]]]
+    records: Iterable[RunRecord], compared: Iterable[tuple[Sequence[str], Sequence[str]]]
 ) -> list[str]:
     """Whether records come from several kinds of processor, which add in different orders and so round
-    differently; ``compared`` are fingerprints by seed of both sides of every difference."""
+    differently; ``compared`` are the fingerprints of both sides of every difference, the same seeds of each.
+    """
     made_by = {record.fingerprint: _processor(record) for record in records}
     kinds = sorted(set(made_by.values()))
     if len(kinds) < 2:
         return []
     mixed = sum(
-        any(made_by[ours[seed]] != made_by[others[seed]] for seed in ours.keys() & others.keys())
-        for ours, others in compared
+        [made_by[cell] for cell in ours] != [made_by[cell] for cell in others] for ours, others in compared
     )
     between = f"{mixed or 'no'} difference{' is' if mixed < 2 else 's are'} between two kinds"
     return [f"these records come from {len(kinds)} kinds of processor ({', '.join(kinds)}); {between}"]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from q2n.records.fingerprint import canonical_json, flatten, relevant
 from q2n.records.store import RunRecord
-from q2n.report.tables.unfinished import Unfinished
+from q2n.report.tables.select import Unfinished
 
 _LABELLED = {"model": "model", "baseline": "baseline", "q2n": "correction"}
 _IN_THE_COLUMN = frozenset({"bits", "seed"})
@@ -51,7 +51,9 @@ def distinguishing(
     shown: dict[str, dict[int, Any]] = {}
     for key in keys:
         values = _differing(key, leaves, records, absent)
-        if values and not _follows(values, records) and not _said_before(values, shown):
+        # a shorter key may already say the same of the same records (``group_size`` and its echoes)
+        said_before = any(values.items() <= earlier.items() for earlier in shown.values())
+        if values and not said_before and not _follows(values, records):
             shown[key] = values
     return [_labels(index, shown) for index in range(len(records))]
 
@@ -104,22 +106,10 @@ def _follows(values: dict[int, Any], records: Sequence[RunRecord | Unfinished]) 
     )
 
 
-def _said_before(values: dict[int, Any], shown: dict[str, dict[int, Any]]) -> bool:
-    """Whether a shorter key already says the same of the same records (``group_size`` and its echoes)."""
-    return any(
-        all(index in earlier and earlier[index] == value for index, value in values.items())
-        for earlier in shown.values()
-    )
-
-
 def _labels(index: int, shown: dict[str, dict[int, Any]]) -> Settings:
-    cell: list[str] = []
-    correction: list[str] = []
-    for key, values in shown.items():
-        if index in values:
-            side = correction if key.startswith("q2n.") else cell
-            side.append(_label(key, values[index]))
-    return Settings(tuple(cell), tuple(correction))
+    said = {key: _label(key, values[index]) for key, values in shown.items() if index in values}
+    correction = tuple(label for key, label in said.items() if key.startswith("q2n."))
+    return Settings(tuple(label for label in said.values() if label not in correction), correction)
 
 
 def _label(key: str, value: Any) -> str:

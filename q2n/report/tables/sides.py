@@ -9,33 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from q2n.records.fingerprint import canonical_json, flatten
-from q2n.records.schema import Metric, RunRecord
+from q2n.records.schema import Cell, Metric, RunRecord
 from q2n.records.store import read_all
 from q2n.report.render.formats import markdown
-from q2n.report.render.text import (
-    EMPTY,
-    Grid,
-    amount,
-    compared_notes,
-    difference,
-    interval,
-    line_grid,
-    p_text,
-)
-from q2n.report.tables.columns import Column, column_of
-from q2n.report.tables.comparisons import Difference, differences
-from q2n.report.tables.lines import Row, in_order, row_of
+from q2n.report.tables.comparisons import BySeed, Difference, differences
+from q2n.report.tables.lines import Column, Row, column_of, in_order, row_of
 from q2n.report.tables.models import told_apart
 from q2n.report.tables.select import latest, same_cell
 from q2n.report.tables.settings import distinguishing
+from q2n.report.tables.table import Head, Number, Table, TableLine
+from q2n.report.tables.text import amount, compared_notes, difference, interval, p_text
 from q2n.runtime.files import write_text_atomic
 
 DEFAULT_FILE = "comparison.md"
 SHOWN = 20
 """Cells listed of those that only one folder has."""
 
-Seeds = dict[int, Metric]
-Pairs = Mapping[tuple[Row, Column], tuple[Seeds, Seeds]]
+Pairs = Mapping[tuple[Row, Column], tuple[BySeed, BySeed]]
 """What both folders measured, by line, column and seed: A's and B's."""
 
 
@@ -44,7 +34,7 @@ class Sides:
     """The comparison of two folders called ``names``: every common number, and what is not common."""
 
     names: tuple[str, str]
-    grids: tuple[Grid, ...]
+    tables: tuple[Table, ...]
     lines: tuple[str, ...]
     faults: tuple[str, ...] = ()
 
@@ -55,7 +45,7 @@ class Sides:
             OSError: the folder cannot be written.
         """
         a, b = self.names
-        tables = [markdown(grid, f"A: {a}; B: {b}") for grid in self.grids]
+        tables = [markdown(table, f"A: {a}; B: {b}") for table in self.tables]
         write_text_atomic(path, "\n".join([*tables, *(f"* {line}\n" for line in self.lines)]))
 
 
@@ -71,23 +61,18 @@ def compare_records(
     """Records of two origins side by side."""
     a = list(a)
     both, _ = told_apart([*a, *b])
-    a, b = both[: len(a)], both[len(a) :]
-    sides, notes = _keyed(_current(a), _current(b))
+    sides, notes = _keyed(_current(both[: len(a)]), _current(both[len(a) :]))
     labelled = {**sides[1], **sides[0]}
     settings = distinguishing(list(labelled.values()), ("evaluation",))
-    rows = {
-        key: row_of(record, labels) for (key, record), labels in zip(labelled.items(), settings, strict=True)
-    }
+    rows = dict(zip(labelled, map(row_of, labelled.values(), settings), strict=True))
     pairs = _pairs(sides, rows)
     # cells that are the same to the last digit need no test, and must not make it harder for the others
-    order = [where for where, both in pairs.items() if not _same(*both)]
-    compared = differences({(place, 0): pairs[key][::-1] for place, key in enumerate(order)})
-    found = {order[place]: item for (place, _), item in compared.items()}
+    found = differences({where: (b, a) for where, (a, b) in pairs.items() if not _same(a, b)})
     lines = [*notes, *_verdict(pairs, found)]
     for name, own, other in zip(names, sides, sides[::-1], strict=True):
-        lines += _alone(name, [rows[key] for key in own if key not in other], own, other)
-    grids = (_grid(pairs, found),) if pairs else ()
-    return Sides(names, grids, tuple(lines), tuple(faults))
+        lines += _alone(name, {key: own[key].cell for key in own if key not in other}, rows)
+    tables = (_table(pairs, found),) if pairs else ()
+    return Sides(names, tables, tuple(lines), tuple(faults))
 
 
 def _current(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -100,10 +85,9 @@ def _keyed(
 ) -> tuple[tuple[dict[str, RunRecord], ...], list[str]]:
     """Both sides by configuration. Keys that only one side knows (an option that was added between the two)
     do not count, unless they tell two cells of that side apart."""
-    trees = [[_leaves(record) for record in side] for side in (a, b)]
-    known = [{key for tree in side for key in tree} for side in trees]
-    common = known[0] & known[1]
-    for counting in (common, known[0] | known[1]):
+    trees = [[flatten(same_cell(record)) for record in side] for side in (a, b)]
+    known = [set[str]().union(*side) for side in trees]
+    for counting in (known[0] & known[1], known[0] | known[1]):
         keys = [
             [canonical_json({k: v for k, v in t.items() if k in counting}) for t in side] for side in trees
         ]
@@ -117,55 +101,50 @@ def _keyed(
     return tuple(dict(zip(k, side, strict=True)) for k, side in zip(keys, (a, b), strict=True)), notes
 
 
-def _leaves(record: RunRecord) -> dict[str, Any]:
-    return flatten(same_cell(record))
-
-
 def _pairs(sides: Sequence[Mapping[str, RunRecord]], rows: Mapping[str, Row]) -> Pairs:
     """Numbers by the same protocol that both folders have; lines in the order of the tables."""
-    found: dict[tuple[Row, Column], tuple[Seeds, Seeds]] = defaultdict(lambda: ({}, {}))
+    found: list[dict[tuple[Row, Column], dict[int, Metric]]] = [defaultdict(dict), defaultdict(dict)]
     for key in sides[0].keys() & sides[1].keys():
-        for place, side in enumerate(sides):
-            for metric in side[key].metrics:
-                where = (rows[key], column_of(metric, side[key].cell.bits))
-                found[where][place][side[key].cell.seed] = metric
+        for record, side in zip((sides[0][key], sides[1][key]), found, strict=True):
+            for metric in record.metrics:
+                side[rows[key], column_of(metric, record.cell.bits)][record.cell.seed] = metric
     ranks = {row: rank for rank, row in enumerate(in_order(dict.fromkeys(rows.values())))}
 
     def order(where: tuple[Row, Column]) -> tuple[Any, ...]:
         row, column = where
-        return (ranks[row], column.bits, column.dataset, column.name, column.key)
+        protocol = column.protocol and f"{column.protocol.label()} #{column.protocol.key()}"
+        return (ranks[row], column.bits, column.dataset, column.name, column.unit, protocol)
 
-    return {
-        where: found[where]
-        for where in sorted(found, key=order)
-        if found[where][0].keys() & found[where][1].keys()
-    }
+    a, b = found
+    common = sorted(a.keys() & b.keys(), key=order)
+    return {where: (a[where], b[where]) for where in common if a[where].keys() & b[where].keys()}
 
 
-def _same(a: Seeds, b: Seeds) -> bool:
+def _same(a: BySeed, b: BySeed) -> bool:
     """Whether every seed that both have has the same numbers in both."""
     return all(
         (a[seed].value, a[seed].parts) == (b[seed].value, b[seed].parts) for seed in a.keys() & b.keys()
     )
 
 
-def _grid(pairs: Pairs, found: Mapping[tuple[Row, Column], Difference]) -> Grid:
+def _table(pairs: Pairs, found: Mapping[tuple[Row, Column], Difference]) -> Table:
     lines = []
     for (row, column), (a, b) in pairs.items():
         seeds = sorted(a.keys() & b.keys())
         means = [sum(side[seed].value for seed in seeds) / len(seeds) for side in (a, b)]
         item = found.get((row, column))
-        texts = (
-            f"{column.bits:g} bit {column.dataset} {column.name} {'↓' if column.lower_is_better else '↑'}",
-            *map(amount, means),
-            difference(means[1] - means[0], column.lower_is_better),
-            EMPTY if item is None else interval(item),
-            EMPTY if item is None else p_text(item.p_value),
-            str(len(seeds)),
+        numbers = (
+            Number(f"{column.bits:g} bit {column.metric} {'↓' if column.lower_is_better else '↑'}"),
+            *(Number(amount(mean)) for mean in means),
+            Number(difference(means[1] - means[0], column.lower_is_better), found=item),
+            Number(interval(item)),
+            Number(p_text(item)),
+            Number(str(len(seeds))),
         )
-        lines.append((row, texts, item is not None and item.established))
+        lines.append(TableLine(row, numbers))
     heads = ("column", "A", "B", "B - A", "95 % interval", "p", "seeds")
-    return line_grid(lines, heads, heads.index("B - A"), compared_notes(list(found.values()), "A's value"))
+    legend = compared_notes(list(found.values()), "A's value")
+    return Table(tuple(Head("", (head,)) for head in heads), tuple(lines), legend, parted_by=2)
 
 
 def _verdict(pairs: Pairs, found: Mapping[tuple[Row, Column], Difference]) -> list[str]:
@@ -180,19 +159,15 @@ def _verdict(pairs: Pairs, found: Mapping[tuple[Row, Column], Difference]) -> li
     ]
 
 
-def _alone(
-    name: str, rows: Sequence[Row], own: Mapping[str, RunRecord], other: Mapping[str, RunRecord]
-) -> list[str]:
-    cells = [own[key].cell for key in own if key not in other]
+def _alone(name: str, cells: Mapping[str, Cell], rows: Mapping[str, Row]) -> list[str]:
+    """What only one side has."""
     if not cells:
         return []
-    told = [
-        ", ".join(
-            (row.model, row.baseline, f"{cell.bits:g} bit", *row.settings, row.line, f"seed {cell.seed}")
-        )
-        for row, cell in zip(rows, cells, strict=True)
-    ]
+    told = []
+    for key, cell in cells.items():
+        row = rows[key]
+        axes = (f"{cell.bits:g} bit", *row.settings, row.line, f"seed {cell.seed}")
+        told.append(", ".join((row.model, row.baseline, *axes)))
     more = [f"and {len(told) - SHOWN} more"] if len(told) > SHOWN else []
-    return [
-        f"only in {name}, {len(told)} cell{'s' if len(told) > 1 else ''}: " + "; ".join(told[:SHOWN] + more)
-    ]
+    counted = f"{len(told)} cell{'s' if len(told) > 1 else ''}"
+    return [f"only in {name}, {counted}: {'; '.join(told[:SHOWN] + more)}"]

@@ -1,4 +1,4 @@
-"""Records to tables: pure functions, nothing printed, nothing written.
+"""The table of a report, from which terminal, Markdown, LaTeX and page are rendered, and how it is made.
 
 Rows are model (:mod:`q2n.report.tables.models`) x baseline, a line without correction, a line for each
 correction and below it their difference; columns are bits x metric. Only seeds are averaged: cells that
@@ -8,26 +8,26 @@ protocols columns of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite
-from typing import Literal, TypeVar
+from itertools import pairwise, takewhile
+from math import isfinite, nan
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from q2n.records.store import RunRecord
-from q2n.report.tables.columns import Column, column_of
-from q2n.report.tables.comparisons import Difference, Place, differences
+from q2n.records.schema import Metric, RunRecord
+from q2n.report.tables.comparisons import Difference, differences
 from q2n.report.tables.lines import (
+    NO_CORRECTION,
+    Column,
+    Observation,
     Row,
-    Seeds,
-    Values,
     arrange,
-    measured,
+    column_of,
     observations,
-    origins,
     row_of,
     without_correction,
 )
@@ -35,6 +35,7 @@ from q2n.report.tables.models import told_apart
 from q2n.report.tables.select import (
     NO_CODES,
     Codes,
+    Unfinished,
     allowed_notes,
     by_protocol,
     code_notes,
@@ -42,35 +43,132 @@ from q2n.report.tables.select import (
     processor_notes,
     weights_notes,
 )
-from q2n.report.tables.unfinished import Unfinished, by_group
+from q2n.report.tables.text import EMPTY, amount, compared_notes, difference, interval, p_text
 
-T = TypeVar("T")
+
+@dataclass(frozen=True)
+class Number:
+    """What stands in one place of a table: its text, and what is known of it.
+
+    ``value`` is the mean over ``seeds`` (0: nothing was measured), ``spread`` their standard deviation (NaN
+    for one seed). ``cells`` are the fingerprints of its records; of a difference they are those of the
+    corrected cells, and ``others`` those of the uncorrected ones, of the same seeds. ``found`` is what is
+    known of a difference, ``unfinished`` are the cells without a result. Where there is room ``detail``
+    stands small below it, and ``verdict`` is said of a difference: ``better``, ``worse`` (both established),
+    ``undecided`` or ``one seed``.
+    """
+
+    text: str = EMPTY
+    value: float = nan
+    spread: float = nan
+    seeds: int = 0
+    cells: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    found: Difference | None = None
+    unfinished: tuple[Unfinished, ...] = ()
+    detail: str = ""
+    verdict: str = ""
+
+    @property
+    def bold(self) -> bool:
+        return self.found is not None and self.found.established
+
+    @property
+    def order(self) -> float | None:
+        """What it is sorted by, or None if it comes last."""
+        return self.value if isfinite(self.value) else None
+
+
+class Head(NamedTuple):
+    """The head of a column: what neighbours may have in common (bits), the lines below it, and whether the
+    column has words rather than numbers."""
+
+    above: str
+    lines: tuple[str, ...]
+    words: bool = False
+
+
+@dataclass(frozen=True)
+class TableLine:
+    """One line: its labels, and a number for each column. A line of its own for each number of ``bits`` has
+    a ``state``: ``reference``, ``finished``, ``failed`` or ``not run``."""
+
+    row: Row
+    numbers: tuple[Number, ...]
+    bits: int | float | None = None
+    state: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers of one table; all frames have the same index (:attr:`Row.key`, :attr:`Column.key`).
+    """One table. ``legend`` explains what stands in it and ``notes`` its records; ``columns`` are what was
+    measured (none in a list, whose columns are not of this kind). A line that differs from the one above it
+    in one of the first ``parted_by`` labels begins a new part."""
 
-    ``mean`` over seeds, ``spread`` their standard deviation (NaN for one seed), ``seeds`` how many (0
-    where nothing was measured), ``compared`` what is known of differences, ``unfinished`` the cells
-    without a result and ``sources`` the fingerprints of the records behind a number by seed (of the line and
-    of the one it is compared with), by row and column position.
-    """
-
-    rows: tuple[Row, ...]
-    columns: tuple[Column, ...]
-    mean: pd.DataFrame
-    spread: pd.DataFrame
-    seeds: pd.DataFrame
-    compared: Mapping[Place, Difference]
-    unfinished: Mapping[Place, tuple[Unfinished, ...]]
-    sources: Mapping[Place, tuple[Mapping[int, str], Mapping[int, str]]]
-    notes: tuple[str, ...]
+    heads: tuple[Head, ...]
+    lines: tuple[TableLine, ...]
+    legend: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    title: str = ""
+    parted_by: int = 3
 
     @cached_property
-    def marks(self) -> Mapping[Place, str]:
-        """Words for cells without a result."""
-        return {place: items[-1].word for place, items in self.unfinished.items()}
+    def numbers(self) -> Mapping[tuple[Row, Column], Number]:
+        """The numbers by line and column."""
+        return {
+            (line.row, column): number
+            for line in self.lines
+            for column, number in zip(self.columns, line.numbers, strict=True)
+        }
+
+    @property
+    def compared(self) -> tuple[Difference, ...]:
+        """What is known of the differences."""
+        return tuple(number.found for line in self.lines for number in line.numbers if number.found)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(line.row.model for line in self.lines))
+
+    @property
+    def settled(self) -> bool:
+        """Whether any line has settings; without them there is no column of them."""
+        return any(line.row.settings for line in self.lines)
+
+    @property
+    def stubs(self) -> tuple[str, ...]:
+        """Heads of the labels."""
+        return ("model", "baseline", "settings", "q2n") if self.settled else ("model", "baseline", "q2n")
+
+    @cached_property
+    def repeats(self) -> tuple[int, ...]:
+        """How many of the first labels (model, baseline, settings, bits) of each line are as above it."""
+        labels = [(*line.row.key[:3], line.bits) for line in self.lines]
+        same = (
+            takewhile(lambda pair: pair[0] == pair[1], zip(*both, strict=True)) for both in pairwise(labels)
+        )
+        return (0, *(len(list(pairs)) for pairs in same))
+
+    def printed(self) -> Iterator[tuple[list[str], tuple[Number, ...], bool]]:
+        """The labels of each line, blank where they are as above it, its numbers, and whether it begins a
+        new part."""
+        for place, (line, same) in enumerate(zip(self.lines, self.repeats, strict=False)):
+            labels = ["" if position < min(same, 3) else label for position, label in enumerate(line.row.key)]
+            if not self.settled:
+                del labels[2]
+            yield labels, line.numbers, place > 0 and same < self.parted_by
+
+    def having(self, part: str) -> frozenset[int]:
+        """The columns in which a number has a ``detail`` or a ``verdict``."""
+        return frozenset(
+            j for line in self.lines for j, number in enumerate(line.numbers) if getattr(number, part)
+        )
+
+    def select(self, positions: Sequence[int]) -> Table:
+        """The table with only these columns, for a terminal too narrow for all."""
+        lines = tuple(replace(line, numbers=tuple(line.numbers[j] for j in positions)) for line in self.lines)
+        return replace(self, heads=tuple(self.heads[j] for j in positions), lines=lines, columns=())
 
 
 def build_tables(
@@ -90,7 +188,7 @@ def build_tables(
     """
     records, unfinished = told_apart(records, unfinished)
     current, older = latest(records)
-    groups = by_group(by_protocol(current), unfinished)
+    groups = by_protocol(current, unfinished)
     return [build_table(group, superseded + older, rest, codes) for group, rest in groups]
 
 
@@ -105,134 +203,115 @@ def build_table(
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
     """
-    labels, values = observations(records, unfinished)
+    labels, seen = observations(records, unfinished)
     references, notes = _references(records)
-    columns = tuple(_columns(values))
-    rows = tuple(arrange(values, bool(references)))
-    cells = [[_seeds(row, column, values, references) for column in columns] for row in rows]
-    mean = _frame(rows, columns, [[_mean(seeds) for seeds in line] for line in cells], "float64")
-    spread = _frame(rows, columns, [[_spread(seeds) for seeds in line] for line in cells], "float64")
-    count = _frame(rows, columns, [[len(seeds) for seeds in line] for line in cells], "int64")
-    left: dict[tuple[Row, int | float], tuple[Unfinished, ...]] = {}
-    for item, settings in zip(unfinished, labels[len(records) :], strict=True):
-        line = (row_of(item, settings), item.cell.bits)
-        left[line] = (*left.get(line, ()), item)
-    pairs = _sides(rows, columns, measured(records, labels))
-    sides = _sides(rows, columns, origins(records, labels))
-    compared = [sides[i, j] for i, j in pairs if rows[i].kind == "difference" and columns[j].protocol]
-    return Table(
-        rows,
-        columns,
-        mean,
-        spread,
-        count,
-        differences({place: pair for place, pair in pairs.items() if rows[place[0]].kind == "difference"}),
-        _unfinished(rows, columns, left),
-        sides,
-        (
-            *notes,
-            *allowed_notes(records),
-            *code_notes(records, superseded, codes),
-            *processor_notes(records, compared),
-            *weights_notes(records),
-        ),
-    )
-
-
-def _unfinished(
-    rows: tuple[Row, ...],
-    columns: tuple[Column, ...],
-    left: Mapping[tuple[Row, int | float], tuple[Unfinished, ...]],
-) -> dict[Place, tuple[Unfinished, ...]]:
-    """Cells by row and column position: every column of the cell's bits."""
-    return {
-        (i, j): left[row, column.bits]
-        for i, row in enumerate(rows)
-        for j, column in enumerate(columns)
-        if (row, column.bits) in left
+    # by bits; metrics in the order they were first met, bits per weight last
+    met = dict.fromkeys(column for _, column in seen)
+    columns = tuple(sorted(met, key=lambda column: (column.bits, column.protocol is None)))
+    rows = arrange(seen, bool(references))
+    sides = {
+        (row, column): (seen.get((value, column), {}), seen.get((without_correction(row), column), {}))
+        for row, value in ((row, replace(row, kind="value")) for row in rows if row.kind == "difference")
+        for column in columns
+        if column.protocol
     }
+    compared = differences({at: (_metrics(on), _metrics(off)) for at, (on, off) in sides.items()})
+    left: dict[tuple[Row, int | float], tuple[Unfinished, ...]] = defaultdict(tuple)
+    for item, settings in zip(unfinished, labels[len(records) :], strict=True):
+        left[row_of(item, settings), item.cell.bits] += (item,)
+    most = max(map(len, seen.values()), default=0)
+
+    def number(row: Row, column: Column) -> Number:
+        if row.kind == "reference":
+            return references.get((row.model, replace(column, bits=0)), Number())
+        if row.kind == "difference":
+            on, off = sides.get((row, column), ({}, {}))
+            known = _difference(on, off, compared.get((row, column)))
+            text = difference(known.value, column.lower_is_better, known.spread)
+        else:
+            own = seen.get((row, column), {})
+            cells = tuple(own[seed].fingerprint for seed in sorted(own))
+            known = _number([item.value for item in own.values()], cells=cells)
+            text = f"{amount(known.value)} {around(column, known)}".rstrip()
+        # fewer seeds than elsewhere in the table is said where it happens
+        if known.seeds < most:
+            text += f" (n={known.seeds})"
+        lost = left.get((row, column.bits), ())
+        if not known.seeds:
+            text = lost[-1].word if lost else EMPTY
+        return replace(known, text=text, unfinished=lost)
+
+    lines: list[TableLine] = []
+    for row in rows:
+        numbers = tuple(number(row, column) for column in columns)
+        lines.append(TableLine(row, numbers))
+        if any(item.found for item in numbers):
+            ends = tuple(Number(interval(item.found)) for item in numbers)
+            p_values = tuple(Number(p_text(item.found)) for item in numbers)
+            lines += [
+                TableLine(replace(row, kind="interval"), ends),
+                TableLine(replace(row, kind="p"), p_values),
+            ]
+    legend = [f"value ± standard deviation over {most} seeds"] if most > 1 else []
+    if any(row.kind == "difference" for row in rows):
+        legend.append(f"lines '- {NO_CORRECTION}': corrected minus uncorrected; negative is better under ↓")
+    legend += compared_notes(list(compared.values()))
+    both = [(item.cells, item.others) for line in lines for item in line.numbers if item.others]
+    notes += allowed_notes(records) + code_notes(records, superseded, codes)
+    notes += processor_notes(records, both) + weights_notes(records)
+    plain = [(column.bits, column.header(ambiguous=False)) for column in columns]
+    heads = (
+        Head(f"{column.bits} bit", column.header(ambiguous=plain.count(head) > 1))
+        for column, head in zip(columns, plain, strict=True)
+    )
+    return Table(tuple(heads), tuple(lines), tuple(legend), tuple(notes), columns)
 
 
-def _references(records: Sequence[RunRecord]) -> tuple[dict[tuple[str, Column], float], list[str]]:
+def _metrics(side: Mapping[int, Observation]) -> dict[int, Metric]:
+    return {seed: item.metric for seed, item in side.items() if item.metric}
+
+
+def _references(records: Sequence[RunRecord]) -> tuple[dict[tuple[str, Column], Number], list[str]]:
     """The unquantized model's value by model and column (bits aside: it has the same in each)."""
-    found: dict[tuple[str, Column], float] = {}
+    found: dict[tuple[str, Column], Number] = {}
     notes: dict[str, None] = {}
     for record in sorted(records, key=lambda record: record.created):
         for metric in record.metrics:
             if metric.reference is None:
                 continue
             place = (record.cell.model, column_of(metric, 0))
-            before = found.get(place, metric.reference)
+            before = found[place].value if place in found else metric.reference
             if not np.isclose(before, metric.reference, rtol=1e-6, equal_nan=True):
-                notes[
-                    f"{place[0]}: records disagree on the unquantized {metric.name}; the newest is shown"
-                ] = None
-            found[place] = metric.reference
+                text = f"{place[0]}: records disagree on the unquantized {metric.name}; the newest is shown"
+                notes[text] = None
+            found[place] = Number(
+                amount(metric.reference), metric.reference, seeds=1, cells=(record.fingerprint,)
+            )
     return found, list(notes)
 
 
-def _columns(values: Values) -> list[Column]:
-    """By bits; metrics in the order they were first met, bits per weight last."""
-    met = list(dict.fromkeys(column for _, column in values))
-    return sorted(met, key=lambda column: (column.bits, column.protocol is None))
-
-
-def _seeds(
-    row: Row,
-    column: Column,
-    values: Values,
-    references: Mapping[tuple[str, Column], float],
-) -> Seeds:
-    """What stands in one place of the table, by seed; a difference only for seeds that have both."""
-    if row.kind == "reference":
-        anywhere = replace(column, bits=0)
-        return {0: references[row.model, anywhere]} if (row.model, anywhere) in references else {}
-    if row.kind == "value":
-        return values.get((row, column), {})
-    if column.protocol is None:
-        return {}
-    on = values.get((replace(row, kind="value"), column), {})
-    off = values.get((without_correction(row), column), {})
+def _difference(
+    on: Mapping[int, Observation], off: Mapping[int, Observation], found: Difference | None
+) -> Number:
+    """Corrected minus uncorrected, of the seeds that have both."""
     both = [seed for seed in on if seed in off]
+    pairs = [(on[seed].value, off[seed].value) for seed in both]
     # two infinite values have no difference
-    return {seed: on[seed] - off[seed] for seed in both if on[seed] != off[seed] or isfinite(on[seed])}
+    values = [a - b for a, b in pairs if a != b or isfinite(a)]
+    cells, others = (tuple(side[seed].fingerprint for seed in sorted(both)) for side in (on, off))
+    return _number(values, cells=cells, others=others, found=found)
 
 
-def _mean(seeds: Seeds) -> float:
+def _number(values: Sequence[float], **known: Any) -> Number:
+    """The mean over seeds and its spread."""
     with np.errstate(all="ignore"):  # inf - inf is a NaN on purpose
-        return float(np.mean(list(seeds.values()))) if seeds else float("nan")
+        mean = float(np.mean(values)) if values else nan
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else nan
+    return Number(value=mean, spread=spread, seeds=len(values), **known)
 
 
-def _spread(seeds: Seeds) -> float:
-    with np.errstate(all="ignore"):
-        return float(np.std(list(seeds.values()), ddof=1)) if len(seeds) > 1 else float("nan")
-
-
-def _frame(
-    rows: tuple[Row, ...],
-    columns: tuple[Column, ...],
-    data: Sequence[Sequence[float]],
-    dtype: Literal["float64", "int64"],
-) -> pd.DataFrame:
-    index = pd.MultiIndex.from_tuples(
-        [row.key for row in rows], names=["model", "baseline", "settings", "line"]
-    )
-    heads = pd.MultiIndex.from_tuples(
-        [column.key for column in columns], names=["bits", "metric", "unit", "protocol"]
-    )
-    return pd.DataFrame([list(line) for line in data], index=index, columns=heads).astype(dtype)
-
-
-def _sides(
-    rows: tuple[Row, ...], columns: tuple[Column, ...], found: Mapping[tuple[Row, Column], Mapping[int, T]]
-) -> dict[Place, tuple[Mapping[int, T], Mapping[int, T]]]:
-    """What is behind each place, by seed: the line's own, and that of the line it is compared with."""
-    return {
-        (i, j): (
-            found.get((replace(row, kind="value"), column), {}),
-            found.get((without_correction(row), column), {}) if row.kind == "difference" else {},
-        )
-        for i, row in enumerate(rows)
-        for j, column in enumerate(columns)
-        if row.kind != "reference"
-    }
+def around(column: Column, number: Number) -> str:
+    """The spread of a value over seeds, ``± 1.41``; empty if there is none. Storage that does not depend on
+    the seed has none."""
+    constant = column.protocol is None and number.spread == 0
+    return f"± {amount(number.spread)}" if isfinite(number.spread) and not constant else ""

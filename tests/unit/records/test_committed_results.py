@@ -12,7 +12,7 @@ from q2n.report.__main__ import main
 from q2n.report.overview import gather
 from q2n.report.render.files import FOLDER as TABLES
 from q2n.report.render.files import write_tables
-from q2n.report.studies.experiments import load_experiments
+from q2n.report.studies.study import load_experiments
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS, EXPERIMENTS = ROOT / "results", ROOT / "experiments"

@@ -27,9 +27,8 @@ from q2n.records.known_values import check_reference, earlier_values
 from q2n.report.figures.of_study import write_figures
 from q2n.report.page.html import render
 from q2n.report.render.formats import latex, markdown
-from q2n.report.render.text import to_grid
 from q2n.report.significance import compare
-from q2n.report.studies.study import CostGain, Differences, HeatMap, Lines
+from q2n.report.studies.study import CostGain, Differences, HeatMapFigure, Lines
 from q2n.report.tables.pairs import pairs_of
 from q2n.report.tables.table import build_table
 from q2n.tracking import content
@@ -228,13 +227,12 @@ def test_infinity_comes_back_from_its_file(losses, tmp_path):
 def test_every_table_shows_infinity(on, off, difference, seeds):
     made = [cell(name, losses, seed) for seed in range(seeds) for name, losses in (("on", on), ("off", off))]
     table = build_table(made)
-    grid = to_grid(table)
-    lines = {row.labels[-1]: row.texts[0] for row in grid.rows}
+    lines = {line.row.line: line.numbers[0].text for line in table.lines}
     assert lines["unquantized"] == "inf"
     assert (lines["off"].partition(" ")[0] == "inf") == (off is not FINITE)
     assert lines["on - off"].lstrip("+") == difference
-    assert "inf" in markdown(grid, "title")
-    assert "inf" in latex(grid, "title")
+    assert "inf" in markdown(table, "title")
+    assert "inf" in latex(table, "title")
     for pair in pairs_of(table, "study"):
         assert pair.verdict in ("better", "worse", "undecided")
     assert "inf" in records.to_frame(made).to_csv()
@@ -286,7 +284,7 @@ def test_figures_and_page_have_infinite_values(reach, off, tmp_path):
                 correction=correction, seed=seed, q2n_fields=fields, metrics=(metric,), **times
             )
             made[record.fingerprint] = record
-    figures = (HeatMap(x="q2n.t", y="q2n.lam"), Differences(), Lines(x="q2n.t"), CostGain())
+    figures = (HeatMapFigure(x="q2n.t", y="q2n.lam"), Differences(), Lines(x="q2n.t"), CostGain())
     report, results = folder(tmp_path, list(made.values()), study=study(figures=figures))
     written = write_figures(report.studies[0], results)
     assert len(written) >= 2

@@ -19,12 +19,11 @@ from q2n.report.__main__ import main
 from q2n.report.figures import curves, differences
 from q2n.report.overview import gather, study_report
 from q2n.report.page.html import render
-from q2n.report.studies.experiments import Experiments
-from q2n.report.studies.published import PublishedValue
+from q2n.report.studies.study import Experiments, PublishedValue
 from q2n.report.tables.models import told_apart
+from q2n.report.tables.select import Unfinished
 from q2n.report.tables.sides import compare_records
 from q2n.report.tables.table import build_tables
-from q2n.report.tables.unfinished import Unfinished
 from q2n.tracking.sweep import sweep_content
 
 A, B = "a" * 64, "b" * 64
@@ -64,10 +63,10 @@ def names(records: list[RunRecord]) -> list[str]:
 def test_each_has_its_own_unquantized_line_and_pairs(two: list[RunRecord]) -> None:
     (table,) = build_tables(two)
     references = {
-        row.model: table.mean.to_numpy()[i, 0] for i, row in enumerate(table.rows) if row.kind == "reference"
+        line.row.model: line.numbers[0].value for line in table.lines if line.row.kind == "reference"
     }
     assert references == pytest.approx({"a/model": math.exp(COLLAPSED), "b/model": math.exp(SOUND)})
-    assert not any(row.settings for row in table.rows), "the path is not said twice"
+    assert not table.settled, "the path is not said twice"
     assert not any("disagree" in note for note in table.notes)
     report = study_report("main", two)
     assert [(found.row.model, found.useless) for found in report.pairs] == [
@@ -100,15 +99,15 @@ def test_the_label_is_what_tells_them_apart() -> None:
 def test_one_model_at_two_places_is_one(two: list[RunRecord]) -> None:
     copied = [*pair("/x/a/model", A, SOUND), *pair("/y/copy/model", A, SOUND)]
     (table,) = build_tables(copied)
-    assert [row.model for row in table.rows if row.kind == "reference"] == ["model"]
-    assert len({row.settings for row in table.rows if row.kind == "value"}) == 2
+    assert [line.row.model for line in table.lines if line.row.kind == "reference"] == ["model"]
+    assert len({line.row.settings for line in table.lines if line.row.kind == "value"}) == 2
 
 
 def test_weights_replaced_in_place_are_no_newer_record_of_the_same_cell() -> None:
     before = pair("/x/model", A, SOUND)
     after = [record for record in pair("/x/model", B, COLLAPSED) if record.cell.correction == "on"]
     report = study_report("main", [*before, *after])
-    assert report.superseded == 0
+    assert not any("left out" in note for table in report.tables for note in table.notes)
     assert len(report.pairs) == 1, "the correction of one model is not compared with the other uncorrected"
 
 
@@ -169,7 +168,7 @@ def test_trackers_are_told_of_two(two: list[RunRecord], tmp_path: Path) -> None:
 
 def test_folders_are_compared_model_by_model() -> None:
     sides = compare_records(pair("/x/model", A, SOUND), pair("/x/model", B, SOUND), ("old", "new"))
-    assert sides.grids == ()
+    assert sides.tables == ()
     assert "no cell of the same configuration" in sides.lines[0]
     assert f"model ({A[:12]})" in sides.lines[1]
 

@@ -13,12 +13,11 @@ from q2n.records import failure as failures
 from q2n.records import store as record_files
 from q2n.records.store import RunRecord
 from q2n.report.overview import StudyReport, gather, study_report
-from q2n.report.studies.experiments import Experiments
-from q2n.report.studies.study import Study
+from q2n.report.studies.study import Experiments, Study
 from q2n.report.tables.every_difference import Line, over_all
-from q2n.report.tables.pairs import Counts
+from q2n.report.tables.pairs import Counts, count
+from q2n.report.tables.select import Unfinished
 from q2n.report.tables.table import build_tables
-from q2n.report.tables.unfinished import Unfinished
 
 
 def four_ways() -> list[RunRecord]:
@@ -38,7 +37,7 @@ def every_line(*reports: StudyReport) -> tuple[Line, ...]:
 
 def test_differences_are_counted_by_what_is_established_of_them() -> None:
     report = study_report("main", four_ways())
-    assert report.counts == {
+    assert count(report.pairs) == {
         "on": Counts(better=1),
         "released": Counts(worse=1),
         "lstsq": Counts(undecided=1),
@@ -58,19 +57,19 @@ def test_a_share_that_grows_is_better_and_one_seed_decides_nothing() -> None:
         return [make_record(correction=correction, seed=seed, metrics=(metric,)) for seed in range(2)]
 
     records = [*answers("off", "0011" * 20), *answers("on", "1111" * 18 + "0011" * 2)]
-    assert study_report("main", records).counts["on"] == Counts(better=1)
+    assert count(study_report("main", records).pairs)["on"] == Counts(better=1)
     one_seed = [record for record in records if record.cell.seed == 0]
-    assert study_report("main", one_seed).counts["on"] == Counts(undecided=1)
+    assert count(study_report("main", one_seed).pairs)["on"] == Counts(undecided=1, single=1)
 
 
 def test_every_number_knows_its_records() -> None:
     records = [*seeded("off", 0.0, 2), *seeded("on", -0.2, 3)]
     (table,) = build_tables(records)
     by_place = {(record.cell.correction, record.cell.seed): record.fingerprint for record in records}
-    lines = {row.line: i for i, row in enumerate(table.rows)}
-    assert table.sources[lines["off"], 0] == ({s: by_place["off", s] for s in range(2)}, {})
-    on, off = table.sources[lines["on - off"], 0]
-    assert (set(on), set(off)) == ({0, 1, 2}, {0, 1})
+    numbers = {line.row.line: line.numbers[0] for line in table.lines}
+    assert numbers["off"].cells == tuple(by_place["off", seed] for seed in range(2))
+    assert numbers["on"].cells == tuple(by_place["on", seed] for seed in range(3))
+    assert len(numbers["on - off"].cells) == len(numbers["on - off"].others) == 2
     (pair,) = study_report("main", records).pairs
     assert pair.corrected_cells == (by_place["on", 0], by_place["on", 1]), "seeds that have both"
     assert pair.uncorrected_cells == (by_place["off", 0], by_place["off", 1])
@@ -134,7 +133,7 @@ def test_what_is_usual_is_what_most_studies_have_not_what_one_large_study_has() 
 def test_pairs_without_windows_in_common_are_undecided_and_other_protocols_no_pairs() -> None:
     records = [make_record(correction=correction) for correction in ("off", "on")]
     report = study_report("main", records)
-    assert (report.counts["on"], report.pairs[0].found) == (Counts(undecided=1), None)
+    assert (count(report.pairs)["on"], report.pairs[0].found) == (Counts(undecided=1, single=1), None)
     moved = make_record(correction="on", metrics=(make_metric(9.0, protocol=make_protocol(bos="text")),))
     assert study_report("main", [records[0], moved]).pairs == ()
 

@@ -19,14 +19,15 @@ from helpers.records import make_metric, make_record, seeded
 from q2n.records.failure import Failure
 from q2n.records.provenance import Provenance
 from q2n.records.store import RunRecord
-from q2n.report.overview import Report
+from q2n.report.overview import Report, StudyReport
 from q2n.report.page.answer import answer, headline
+from q2n.report.page.by_bits import by_bits
 from q2n.report.page.drawing import inline
 from q2n.report.page.html import render, write_page
-from q2n.report.page.ledger import ledgers
 from q2n.report.page.prose import Prose
-from q2n.report.studies.published import PublishedColumn, PublishedRow, PublishedValue
+from q2n.report.studies.study import PublishedColumn, PublishedRow, PublishedValue
 from q2n.report.tables.pairs import Counts
+from q2n.report.tables.table import Table
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -73,6 +74,11 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Usual:
     return report, results, Page(write_page(report, results).read_text())
 
 
+def sortable(report: StudyReport) -> Table:
+    (table,) = report.tables
+    return by_bits(table, report.pairs)
+
+
 def page(tmp_path: Path, records: list[RunRecord], *lost: Failure, **kwargs: Any) -> Page:
     report, results = folder(tmp_path, records, *lost, **kwargs)
     return Page(write_page(report, results).read_text())
@@ -95,25 +101,27 @@ def test_every_number_leads_to_records_that_the_page_and_the_folder_have(usual: 
         elif not href.startswith(("data:", "http", "../")):
             assert (results / unquote(href)).is_file(), href
     # no number of the tables is without its link
-    (ledger,) = ledgers(report.studies[0])
-    numbers = [item for line in ledger.lines for item in line.numbers if item.order is not None]
+    table = sortable(report.studies[0])
+    numbers = [item for line in table.lines for item in line.numbers[1:-1] if item.order is not None]
     assert numbers
     assert all(item.cells for item in numbers)
-    assert {" ".join(item.cells) for item in numbers} <= {str(attrs["data-cells"]) for attrs in linked}
+    assert {" ".join(item.cells + item.others) for item in numbers} <= {
+        str(attrs["data-cells"]) for attrs in linked
+    }
 
 
 def test_a_number_has_all_its_seeds_and_a_difference_both_sides(usual: Usual) -> None:
-    (ledger,) = ledgers(usual[0].studies[0])
-    lines = {(line.baseline, line.bits, line.line): line for line in ledger.lines}
-    value, change = lines["gptq", 3, "on"].numbers
+    table = sortable(usual[0].studies[0])
+    lines = {(line.row.baseline, line.bits, line.row.line): line for line in table.lines}
+    _, value, change, _ = lines["gptq", 3, "on"].numbers
     assert value.cells == tuple(record.fingerprint for record in pairs()[3:6])
-    assert set(change.cells) == {record.fingerprint for record in pairs()[:6]}
+    assert set(change.cells + change.others) == {record.fingerprint for record in pairs()[:6]}
     assert change.verdict == "better"
     assert change.text.endswith(" %")
     assert "to" in change.detail
     alone = lines["rtn", 3, "on"]
-    assert alone.numbers[1].verdict == "one seed", "which is never called established"
-    assert alone.seeds.text == "1"
+    assert alone.numbers[2].verdict == "one seed", "which is never called established"
+    assert alone.numbers[0].text == "1"
 
 
 def test_what_is_in_a_record_is_text(tmp_path: Path) -> None:
@@ -154,8 +162,8 @@ def test_the_page_is_a_function_of_the_records_and_names_no_folder_of_the_machin
 
 def test_failed_and_missing_cells_are_seen(usual: Usual) -> None:
     report, _, found = usual
-    (ledger,) = ledgers(report.studies[0])
-    states = {(line.baseline, line.bits, line.line): line.state for line in ledger.lines}
+    table = sortable(report.studies[0])
+    states = {(line.row.baseline, line.bits, line.row.line): line.state for line in table.lines}
     assert states["gptq", 2, "on"] == "failed"
     assert states["gptq", 2, "off"] == "not run"
     assert states["gptq", 3, "on"] == "finished"
@@ -169,9 +177,9 @@ def test_failed_and_missing_cells_are_seen(usual: Usual) -> None:
 
 def test_a_failed_seed_is_seen_beside_those_that_finished(tmp_path: Path) -> None:
     report, _ = folder(tmp_path, seeded("on", 0.1), failed(seed=7))
-    (ledger,) = ledgers(report.studies[0])
-    (line,) = [line for line in ledger.lines if line.seeds.detail]
-    assert (line.state, line.seeds.text, line.seeds.detail) == ("finished", "3", "1 failed")
+    table = sortable(report.studies[0])
+    (line,) = [line for line in table.lines if line.numbers[0].detail]
+    assert (line.state, line.numbers[0].text, line.numbers[0].detail) == ("finished", "3", "1 failed")
 
 
 @pytest.mark.parametrize(
@@ -194,8 +202,8 @@ def test_the_headline_follows_the_counts(counts: Counts, begins: str) -> None:
 def test_the_answer_counts_what_is_established_and_says_what_rests_on_one_seed(usual: Usual) -> None:
     report, _, found = usual
     said = answer(report)
-    assert (said.tally.counts, said.tally.single) == (Counts(better=1, undecided=1), 1)
-    assert [(row[0], row[1]) for row in said.where.rows] == [("m", "gptq"), ("m", "rtn")]
+    assert said.counts == Counts(better=1, undecided=1, single=1)
+    assert [(row[0], row[1]) for row in said.rows] == [("m", "gptq"), ("m", "rtn")]
     assert said.how_sure[0].startswith("1 of 2 rest on one seed")
     assert any("median" in sentence for sentence in said.how_much)
     assert said.headline in found.text
@@ -206,7 +214,7 @@ def test_one_seed_alone_establishes_nothing(tmp_path: Path) -> None:
     said = answer(report)
     assert said.headline.startswith("Not shown")
     assert said.how_sure[0].startswith("All of them rest on one seed")
-    assert {item.verdict for row in said.where.rows for cell in row[2] for item in cell} == {"one seed"}
+    assert {item.verdict for row in said.rows for cell in row[2] for item in cell} == {"one seed"}
 
 
 def test_a_gain_between_useless_models_is_called_one(tmp_path: Path) -> None:
@@ -231,8 +239,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "Left out: main/0123456789abcdef/record.json: is not JSON" in page(tmp_path, [make_record()]).text
 
 
-def test_published_numbers_are_beside_ours_or_said_to_be_absent(usual: Usual, tmp_path: Path) -> None:
-    assert "Published numbers: not available" in usual[2].text
+def test_published_numbers_are_beside_ours_and_nothing_is_said_where_there_are_none(
+    usual: Usual, tmp_path: Path
+) -> None:
+    assert "Published" not in usual[2].text
     value = PublishedValue(
         study="main",
         table="Table 99 (invented)",
@@ -244,7 +254,6 @@ def test_published_numbers_are_beside_ours_or_said_to_be_absent(usual: Usual, tm
     text = page(tmp_path, seeded("on", 0.1), published=(value,)).text
     assert "Table 99 (invented)" in text
     assert "not comparable: seqlen is 512 here, 2048 there" in text
-    assert "not available" not in text
 
 
 def test_a_drawing_is_shapes_and_text_alone(tmp_path: Path) -> None:

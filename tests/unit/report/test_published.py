@@ -11,7 +11,8 @@ from helpers.records import make_record, seeded
 from q2n.exceptions import ConfigurationError
 from q2n.report.overview import study_report
 from q2n.report.render.files import write_tables
-from q2n.report.studies.published import PublishedValue, beside, load_published
+from q2n.report.studies.published import beside
+from q2n.report.studies.study import PublishedValue, load_published
 
 SHIPPED = Path(__file__).resolve().parents[3] / "experiments"
 
@@ -50,9 +51,10 @@ def test_a_number_of_the_same_protocol_is_compared(tmp_path: Path) -> None:
     report = study_report("main", records, (), None, load(tmp_path, INVENTED))
     (line,) = report.published
     (pair,) = report.pairs
-    assert line.measured == pair.corrected
+    assert line.measured is not None
+    assert line.measured.value == pair.corrected
     assert line.difference == pytest.approx(pair.corrected - 1234.5)
-    assert set(line.cells) == set(pair.corrected_cells)
+    assert set(line.measured.cells) == set(pair.corrected_cells)
     text = write_tables(report, tmp_path)[0].read_text()
     assert "1,234 |" in text or "1,235 |" in text or "1234.5" in text
     assert "Table 99 (invented)" in text

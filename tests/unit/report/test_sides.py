@@ -18,9 +18,12 @@ NAMES = ("old", "new")
 def both(a: list[RunRecord], b: list[RunRecord]) -> tuple[Sides, list[dict[str, str]]]:
     sides = compare_records(a, b, NAMES)
     lines = []
-    for grid in sides.grids:
-        heads = [head for _, (head,) in grid.heads]
-        lines += [dict(zip(heads, row.texts, strict=True), bold=str(any(row.bold))) for row in grid.rows]
+    for table in sides.tables:
+        heads = [head.lines[0] for head in table.heads]
+        for line in table.lines:
+            texts = [number.text for number in line.numbers]
+            bold = any(number.bold for number in line.numbers)
+            lines.append(dict(zip(heads, texts, strict=True), bold=str(bold)))
     return sides, lines
 
 
@@ -34,7 +37,7 @@ def test_an_established_improvement_and_cells_that_did_not_change() -> None:
     assert [line["B - A"] for line in lines[:-1]] == ["0 same"] * 4
     counted = "numbers in both: 5; the same to the last digit: 4; B established better: 1, worse: 0"
     assert counted in sides.lines[0]
-    assert any("adjusted for the table's 1 differences" in note for note in sides.grids[0].notes)
+    assert any("adjusted for the table's 1 differences" in note for note in sides.tables[0].legend)
     worse, _ = both([*seeded("on", -0.2)], [*seeded("on", 0.0)])
     assert "better: 0, worse: 1; different and undecided: 0" in worse.lines[0]
 

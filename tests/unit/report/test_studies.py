@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from q2n.exceptions import ConfigurationError
-from q2n.report.studies.study import FIGURES, HeatMap, Lines, load_studies
+from q2n.report.studies.study import FIGURES, HeatMapFigure, Lines, load_studies
 
 README = """# A longer heading
 
@@ -51,7 +51,7 @@ def test_a_study_has_the_texts_of_its_readme_and_the_figures_it_asks_for(tmp_pat
     assert study.command == "```\n# not a heading\npython run.py -m +experiment=one\n```"
     assert study.outcome == "This."
     assert study.verdict == "It does not.\n\nMore of it."
-    assert study.figures == (HeatMap(x="q2n.t", y="q2n.lam"), Lines(x="bits"))
+    assert study.figures == (HeatMapFigure(x="q2n.t", y="q2n.lam"), Lines(x="bits"))
 
 
 def test_without_a_word_on_figures_differences_are_drawn_and_without_a_verdict_there_is_none(

@@ -19,7 +19,7 @@ from q2n.report.figures.style import style
 from q2n.report.figures.values import seed_means
 from q2n.report.overview import StudyReport, study_report
 from q2n.report.page.cells import layer_summary
-from q2n.report.studies.study import CostGain, Differences, HeatMap, Layers, Lines, Study
+from q2n.report.studies.study import CostGain, Differences, HeatMapFigure, Layers, Lines, Study
 from q2n.report.tables.every_difference import main_lines, over_all
 from q2n.types import LayerReport
 
@@ -194,7 +194,7 @@ def test_cost_is_a_share_of_quantization_and_gain_has_the_sign_of_better() -> No
 
 
 def test_a_study_gets_the_figures_it_asks_for_and_the_same_bytes_again(tmp_path: Path) -> None:
-    figures = (HeatMap(x="q2n.t", y="q2n.lam"), Differences(), Lines(x="q2n.t"), Layers(), CostGain())
+    figures = (HeatMapFigure(x="q2n.t", y="q2n.lam"), Differences(), Lines(x="q2n.t"), Layers(), CostGain())
     whole = report(grid(), *figures)
     written = write_figures(whole, tmp_path)
     names = ["heat_map-q2n.t-q2n.lam", "differences", "lines-q2n.t"]

@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
@@ -29,11 +29,10 @@ from q2n.report import print_report
 from q2n.report.__main__ import main
 from q2n.report.overview import study_report
 from q2n.report.render.files import write_tables
-from q2n.report.render.text import EMPTY, amount, difference, to_grid
-from q2n.report.tables.select import code_notes, code_versions, latest, of_today
+from q2n.report.tables.select import Unfinished, code_notes, code_versions, latest, of_today
 from q2n.report.tables.settings import distinguishing
 from q2n.report.tables.table import Table, build_table, build_tables
-from q2n.report.tables.unfinished import Unfinished
+from q2n.report.tables.text import EMPTY, amount, difference
 
 
 def cell(value: float, reference: float | None = 5.0, **changes: Any) -> RunRecord:
@@ -43,17 +42,36 @@ def cell(value: float, reference: float | None = 5.0, **changes: Any) -> RunReco
 def value(table: Table, line: str, bits: int = 3, **where: str) -> float:
     """The one number of a line in the first metric's column of ``bits``."""
     rows = [
-        i
-        for i, row in enumerate(table.rows)
-        if row.line == line and all(where[name] in row.key for name in where)
+        item.row
+        for item in table.lines
+        if item.row.line == line and all(where[name] in item.row.key for name in where)
     ]
-    columns = [j for j, column in enumerate(table.columns) if column.bits == bits and column.protocol]
-    assert len(rows) == 1, [row.key for row in table.rows]
-    return float(table.mean.iloc[rows[0], columns[0]])
+    columns = [column for column in table.columns if column.bits == bits and column.protocol]
+    assert len(rows) == 1, lines(table)
+    return table.numbers[rows[0], columns[0]].value
 
 
 def lines(table: Table) -> list[tuple[str, str, str, str]]:
-    return [row.key for row in table.rows]
+    return [line.row.key for line in table.lines]
+
+
+class Shown(NamedTuple):
+    """A line as it is printed."""
+
+    labels: list[str]
+    texts: tuple[str, ...]
+    bold: list[bool]
+
+
+def shown(table: Table) -> list[Shown]:
+    return [
+        Shown(labels, tuple(number.text for number in numbers), [number.bold for number in numbers])
+        for labels, numbers, _ in table.printed()
+    ]
+
+
+def seeds(table: Table) -> list[int]:
+    return [number.seeds for number in table.numbers.values()]
 
 
 def test_the_main_table_has_the_reference_on_top_and_signed_differences() -> None:
@@ -65,14 +83,14 @@ def test_the_main_table_has_the_reference_on_top_and_signed_differences() -> Non
     assert value(table, "off", 2) == 14.0
     assert value(table, "on - off", 3) == -2.0
     assert not table.compared, "there are no windows to compare by"
-    texts = [row.texts for row in to_grid(table).rows]
+    texts = [row.texts for row in shown(table)]
     assert texts[3] == ("-2.00 better", EMPTY, "-2.00 better", EMPTY)
     assert texts[2][1] == "2.25", "bits per weight"
 
 
 def test_a_worse_correction_is_called_worse_and_higher_may_be_better() -> None:
     table = build_table([cell(12.0), cell(10.0, correction="off")])
-    assert to_grid(table).rows[3].texts[0] == "+2.00 worse"
+    assert shown(table)[3].texts[0] == "+2.00 worse"
     accuracy = {"name": "accuracy", "lower_is_better": False, "unit": "share"}
     table = build_table(
         [
@@ -80,15 +98,15 @@ def test_a_worse_correction_is_called_worse_and_higher_may_be_better() -> None:
             for c, v in (("on", 0.6), ("off", 0.5))
         ]
     )
-    assert to_grid(table).rows[2].texts[0] == "+0.10 better"
-    assert "↑" in "".join(to_grid(table).heads[0][1])
+    assert shown(table)[2].texts[0] == "+0.10 better"
+    assert "↑" in "".join(table.heads[0][1])
 
 
 def test_what_was_allowed_is_said_beneath_the_table_once_per_model() -> None:
     records = [
         make_record(correction=c, notes=("a note",), metrics=(make_metric(5.0),)) for c in ("on", "off")
     ]
-    assert to_grid(build_table(records)).notes.count("m: a note") == 1
+    assert build_table(records).notes.count("m: a note") == 1
 
 
 @pytest.mark.parametrize(("kind", "relative"), [("ratio", True), ("unit", False)])
@@ -102,7 +120,7 @@ def test_the_metric_says_whether_its_differences_are_ratios(kind: str, relative:
 
     shifts = {"on": 0.1, "off": 0.0}
     records = [of(correction, seed, shift) for correction, shift in shifts.items() for seed in (0, 1)]
-    (found,) = build_table(records).compared.values()
+    (found,) = build_table(records).compared
     assert found.relative == relative
     assert found.estimate == pytest.approx(100 * math.expm1(0.1) if relative else 0.1)
 
@@ -174,14 +192,14 @@ def test_two_protocols_never_share_a_column(change: dict[str, Any]) -> None:
     # one model links both protocols: one table, two columns, and no difference across them
     (table,) = build_tables(records)
     assert sum(column.protocol is not None for column in table.columns) == 2
-    assert table.seeds.iloc[-1].sum() == 0
+    assert sum(number.seeds for number in table.lines[-1].numbers) == 0
     assert not table.compared
-    heads = [head for head in to_grid(table).heads if "bits per" not in head[1]]
+    heads = [head for head in table.heads if "bits per" not in head[1]]
     assert len(set(heads)) == 2, "the printed headers tell them apart"
 
 
 def test_the_header_carries_unit_protocol_and_windows() -> None:
-    head = " ".join(to_grid(build_table([cell(1.0)])).heads[0][1])
+    head = " ".join(build_table([cell(1.0)]).heads[0][1])
     assert head == "wiki perplexity ↓ per token 32 windows x 512 tokens BOS none float32"
 
 
@@ -191,7 +209,7 @@ def test_models_that_share_no_protocol_get_tables_of_their_own() -> None:
         return make_record(model=model, metrics=(metric,))
 
     tables = build_tables([of("a", "x"), of("b", "y"), of("c", "x")])
-    assert [[row.model for row in table.rows] for table in tables] == [["a", "c"], ["b"]]
+    assert [list(table.models) for table in tables] == [["a", "c"], ["b"]]
 
 
 def test_seeds_are_averaged_and_differences_paired_by_seed() -> None:
@@ -199,8 +217,8 @@ def test_seeds_are_averaged_and_differences_paired_by_seed() -> None:
     table = build_table([cell(v, correction=c, seed=s) for (c, s), v in values.items()])
     assert value(table, "on") == 11.0
     assert value(table, "on - off") == -1.5, "seed 2 has no partner"
-    assert table.spread.iloc[3, 0] == pytest.approx(math.sqrt(0.5))
-    texts = [row.texts[0] for row in to_grid(table).rows]
+    assert table.lines[3].numbers[0].spread == pytest.approx(math.sqrt(0.5))
+    texts = [row.texts[0] for row in shown(table)]
     assert texts[2] == "11.00 ± 1.41 (n=2)"
     assert texts[1] == "38.33 ± 44.77"
 
@@ -227,7 +245,7 @@ def test_cells_that_differ_in_anything_have_lines_of_their_own(changes: dict[str
     marked = [key for key in lines(table) if label in key[2]]
     assert [key[3] for key in marked] == ["off", "on", "on - off"]
     assert value(table, "on", settings=marked[0][2]) == 20.0
-    assert table.seeds.to_numpy().max() == 1, "nothing was averaged"
+    assert max(seeds(table)) == 1, "nothing was averaged"
 
 
 def test_settings_of_the_correction_share_one_line_without_it() -> None:
@@ -279,12 +297,15 @@ def test_every_value_stands_in_the_table_exactly_once(cells: list[tuple[Any, ...
         for i, (b, c, n, g, s, t) in enumerate(cells)
     ]
     table = build_table(records)
-    kinds = [row.kind == "value" for row in table.rows]
-    measured = [column.protocol is not None for column in table.columns]
-    counts = table.seeds.loc[kinds, measured].to_numpy()
-    sums = (table.mean.loc[kinds, measured].fillna(0).to_numpy() * counts).sum()
-    assert counts.sum() == len(records)
-    assert sums == pytest.approx(len(records) * (len(records) + 1) / 2)
+    measured = [
+        number
+        for (row, column), number in table.numbers.items()
+        if row.kind == "value" and column.protocol and number.seeds
+    ]
+    assert sum(number.seeds for number in measured) == len(records)
+    assert sum(number.value * number.seeds for number in measured) == pytest.approx(
+        len(records) * (len(records) + 1) / 2
+    )
 
 
 def test_an_older_record_of_a_cell_is_left_out_and_the_reader_told() -> None:
@@ -376,7 +397,7 @@ def test_indistinguishable_records_are_an_error_not_an_average() -> None:
 
 def test_non_finite_losses_are_shown_and_never_win() -> None:
     table = build_table([cell(math.nan), cell(math.inf, correction="off"), cell(7.0, correction="released")])
-    texts = {row.labels[-1]: row.texts[0] for row in to_grid(table).rows}
+    texts = {row.labels[-1]: row.texts[0] for row in shown(table)}
     assert texts == {
         "unquantized": "5.00",
         "off": "inf",
@@ -385,31 +406,31 @@ def test_non_finite_losses_are_shown_and_never_win() -> None:
         "released": "7.00",
         "released - off": "-inf better",
     }
-    assert not any(any(row.bold) for row in to_grid(table).rows)
+    assert not any(any(row.bold) for row in shown(table))
 
 
 def test_a_missing_partner_or_reference_leaves_a_dash() -> None:
     table = build_table([cell(1.0, None, bits=2), cell(2.0, None), cell(3.0, None, correction="off")])
-    assert [row.labels[-1] for row in to_grid(table).rows] == ["off", "on", "on - off"]
-    assert [row.texts[0] for row in to_grid(table).rows] == [EMPTY, "1.00", EMPTY]
+    assert [row.labels[-1] for row in shown(table)] == ["off", "on", "on - off"]
+    assert [row.texts[0] for row in shown(table)] == [EMPTY, "1.00", EMPTY]
 
 
 def test_a_difference_has_its_interval_and_is_bold_only_when_established() -> None:
-    grid = to_grid(build_table([*seeded("off", 0.0), *seeded("on", -0.2)]))
-    assert [row.labels[-1] for row in grid.rows] == ["off", "on", "on - off", "95 % interval", "p"]
-    low, high = map(float, re.findall(r"[-+][\d.]+", grid.rows[3].texts[0]))
+    table = build_table([*seeded("off", 0.0), *seeded("on", -0.2)])
+    assert [row.labels[-1] for row in shown(table)] == ["off", "on", "on - off", "95 % interval", "p"]
+    low, high = map(float, re.findall(r"[-+][\d.]+", shown(table)[3].texts[0]))
     assert high < 0
     assert (low + high) / 2 == pytest.approx(100 * math.expm1(-0.185), abs=0.5)
-    assert float(grid.rows[4].texts[0].lstrip("<")) < 0.05
-    assert [row.bold[0] for row in grid.rows] == [False, False, True, False, False]
-    assert any("bold: established over seeds" in note and "3 seeds" in note for note in grid.notes)
+    assert float(shown(table)[4].texts[0].lstrip("<")) < 0.05
+    assert [row.bold[0] for row in shown(table)] == [False, False, True, False, False]
+    assert any("bold: established over seeds" in note and "3 seeds" in note for note in table.legend)
 
 
 def test_one_seed_establishes_nothing() -> None:
-    grid = to_grid(build_table([*seeded("off", 0.0, 1), *seeded("on", -0.2, 1)]))
-    assert float(grid.rows[4].texts[0].lstrip("<")) < 0.05
-    assert not any(any(row.bold) for row in grid.rows)
-    assert any(note.startswith("one seed") for note in grid.notes)
+    table = build_table([*seeded("off", 0.0, 1), *seeded("on", -0.2, 1)])
+    assert float(shown(table)[4].texts[0].lstrip("<")) < 0.05
+    assert not any(any(row.bold) for row in shown(table))
+    assert any(note.startswith("one seed") for note in table.legend)
 
 
 def test_p_values_are_adjusted_for_the_whole_table() -> None:
@@ -422,8 +443,8 @@ def test_p_values_are_adjusted_for_the_whole_table() -> None:
                 *seeded("on", -0.02, 2, group_size=group),
             )
         ]
-        grid = to_grid(build_table(records))
-        return [float(row.texts[0].lstrip("<")) for row in grid.rows if row.labels[-1] == "p"]
+        table = build_table(records)
+        return [float(row.texts[0].lstrip("<")) for row in shown(table) if row.labels[-1] == "p"]
 
     (alone,) = p_values(64)
     both = p_values(64, 128)
@@ -438,11 +459,11 @@ def test_shares_of_right_answers_are_compared_in_their_own_unit() -> None:
         )
         return make_record(correction=correction, metrics=(metric,))
 
-    grid = to_grid(build_table([answers("off", "0011" * 20), answers("on", "0111" * 20)]))
-    assert grid.rows[2].texts[0] == "+0.25 better"
-    low, high = map(float, re.findall(r"[-+][\d.]+", grid.rows[3].texts[0]))
+    table = build_table([answers("off", "0011" * 20), answers("on", "0111" * 20)])
+    assert shown(table)[2].texts[0] == "+0.25 better"
+    low, high = map(float, re.findall(r"[-+][\d.]+", shown(table)[3].texts[0]))
     assert 0 < low < 0.25 < high < 0.5
-    assert "%" not in grid.rows[3].texts[0]
+    assert "%" not in shown(table)[3].texts[0]
 
 
 def test_numbers_for_people() -> None:
@@ -532,16 +553,16 @@ def test_cells_without_a_result_are_marked_in_their_place(tmp_path):
         Unfinished(lost.cell, lost.config, "failed"),
         Unfinished(strange.cell, strange.config, "not run"),
     ]
-    first, second = (to_grid(table) for table in build_tables([off, on], unfinished))
-    bits = [head for head, _ in first.heads]
-    texts = {row.labels[-1]: dict(zip(bits, row.texts, strict=True)) for row in first.rows}
+    first, second = build_tables([off, on], unfinished)
+    bits = [head.above for head in first.heads]
+    texts = {row.labels[-1]: dict(zip(bits, row.texts, strict=True)) for row in shown(first)}
     assert texts["on"]["2 bit"] == "failed"
     assert texts["on"]["3 bit"] != "failed"
     assert texts["off"]["2 bit"] == "\u2013"
-    assert [row.labels[0] for row in second.rows] == ["another"]
-    assert second.rows[0].texts == ("not run",)
-    without = to_grid(build_tables([off, on])[0])
-    assert "failed" not in str(without)
+    assert [row.labels[0] for row in shown(second)] == ["another"]
+    assert shown(second)[0].texts == ("not run",)
+    (without,) = build_tables([off, on])
+    assert "failed" not in str(shown(without))
     written = [
         path.read_text() for path in write_tables(study_report("main", [off, on], unfinished), tmp_path)
     ]
