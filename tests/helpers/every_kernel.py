@@ -19,8 +19,7 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 from q2n.linalg import kernels
-from q2n.linalg.kernels import columns, forward, kmeans, rounding, search
-from q2n.linalg.kernels.jit import jit
+from q2n.linalg.kernels import columns, forward, jit, kmeans, rounding, search
 from q2n.quantization.formats.power import minorants
 
 Array = np.ndarray[Any, Any]
@@ -64,21 +63,21 @@ def ordinary(*shape: int) -> Array:
     return NORMAL(size=shape).astype(np.float32)
 
 
-def halves(*shape: int, kind: type = np.uint16) -> Array:
+def halves(*shape: int) -> Array:
     """Bfloat16 numbers as their bits."""
-    return _bits(ordinary(*shape), np.dtype(kind))
+    return _bits(ordinary(*shape))
 
 
-def _bits(values: Array, kind: np.dtype[Any]) -> Array:
-    return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16).view(kind)
+def _bits(values: Array) -> Array:
+    return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-def strip(count: int, rows: int, target: bool, values: bool) -> Arguments:
-    """The arguments that kernels of the column loop share."""
+def strip(count: int, rows: int, target: bool, values: bool) -> tuple[Array, ...]:
+    """The argument that kernels of the column loop share."""
     none = np.empty((0, 0), np.float32)
     push = np.triu(ordinary(count, count))
-    arrays = [ordinary(count, rows), push, ordinary(count, rows), np.abs(ordinary(count)) + 1]
-    return [*arrays, ordinary(count, rows) if target else none, ordinary(count, rows) if values else none]
+    arrays = (ordinary(count, rows), push, ordinary(count, rows), np.abs(ordinary(count)) + 1)
+    return *arrays, ordinary(count, rows) if target else none, ordinary(count, rows) if values else none
 
 
 def calls() -> Iterator[tuple[Any, Arguments]]:
@@ -90,15 +89,15 @@ def calls() -> Iterator[tuple[Any, Arguments]]:
         shift, codes = np.zeros_like(scale), ordinary(count, rows)
         yield (
             columns.round_uniform,
-            [*shared, codes, scale, shift, zero, group, float(LEVELS), target],
+            [shared, (codes, scale, zero, group), shift, float(LEVELS), target],
         )
         table = np.sort(ordinary(8, rows), axis=0)
-        yield columns.round_table, [*shared, codes, table, (table[1:] + table[:-1]) / 2]
+        yield columns.round_table, [shared, codes, table, (table[1:] + table[:-1]) / 2]
         held = (ordinary(count, rows) > 0).astype(np.float32)
-        low = [ordinary(count, rows), ordinary(2, rows), scale, group]
+        low = (ordinary(count, rows), ordinary(2, rows), scale, group)
         yield (
             columns.round_salient,
-            [*shared, *low, held, codes, scale, zero, group, float(LEVELS)],
+            [shared, low, held, (codes, scale, zero, group), float(LEVELS)],
         )
     for rows, width in product((1, 40), (1, 30)):
         weight, zeros = ordinary(rows, width), np.full((80, rows), 4, np.float32)
@@ -127,9 +126,9 @@ def calls() -> Iterator[tuple[Any, Arguments]]:
         errors = np.zeros(width)
         yield rounding.add_column_errors, [weight, np.abs(ordinary(rows)), zero, LEVELS, errors]
         for bits in (2, 8):
-            yield rounding.round_tokens, [weight, bits, 0.9, result, 0, rows]
-            tokens = halves(rows, width, kind=np.int16)
-            yield rounding.round_half_tokens, [tokens, bits, 0.9, tokens.copy(), 0, rows]
+            yield forward.round_tokens, [weight, bits, 0.9, result, 0, rows]
+            tokens = halves(rows, width)
+            yield forward.round_half_tokens, [tokens, bits, 0.9, tokens.copy(), 0, rows]
         rows_of_halves, weights = halves(rows, width), halves(width)
         yield (
             forward.norm_rows,
@@ -144,18 +143,27 @@ def calls() -> Iterator[tuple[Any, Arguments]]:
 
 def spoilt(arguments: Arguments) -> Iterator[Arguments]:
     """The call as it is, with each of its floats of each kind, and with all of them of that kind."""
-    yield _copied(arguments)
-    places = [place for place, value in enumerate(arguments) if _is_float(value)]
+    flat = [part for value in arguments for part in (value if isinstance(value, tuple) else (value,))]
+    places = [place for place, value in enumerate(flat) if _is_float(value)]
+    yield _arranged(_copied(flat), arguments)
     for kind in SPOILT:
         for chosen in ([], *([place] for place in places), places):
-            changed = _copied(arguments)
+            changed = _copied(flat)
             for place in chosen:
                 changed[place] = _spoil(changed[place], kind)
-            yield changed
+            yield _arranged(changed, arguments)
 
 
-def _copied(arguments: Arguments) -> Arguments:
-    return [value.copy() if isinstance(value, np.ndarray) else value for value in arguments]
+def _copied(flat: Arguments) -> Arguments:
+    return [value.copy() if isinstance(value, np.ndarray) else value for value in flat]
+
+
+def _arranged(flat: Arguments, arguments: Arguments) -> Arguments:
+    """The parts of ``flat`` in tuples where ``arguments`` has tuples."""
+    parts = iter(flat)
+    return [
+        tuple(next(parts) for _ in value) if isinstance(value, tuple) else next(parts) for value in arguments
+    ]
 
 
 def _is_float(value: object) -> bool:
@@ -170,8 +178,8 @@ def _spoil(value: Any, kind: str) -> Any:
             return float(SPOILT[kind](np.array([value]))[0])
         if value.dtype.kind == "f":
             return SPOILT[kind](value.astype(np.float64)).astype(value.dtype)
-        numbers = (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        return _bits(SPOILT[kind](numbers.astype(np.float64)).astype(np.float32), value.dtype)
+        numbers = (value.astype(np.uint32) << 16).view(np.float32)
+        return _bits(SPOILT[kind](numbers.astype(np.float64)).astype(np.float32))
 
 
 def compiled() -> dict[str, Any]:

@@ -1,18 +1,18 @@
 """The innermost part of the column loop: a few neighbouring columns, rounded one after the other.
 
-The kernels share their first arguments. ``current`` ``(n, R)`` are the columns as they are when everything
-before them has been pushed onto them; ``push`` ``(n, n)`` holds in ``[i, j]``, ``i < j``, what the error of
-column ``i`` does to column ``j``. ``errors`` ``(n, R)`` is the result: ``(w - q) / diagonal``, or
-``q - target`` if ``target`` ``(n, R)`` has any rows. ``values`` ``(n, R)`` gets the rounded columns if it has
-any rows. All other arguments are the number format's.
+The kernels share their first argument, ``strip``: ``current, push, errors, diagonal, target, values``.
+``current`` ``(n, R)`` are the columns as they are when everything before them has been pushed onto them;
+``push`` ``(n, n)`` holds in ``[i, j]``, ``i < j``, what the error of column ``i`` does to column ``j``.
+``errors`` ``(n, R)`` is the result: ``(w - q) / diagonal``, or ``q - target`` if ``target`` ``(n, R)`` has
+any rows. ``values`` ``(n, R)`` gets the rounded columns if it has any rows. All other arguments are the
+number format's.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from q2n.linalg.kernels import Floats, Places
-from q2n.linalg.kernels.jit import jit, jit_fused
+from q2n.linalg.kernels import Floats, GroupedCodes, StripArrays, jit, jit_fused
 
 SLAB = 512
 """Rows that go through all columns before the next rows do: their errors stay in the cache."""
@@ -20,25 +20,15 @@ SLAB = 512
 
 @jit
 def round_uniform(
-    current: Floats,
-    push: Floats,
-    errors: Floats,
-    diagonal: Floats,
-    target: Floats,
-    values: Floats,
-    codes: Floats,
-    scale: Floats,
-    before: Floats,
-    after: Floats,
-    group: Places,
-    levels: float,
-    continued: bool,
+    strip: StripArrays, grid: GroupedCodes, before: Floats, levels: float, continued: bool
 ) -> None:
     """``code = clamp(round(w / scale + before) + after, 0, levels)``, ``q = scale (code - before - after)``.
 
-    ``scale``, ``before`` and ``after`` ``(G, R)``; ``group`` ``(n,)`` is each column's row of them. If
-    ``continued``, errors are those of codes that are not clamped.
+    ``grid``: codes, ``scale`` and ``after``; ``before`` ``(G, R)``. If ``continued``, errors are those of
+    codes that are not clamped.
     """
+    current, push, errors, diagonal, target, values = strip
+    codes, scale, after, group = grid
     lowest, highest = np.float32(0), np.float32(levels)
     for first in range(0, current.shape[1], SLAB):
         slab = slice(first, min(first + SLAB, current.shape[1]))
@@ -64,18 +54,9 @@ def round_uniform(
 
 
 @jit
-def round_table(
-    current: Floats,
-    push: Floats,
-    errors: Floats,
-    diagonal: Floats,
-    target: Floats,
-    values: Floats,
-    codes: Floats,
-    table: Floats,
-    middles: Floats,
-) -> None:
+def round_table(strip: StripArrays, codes: Floats, table: Floats, middles: Floats) -> None:
     """The nearest entry of a row's ``table`` ``(L, R)``, ascending; ``middles`` ``(L - 1, R)`` between."""
+    current, push, errors, diagonal, target, values = strip
     for first in range(0, current.shape[1], SLAB):
         slab = slice(first, min(first + SLAB, current.shape[1]))
         for j in range(len(current)):
@@ -100,28 +81,16 @@ def round_table(
 
 @jit
 def round_salient(
-    current: Floats,
-    push: Floats,
-    errors: Floats,
-    diagonal: Floats,
-    target: Floats,
-    values: Floats,
-    signs: Floats,
-    mean: Floats,
-    spread: Floats,
-    low_group: Places,
-    held: Floats,
-    codes: Floats,
-    scale: Floats,
-    zero: Floats,
-    high_group: Places,
-    levels: float,
+    strip: StripArrays, low: GroupedCodes, held: Floats, high: GroupedCodes, levels: float
 ) -> None:
     """One bit, ``q = mean + spread sign(w - mean)``, where ``held`` ``(n, R)`` is 1; uniform where it is 0.
 
-    ``mean`` and ``spread``, ``scale`` and ``zero`` are ``(G, R)``, each with a column's row in ``low_group``
-    and ``high_group`` ``(n,)``. Without rows in ``codes`` there is no uniform part.
+    ``low``: signs, ``mean`` and ``spread``; ``high``: codes, scale and zero. Without rows in the codes of
+    ``high`` there is no uniform part.
     """
+    current, push, errors, diagonal, target, values = strip
+    signs, mean, spread, low_group = low
+    codes, scale, zero, high_group = high
     lowest, highest = np.float32(0), np.float32(levels)
     for first in range(0, current.shape[1], SLAB):
         slab = slice(first, min(first + SLAB, current.shape[1]))
@@ -134,13 +103,13 @@ def round_salient(
             for r in range(len(column)):
                 error[r] = centre[r] + width[r] * sign[r]
             if len(codes):
-                code, low = codes[j, slab], held[j, slab]
+                code, one_bit = codes[j, slab], held[j, slab]
                 step, point = scale[high_group[j], slab], zero[high_group[j], slab]
                 for r in range(len(column)):
                     code[r] = min(max(np.rint(column[r] / step[r]) + point[r], lowest), highest)
                 for r in range(len(column)):
                     fine = (code[r] - point[r]) * step[r]
-                    error[r] = error[r] if low[r] > 0 else fine
+                    error[r] = error[r] if one_bit[r] > 0 else fine
             if len(values):
                 values[j, slab] = error
             _settle(column, error, diagonal[j], target, j, slab)

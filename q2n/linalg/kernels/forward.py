@@ -1,23 +1,23 @@
 """What lies between the matrix products of a forward pass, in one pass over memory each.
 
-For bfloat16 numbers given as their bits; arithmetic is float32, results are rounded where torch's own
+Bfloat16 numbers are given as their bits; arithmetic is float32, results are rounded where torch's own
 operations would round them. A NaN comes with no bits below those kept, so rounding leaves it what it is.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from q2n.linalg.kernels import Floats
-from q2n.linalg.kernels.jit import jit, jit_summed
+from q2n.linalg.kernels import FloatBits, Floats, HalfBits, jit, jit_summed
 
-Halves = npt.NDArray[np.uint16]
-Bits = npt.NDArray[np.uint32]
+MAGNITUDE = 0x7FFFFFFF
+"""The bits of a float without its sign: larger numbers have larger bits, and NaN has the largest."""
 
 
 @jit
-def norm_rows(rows: Halves, weight: Halves, epsilon: float, normed: Halves, first: int, last: int) -> None:
+def norm_rows(
+    rows: HalfBits, weight: HalfBits, epsilon: float, normed: HalfBits, first: int, last: int
+) -> None:
     """``weight * round(x / sqrt(mean(x^2) + epsilon))`` for rows ``first .. last-1`` of ``rows`` ``(n, C)``,
     into ``normed``; ``weight`` ``(C,)``."""
     width = rows.shape[1]
@@ -39,7 +39,7 @@ def norm_rows(rows: Halves, weight: Halves, epsilon: float, normed: Halves, firs
 
 @jit
 def multiply_activated(
-    gates: Halves, table: Floats, inputs: Halves, product: Halves, first: int, last: int
+    gates: HalfBits, table: Floats, inputs: HalfBits, product: HalfBits, first: int, last: int
 ) -> None:
     """``table[gates] * inputs`` for rows ``first .. last-1`` of ``gates`` and ``inputs`` ``(n, C)``, into
     ``product`` (it may be one of them); ``table`` ``(65536,)`` has the activation of every bfloat16 number at
@@ -56,13 +56,56 @@ def multiply_activated(
 
 
 @jit
-def _widen(halves: Halves, bits: Bits) -> None:
+def round_tokens(
+    tokens: Floats, bits: int, clip_ratio: float, rounded: Floats, first: int, last: int
+) -> None:
+    """Symmetric rounding of rows ``first .. last-1`` of ``tokens`` ``(n, C)``, each on a grid of its own with
+    ``clip_ratio`` times the largest magnitude as its largest level."""
+    largest = np.empty(1, np.float32)
+    for r in range(first, last):
+        _round_run(tokens[r], bits, np.float32(clip_ratio), largest, rounded[r])
+
+
+@jit
+def round_half_tokens(
+    tokens: HalfBits, bits: int, clip_ratio: float, rounded: HalfBits, first: int, last: int
+) -> None:
+    """:func:`round_tokens` for bfloat16 numbers, given and returned as their bits."""
+    values, results = np.empty(tokens.shape[1], np.float32), np.empty(tokens.shape[1], np.float32)
+    largest = np.empty(1, np.float32)
+    for r in range(first, last):
+        _widen(tokens[r], values.view(np.uint32))
+        _round_run(values, bits, np.float32(clip_ratio), largest, results)
+        _narrow(results.view(np.uint32), rounded[r])
+
+
+@jit
+def _round_run(values: Floats, bits: int, clip_ratio: np.float32, largest: Floats, rounded: Floats) -> None:
+    largest.view(np.uint32)[0] = _largest_magnitude(values.view(np.uint32))
+    bound = np.float32(1 << (bits - 1))
+    step = largest[0] * clip_ratio / (bound - np.float32(1))
+    if step == 0:  # zeros, or numbers too small to be divided
+        step = np.float32(1)
+    for c in range(len(values)):
+        rounded[c] = min(max(np.rint(values[c] / step), -bound), bound - np.float32(1)) * step
+
+
+@jit
+def _largest_magnitude(bits: FloatBits) -> np.uint32:
+    largest = np.uint32(0)
+    for c in range(len(bits)):
+        largest = max(largest, bits[c] & np.uint32(MAGNITUDE))
+    return largest
+
+
+@jit
+def _widen(halves: HalfBits, bits: FloatBits) -> None:
     for c in range(len(halves)):
         bits[c] = np.uint32(halves[c]) << np.uint32(16)
 
 
 @jit
-def _narrow(bits: Bits, halves: Halves) -> None:
+def _narrow(bits: FloatBits, halves: HalfBits) -> None:
     for c in range(len(bits)):
         halves[c] = np.uint16(_rounded(bits[c]) >> np.uint32(16))
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from q2n.linalg.kernels import Floats, Places
-from q2n.linalg.kernels.jit import jit, jit_summed
-
-Doubles = npt.NDArray[np.float64]
+from q2n.linalg.kernels import Doubles, Floats, Places, jit, jit_summed
 
 BUCKETS = 4
 """Buckets a value, for sorting."""

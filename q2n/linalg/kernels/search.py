@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from q2n.linalg.kernels import Floats, Places
-from q2n.linalg.kernels.jit import jit, jit_fused, jit_summed
-
-Doubles = npt.NDArray[np.float64]
-Bits = npt.NDArray[np.int32]
+from q2n.linalg.kernels import Doubles, FloatBits, Floats, Places, jit, jit_fused, jit_summed
 
 MAGNITUDE = 0x7FFFFFFF
 """The bits of a float without its sign: larger numbers have larger bits."""
@@ -57,13 +52,13 @@ def best_shrinkage(
     bound = np.zeros((len(scales), levels + 1, LANES))
     unit, limit, guess = scales[0] / np.float32(multiples[0]), np.empty(LANES), 0
     ends = np.empty((len(scales), 2), np.int64)
-    squares, roots = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    scratch = np.empty((2, CHUNK), np.float32)
     for start in range(first, last, LANES):
         stop = min(start + LANES, last)
         if bounded:
             for r in range(start, stop):
                 step, zero = scales[guess, r], zeros[guess, r]
-                error = _error(weight[r], step, zero, levels, float(step), np.inf, squares, roots)
+                error = _error(weight[r], step, zero, levels, float(step), np.inf, scratch)
                 limit[r - start] = error / unit[r] ** 2.4 * (1 + margin)
             fewest = _code(zeros[:, start:stop].min(), levels)
             most = _code(zeros[:, start:stop].max(), levels)
@@ -77,13 +72,13 @@ def best_shrinkage(
                 if own < lowest:
                     winner, lowest = trial, own
             step, zero = scales[winner, r], zeros[winner, r]
-            least = _error(weight[r], step, zero, levels, float(step), np.inf, squares, roots)
+            least = _error(weight[r], step, zero, levels, float(step), np.inf, scratch)
             most_of_it = least / power * (1 + margin)
             for trial in range(len(scales)):
                 step, zero = scales[trial, r], zeros[trial, r]
                 if bound[trial, _code(zero, levels), lane] > most_of_it:
                     continue
-                error = _error(weight[r], step, zero, levels, float(step), least, squares, roots)
+                error = _error(weight[r], step, zero, levels, float(step), least, scratch)
                 if error < least or (error == least and trial < winner):
                     least, winner = error, trial
                     most_of_it = least / power * (1 + margin)
@@ -118,11 +113,11 @@ def best_step_and_zero(
     below, bounds = np.empty((4 * reach + 1, 4, LANES)), np.empty((len(multiples), levels + 1, LANES))
     limits, ends = np.empty(LANES), np.empty((len(multiples), 2), np.int64)
     guess, guessed = len(multiples) * (levels + 1) // 2, np.empty(LANES)
-    squares, roots = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    scratch = np.empty((2, CHUNK), np.float32)
     for start in range(first, last, LANES):
         stop = min(start + LANES, last)
         for r in range(start, stop):
-            error = _candidate_error(weight[r], unit[r], guess, levels, multiples, np.inf, squares, roots)
+            error = _candidate_error(weight[r], unit[r], guess, levels, multiples, np.inf, scratch)
             guessed[r - start], limits[r - start] = error, error * (1 + margin)
         known = guess
         within = _cumulate(weight, unit, start, stop, reach, below)
@@ -134,7 +129,7 @@ def best_step_and_zero(
                     if bound[s, zero] < lowest:
                         lowest, nearest = bound[s, zero], s * (levels + 1) + zero
             least, winner = guessed[r - start], known
-            error = _candidate_error(weight[r], unit[r], nearest, levels, multiples, least, squares, roots)
+            error = _candidate_error(weight[r], unit[r], nearest, levels, multiples, least, scratch)
             if error < least or (error == least and nearest < winner):
                 least, winner = error, nearest
             limit = least * (1 + margin)
@@ -143,9 +138,7 @@ def best_step_and_zero(
                     trial = s * (levels + 1) + zero
                     if bound[s, zero] > limit or trial in (nearest, known):
                         continue
-                    error = _candidate_error(
-                        weight[r], unit[r], trial, levels, multiples, least, squares, roots
-                    )
+                    error = _candidate_error(weight[r], unit[r], trial, levels, multiples, least, scratch)
                     if error < least or (error == least and trial < winner):
                         least, winner = error, trial
                         limit = least * (1 + margin)
@@ -154,18 +147,11 @@ def best_step_and_zero(
 
 @jit
 def _candidate_error(
-    row: Floats,
-    unit: float,
-    candidate: int,
-    levels: int,
-    multiples: Places,
-    limit: float,
-    squares: Floats,
-    roots: Floats,
+    row: Floats, unit: float, candidate: int, levels: int, multiples: Places, limit: float, scratch: Floats
 ) -> float:
     multiple = np.float32(multiples[candidate // (levels + 1)])
     zero = np.float32(candidate % (levels + 1))
-    return _error(row, np.float32(unit) * multiple, zero, levels, float(multiple), limit, squares, roots)
+    return _error(row, np.float32(unit) * multiple, zero, levels, float(multiple), limit, scratch)
 
 
 @jit
@@ -175,7 +161,7 @@ def _cumulate(weight: Floats, unit: Floats, start: int, stop: int, reach: int, b
     values, places = np.empty(weight.shape[1]), np.empty(weight.shape[1], np.int64)
     magnitude, within = np.empty(1, np.float32), 1
     for r in range(start, stop):
-        magnitude.view(np.int32)[0] = _largest_magnitude(weight[r].view(np.int32))
+        magnitude.view(np.uint32)[0] = _largest_magnitude(weight[r].view(np.uint32))
         within = max(within, int(min(float(reach), np.ceil(magnitude[0] / unit[r]))))
     below[: 4 * within + 1] = 0
     for r in range(start, stop):
@@ -199,10 +185,10 @@ def _cumulate(weight: Floats, unit: Floats, start: int, stop: int, reach: int, b
 
 
 @jit
-def _largest_magnitude(bits: Bits) -> np.int32:
-    largest = np.int32(0)
+def _largest_magnitude(bits: FloatBits) -> np.uint32:
+    largest = np.uint32(0)
     for c in range(len(bits)):
-        largest = max(largest, bits[c] & np.int32(MAGNITUDE))
+        largest = max(largest, bits[c] & np.uint32(MAGNITUDE))
     return largest
 
 
@@ -301,21 +287,15 @@ def _rest(every: Doubles, powers: Doubles, a: float, b: float, c: float, total: 
 
 @jit_summed
 def _error(
-    row: Floats,
-    step: np.float32,
-    zero: np.float32,
-    levels: int,
-    unit: float,
-    limit: float,
-    squares: Floats,
-    roots: Floats,
+    row: Floats, step: np.float32, zero: np.float32, levels: int, unit: float, limit: float, scratch: Floats
 ) -> float:
     """``unit^2.4 sum |w / step - level|^2.4`` with the nearest of the levels ``-zero .. levels - zero``, in
     single precision; infinite as soon as it is above ``limit``.
 
     ``|d|^2.4 = (x (x^(-1/5))^2)^2`` with ``x = d^2``; the root by Newton's iteration from a float's bits.
-    ``squares`` and ``roots`` ``(CHUNK,)`` are scratch.
+    ``scratch`` is ``(2, CHUNK)``.
     """
+    squares, roots = scratch[0], scratch[1]
     square_bits, root_bits = squares.view(np.int32), roots.view(np.int32)
     lowest, highest = -zero, np.float32(levels) - zero
     factor = np.float32(unit) ** np.float32(2.4)

@@ -35,13 +35,13 @@ class ActivationQuantizer:
         return values.reshape(rows.shape).to(rows.dtype)
 
     def _compiled(self, rows: Tensor) -> Tensor:
-        from q2n.linalg.kernels.rounding import round_half_tokens, round_tokens
+        from q2n.linalg.kernels.forward import round_half_tokens, round_tokens
         from q2n.linalg.kernels.threads import over_rows
 
         runs = self._runs(rows.detach()).flatten(0, -2).contiguous()
         result = torch.empty_like(runs)
         halves = rows.dtype == torch.bfloat16
-        given, out = ((part.view(torch.int16) if halves else part).numpy() for part in (runs, result))
+        given, out = ((part.view(torch.uint16) if halves else part).numpy() for part in (runs, result))
         kernel = round_half_tokens if halves else round_tokens
         over_rows(kernel, len(runs), given, self.bits, self.clip_ratio, out)
         return result.view(rows.shape)

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from q2n.linalg.kernels import Floats
+from q2n.linalg.kernels import StripArrays
 from q2n.types import Format
 
 
@@ -99,7 +99,7 @@ class Strip:
     def columns(self) -> slice:
         return slice(self.start, self.start + len(self.current))
 
-    def arrays(self) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
+    def arrays(self) -> StripArrays:
         """The tensors' memory, in the order in which kernels take it."""
         current, push, errors = self.current.numpy(), self.push.numpy(), self.errors.numpy()
         return current, push, errors, self.diagonal.numpy(), self.target.numpy(), self.values.numpy()

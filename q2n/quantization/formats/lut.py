@@ -109,7 +109,7 @@ class LutEncoder:
         from q2n.linalg.kernels.columns import round_table
 
         codes, table, middles = self._codes.numpy(), self._table.T.contiguous().numpy(), self._middles.numpy()
-        return lambda strip: round_table(*strip.arrays(), codes[strip.columns], table, middles)
+        return lambda strip: round_table(strip.arrays(), codes[strip.columns], table, middles)
 
     def finish(self, compensated: Tensor) -> LutFormat:
         codes = self._codes.to(torch.uint8)[torch.argsort(self._order)]

@@ -120,14 +120,10 @@ class SalientEncoder:
         from q2n.linalg.kernels.columns import round_salient
 
         held, levels = self._mask.to(torch.float32).numpy(), float(self._levels)
-        signs, mean, spread, low_group = self._low.arrays()
-        codes, scale, zero, high_group = self._high.arrays()
 
         def rounder(strip: Strip) -> None:
-            columns = strip.columns
-            low = (signs[columns], mean, spread, low_group[columns], held[columns])
-            high = (codes[columns], scale, zero, high_group[columns], levels)
-            round_salient(*strip.arrays(), *low, *high)
+            low, high = self._low.arrays(strip.columns), self._high.arrays(strip.columns)
+            round_salient(strip.arrays(), low, held[strip.columns], high, levels)
 
         return rounder
 

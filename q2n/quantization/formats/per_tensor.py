@@ -109,15 +109,15 @@ class PerTensorEncoder:
     def strips(self) -> StripRounder:
         from q2n.linalg.kernels.columns import round_uniform
 
-        codes = self._codes.numpy()
-        step, shift, zero = (
+        codes, levels = self._codes.numpy(), float(self._levels)
+        group = np.zeros(len(codes), np.int64)
+        step, before, after = (
             np.full((1, codes.shape[1]), float(value), np.float32) for value in (self._step, self._offset, 0)
         )
-        group, levels = np.zeros(len(codes), np.int64), float(self._levels)
 
         def rounder(strip: Strip) -> None:
-            own, places = codes[strip.columns], group[strip.columns]
-            round_uniform(*strip.arrays(), own, step, shift, zero, places, levels, strip.continued)
+            grid = codes[strip.columns], step, after, group[strip.columns]
+            round_uniform(strip.arrays(), grid, before, levels, strip.continued)
 
         return rounder
 

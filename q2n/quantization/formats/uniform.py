@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from q2n.linalg.dense import require_finite, row_parts
-from q2n.linalg.kernels import Floats, Places, usable
-from q2n.quantization.formats.base import SolverView, Strip, StripRounder
+from q2n.linalg.kernels import GroupedCodes, usable
+from q2n.quantization.formats.base import SolverView, StripRounder
 from q2n.quantization.formats.clip import search_range
 
 SCALE_BITS = 16
@@ -213,21 +212,18 @@ class UniformEncoder:
         codes = torch.div(column, scale, out=self._columns_of_codes[position]).round_().add_(zero)
         return codes.clamp_(0, self._grid.levels).sub(zero).mul_(scale)
 
-    def arrays(self) -> tuple[Floats, Floats, Floats, Places]:
-        """Codes ``(C, R)``, scale and zero ``(G, R)``, and each column's group ``(C,)``."""
-        return self._codes.numpy(), self._scale.numpy(), self._zero.numpy(), self._group.numpy()
+    def arrays(self, columns: slice) -> GroupedCodes:
+        """What a kernel needs for ``columns``: codes, scale, zero, groups."""
+        codes, group = self._codes[columns], self._group[columns]
+        return codes.numpy(), self._scale.numpy(), self._zero.numpy(), group.numpy()
 
     def strips(self) -> StripRounder:
         from q2n.linalg.kernels.columns import round_uniform
 
-        codes, scale, zero, group = self.arrays()
-        shift, levels = np.zeros_like(scale), float(self._grid.levels)
-
-        def rounder(strip: Strip) -> None:
-            own, places = codes[strip.columns], group[strip.columns]
-            round_uniform(*strip.arrays(), own, scale, shift, zero, places, levels, strip.continued)
-
-        return rounder
+        before, levels = torch.zeros_like(self._scale).numpy(), float(self._grid.levels)
+        return lambda strip: round_uniform(
+            strip.arrays(), self.arrays(strip.columns), before, levels, strip.continued
+        )
 
     def snap(self, position: int, column: Tensor) -> Tensor:
         """The nearest level of the grid continued without end."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from q2n.linalg.kernels import Floats, Places
-from q2n.quantization.formats.base import SolverView, Strip, StripRounder
+from q2n.linalg.kernels import GroupedCodes
+from q2n.quantization.formats.base import SolverView, StripRounder
 
 PARAMETER_BITS = 16
 
@@ -107,22 +107,17 @@ class XnorEncoder:
         signs = torch.sub(column, mean, out=self._signs[position]).sign_()
         return torch.addcmul(mean, scale, signs)
 
-    def arrays(self) -> tuple[Floats, Floats, Floats, Places]:
-        """Signs ``(C, R)``, mean and scale ``(G, R)``, and each column's group ``(C,)``."""
-        return self._signs.numpy(), self._mean.numpy(), self._scale.numpy(), self._group.numpy()
+    def arrays(self, columns: slice) -> GroupedCodes:
+        """What a kernel needs for ``columns``: signs, mean, scale, groups."""
+        signs, group = self._signs[columns], self._group[columns]
+        return signs.numpy(), self._mean.numpy(), self._scale.numpy(), group.numpy()
 
     def strips(self) -> StripRounder:
         from q2n.linalg.kernels.columns import round_salient
 
-        signs, mean, scale, group = self.arrays()
         none = np.empty((0, 0), np.float32)
-
-        def rounder(strip: Strip) -> None:
-            columns = strip.columns
-            low = (signs[columns], mean, scale, group[columns])
-            round_salient(*strip.arrays(), *low, none, none, none, none, group[columns], 0.0)
-
-        return rounder
+        uniform = none, none, none, np.empty(0, np.int64)
+        return lambda strip: round_salient(strip.arrays(), self.arrays(strip.columns), none, uniform, 0.0)
 
     def finish(self, compensated: Tensor) -> XnorFormat:
         inverse = torch.argsort(self._order)
