@@ -78,11 +78,10 @@ class Composed(LayerwiseBaseline):
         return solve_ldlq(problem, grid, hessian, self.npasses, target)
 
     def _grid(self) -> FormatSpec:
-        from q2n.quantization.formats.centred import CentredSpec
         from q2n.quantization.formats.lut import LutSpec
         from q2n.quantization.formats.mse2d import Mse2dSpec
         from q2n.quantization.formats.per_tensor import PerTensorSpec
-        from q2n.quantization.formats.uniform import UniformSpec
+        from q2n.quantization.formats.uniform import CentredSpec, UniformSpec
 
         static = self.static_groups or self.solver == "ldlq"
         match self.grid:

@@ -122,7 +122,7 @@ class QuaRot(LayerwiseBaseline):
         )
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        from q2n.quantization.formats.centred import CentredSpec
+        from q2n.quantization.formats.uniform import CentredSpec
         from q2n.quantization.solvers.obs import solve_obs
         from q2n.quantization.solvers.reference import activation_order
         from q2n.quantization.solvers.rtn import solve_rtn

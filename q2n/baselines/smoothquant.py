@@ -78,7 +78,7 @@ class SmoothQuant(LayerwiseBaseline):
         return (strength / columns.clamp(min=MIN_SCALE) ** (1 - self.alpha)).clamp(min=MIN_SCALE)
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        from q2n.quantization.formats.centred import CentredSpec
+        from q2n.quantization.formats.uniform import CentredSpec
         from q2n.quantization.solvers.obs import solve_obs
         from q2n.quantization.solvers.rtn import solve_rtn
 

@@ -43,7 +43,7 @@ class GroupwiseScale(RankFields, RowwiseCorrection):
             NumericalError: a product or a scale is not finite.
         """
         from q2n.linalg.dense import require_finite
-        from q2n.quantization.formats.scales import scale_groups
+        from q2n.quantization.formats.base import scale_groups
 
         free = free_rows(problem, self.skip)
         if free is None:
@@ -55,7 +55,7 @@ class GroupwiseScale(RankFields, RowwiseCorrection):
 
     def _factors(self, problem: LinearProblem, quantized: QuantizedLinear) -> tuple[Tensor, dict[str, int]]:
         from q2n.corrections.group_systems import null_space_factors, output_factors
-        from q2n.quantization.formats.scales import scale_count, scale_index
+        from q2n.quantization.formats.base import scale_count, scale_index
 
         form = quantized.format
         error, scaled = quantized.original - quantized.weight, scaled_part(quantized)

@@ -56,7 +56,7 @@ def rounded_towards(
     """
     from q2n.corrections.output_error import output_errors
     from q2n.linalg.dense import quadratic_rows, require_finite
-    from q2n.quantization.formats.scales import requantized
+    from q2n.quantization.formats.base import requantized
 
     form, weight, wanted, gram = quantized.format, quantized.weight, problem.weight, problem.stats.gram
     least = output_errors(problem, quantized, problem.stats)

@@ -20,7 +20,7 @@ from numba.core.dispatcher import Dispatcher
 
 from q2n.linalg import kernels
 from q2n.linalg.kernels import columns, forward, jit, kmeans, rounding, search
-from q2n.quantization.formats.power import minorants
+from q2n.quantization.formats.clip import minorants
 
 Array = np.ndarray[Any, Any]
 Arguments = list[Any]

@@ -9,13 +9,12 @@ from q2n.corrections.none import NoCorrection
 from q2n.corrections.null_space import NullSpaceScale
 from q2n.quantization.formats.awq import AwqSpec
 from q2n.quantization.formats.base import SolverView
-from q2n.quantization.formats.centred import CentredSpec
 from q2n.quantization.formats.kept import KeptColumnsSpec
 from q2n.quantization.formats.lut import LutSpec
 from q2n.quantization.formats.masked import SalientSpec
 from q2n.quantization.formats.mse2d import Mse2dSpec
 from q2n.quantization.formats.per_tensor import PerTensorSpec
-from q2n.quantization.formats.uniform import UniformSpec
+from q2n.quantization.formats.uniform import CentredSpec, UniformSpec
 from q2n.quantization.formats.xnor import XnorSpec
 from q2n.quantization.solvers.obs import solve_obs
 from q2n.quantization.solvers.reference import activation_order

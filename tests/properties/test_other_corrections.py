@@ -30,9 +30,9 @@ from q2n.pipeline.activations import activation_store
 from q2n.pipeline.blocks import BlockLoop, Method
 from q2n.pipeline.checkpoint import Checkpoint
 from q2n.quantization.formats.awq import AwqSpec
-from q2n.quantization.formats.centred import CentredSpec
+from q2n.quantization.formats.base import requantized
 from q2n.quantization.formats.mse2d import Mse2dSpec
-from q2n.quantization.formats.scales import requantized
+from q2n.quantization.formats.uniform import CentredSpec
 from q2n.types import LinearProblem, Solution, Statistic, Statistics
 
 NAMES = list(BASELINES)

@@ -16,7 +16,7 @@ from q2n.corrections.nullspace.alpha import row_scale
 from q2n.corrections.nullspace.rank import prefix_suffix_rank
 from q2n.corrections.output_error import row_products
 from q2n.exceptions import NumericalError
-from q2n.quantization.formats.scales import scale_count, scale_groups, scale_index
+from q2n.quantization.formats.base import scale_count, scale_groups, scale_index
 from q2n.types import LinearProblem, Statistic, Statistics
 
 NAMES = list(BASELINES)

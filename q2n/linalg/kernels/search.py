@@ -43,7 +43,7 @@ def best_shrinkage(
     ``(S, R)`` is best, the first of equals, into ``best`` ``(R,)``.
 
     The scales of a row are in proportion to ``multiples`` ``(S,)``; ``minorants`` are those of
-    :mod:`q2n.quantization.formats.power`. A candidate whose bound is above the least error so far is not
+    :mod:`q2n.quantization.formats.clip`. A candidate whose bound is above the least error so far is not
     evaluated. Of short rows and many levels all are: bounds would take longer.
     """
     reach = levels * multiples.max()

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from q2n.linalg.kernels import usable
-from q2n.quantization.formats.uniform import UniformSpec, round_to_grid
-
-MIN_RANGE = 1e-5
+from q2n.quantization.formats.uniform import MIN_RANGE, UniformSpec, round_to_grid
 
 CLIP_STEPS = 20
 """Steps the largest magnitude of a group is divided into; candidates are the upper half of them."""

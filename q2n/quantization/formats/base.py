@@ -1,4 +1,4 @@
-"""What a column solver needs of a number format.
+"""What a column solver needs of a number format, and what formats have in common.
 
 A *grid* is a frozen choice (bits, symmetry, clip search). Before a layer is solved it gives a
 :class:`ColumnEncoder`, the mutable scratch of that one layer: the solver hands it columns in its own order
@@ -8,14 +8,16 @@ in the layer's own column order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor
 
+from q2n.exceptions import UnsupportedError
 from q2n.linalg.kernels import StripArrays
-from q2n.types import Format
+from q2n.types import Format, GroupedFormat, RoundingFormat
 
 
 @dataclass(frozen=True)
@@ -126,3 +128,107 @@ class FormatSpec(Protocol):
     """A number format's choices; see the implementations beside this module."""
 
     def encoder(self, view: SolverView) -> ColumnEncoder: ...
+
+
+@dataclass(frozen=True)
+class TensorFormat:
+    """Base of formats whose fields are tensors, plain values and other formats.
+
+    The first field has the shape of the matrix. ``BY_ROW`` names the fields that are divided with its rows.
+    """
+
+    BY_ROW: ClassVar[tuple[str, ...]]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = getattr(self, fields(self)[0].name).shape
+        return rows, columns
+
+    def select_rows(self, start: int, stop: int) -> Self:
+        def selected(part: Any) -> Any:
+            if part is None:
+                return None
+            return part[start:stop] if isinstance(part, Tensor) else part.select_rows(start, stop)
+
+        return replace(self, **{name: selected(getattr(self, name)) for name in self.BY_ROW})
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for field in fields(self):
+            part = getattr(self, field.name)
+            if isinstance(part, Tensor):
+                found[field.name] = part
+            elif hasattr(part, "tensors"):
+                found |= {f"{field.name}.{inner}": tensor for inner, tensor in part.tensors().items()}
+        return found
+
+
+class GroupScaledFormat(TensorFormat):
+    """Base of formats that are linear in the fields ``SCALES`` ``(R, G)``; the field ``group`` ``(C,)`` int64
+    is each column's place in them."""
+
+    SCALES: ClassVar[tuple[str, ...]]
+    group: Tensor
+
+    @property
+    def scale_count(self) -> int:
+        count: int = getattr(self, self.SCALES[0]).shape[1]
+        return count
+
+    def scale_index(self) -> Tensor:
+        return self.group
+
+    def scale_groups(self, factor: Tensor) -> Self:
+        """All ``SCALES`` multiplied by ``factor`` ``(R, G)``; codes unchanged."""
+        scales = {name: getattr(self, name) for name in self.SCALES}
+        return replace(self, **{name: scale * factor.to(scale) for name, scale in scales.items()})
+
+    def scale_rows(self, alpha: Tensor) -> Self:
+        return self.scale_groups(alpha[:, None])
+
+
+class CodesEncoder:
+    """Base of encoders that keep a code per weight; a format whose parameters are fitted ahead needs no more
+    than :meth:`encode` and :meth:`finish`."""
+
+    def __init__(self, view: SolverView) -> None:
+        rows, columns = view.weight.shape
+        self._order = view.order
+        # Codes stay floats until the end: a conversion per column would cost as much as the rounding.
+        self._codes = torch.empty(columns, rows, device=view.weight.device)
+
+    def enter(self, position: int, buffer: Tensor) -> None:
+        """No group begins: parameters are fitted ahead."""
+
+    def _stored(self, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """The codes ``(R, C)`` in the layer's own column order."""
+        return self._codes.to(dtype)[torch.argsort(self._order)].T.contiguous()
+
+
+def scale_count(form: Format) -> int:
+    """Scales of a row that a correction can choose; at least one."""
+    return form.scale_count if isinstance(form, GroupedFormat) else 1
+
+
+def scale_index(form: Format) -> Tensor:
+    """:meth:`~q2n.types.GroupedFormat.scale_index`; all zeros where a row has no more than one scale."""
+    if isinstance(form, GroupedFormat):
+        return form.scale_index()
+    device = next(iter(form.tensors().values())).device
+    return torch.zeros(form.shape[1], dtype=torch.int64, device=device)
+
+
+def scale_groups(form: Format, factor: Tensor) -> Format:
+    """Every scale multiplied by its factor ``(R, G)``: exact, and no code changes."""
+    return form.scale_groups(factor) if isinstance(form, GroupedFormat) else form.scale_rows(factor[:, 0])
+
+
+def requantized(form: Format, weight: Tensor) -> Format:
+    """``weight`` ``(R, C)`` in the nearest codes of a format whose scales stay.
+
+    Raises:
+        UnsupportedError: the format does not say how it rounds.
+    """
+    if not isinstance(form, RoundingFormat):
+        raise UnsupportedError(f"{type(form).__name__} cannot round again with its own scales")
+    return form.requantized(weight)

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from q2n.quantization.formats.base import ColumnEncoder, FormatSpec, SolverView, StripRounder, strip_rounder
-from q2n.quantization.formats.scales import requantized, scale_count, scale_groups, scale_index
+from q2n.quantization.formats.base import (
+    ColumnEncoder,
+    FormatSpec,
+    SolverView,
+    StripRounder,
+    TensorFormat,
+    requantized,
+    scale_count,
+    scale_groups,
+    scale_index,
+    strip_rounder,
+)
 from q2n.types import Format
 
 VALUE_BITS = 16
 
 
 @dataclass(frozen=True)
-class KeptFormat:
+class KeptFormat(TensorFormat):
     """``inner`` ``(R, C - k)`` holds the columns not in ``columns``; those hold ``values`` ``(R, k)``.
 
     ``columns`` ``(k,)`` int64 ascending. A row scale is not applied to kept columns: they are no part of what
     a row's scale multiplies.
     """
 
+    BY_ROW = "inner", "values"
     inner: Format
     columns: Tensor
     values: Tensor
@@ -65,16 +75,9 @@ class KeptFormat:
     def requantized(self, weight: Tensor) -> KeptFormat:
         return replace(self, inner=requantized(self.inner, weight[:, self.quantized]))
 
-    def select_rows(self, start: int, stop: int) -> KeptFormat:
-        return replace(self, inner=self.inner.select_rows(start, stop), values=self.values[start:stop])
-
     def storage_bits(self) -> float:
         index = len(self.columns) * max(1, (self.shape[1] - 1).bit_length())
         return self.inner.storage_bits() + self.values.numel() * VALUE_BITS + index
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        inner = {f"inner.{name}": tensor for name, tensor in self.inner.tensors().items()}
-        return {"columns": self.columns, "values": self.values, **inner}
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from q2n.quantization.formats.base import SolverView, StripRounder
+from q2n.quantization.formats.base import CodesEncoder, SolverView, StripRounder, TensorFormat
 from q2n.quantization.formats.kmeans import cluster_rows
 
 ENTRY_BITS = 16
 
 
 @dataclass(frozen=True)
-class LutFormat:
+class LutFormat(TensorFormat):
     """``W_rc = table[r, codes_rc]``; ``codes`` ``(R, C)`` uint8, ``table`` ``(R, 2^bits)`` float32
     ascending."""
 
+    BY_ROW = "codes", "table"
     codes: Tensor
     table: Tensor
     bits: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.codes.shape[0], self.codes.shape[1]
 
     def dequantize(self) -> Tensor:
         return self.table.gather(1, self.codes.long())
@@ -39,14 +35,8 @@ class LutFormat:
         above = torch.searchsorted((table[:, 1:] + table[:, :-1]) / 2, weight.contiguous())
         return replace(self, codes=order.gather(1, above).to(torch.uint8))
 
-    def select_rows(self, start: int, stop: int) -> LutFormat:
-        return replace(self, codes=self.codes[start:stop], table=self.table[start:stop])
-
     def storage_bits(self) -> float:
         return self.codes.numel() * self.bits + self.table.numel() * ENTRY_BITS
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {"codes": self.codes, "table": self.table}
 
 
 @dataclass(frozen=True)
@@ -84,20 +74,16 @@ def _importance(diagonal: Tensor, exponent: float) -> Tensor:
     return (logarithms - logarithms.max()).exp().to(diagonal)
 
 
-class LutEncoder:
+class LutEncoder(CodesEncoder):
     """Rounds columns to the nearest level of each row's table; of two equally near the lower one."""
 
     def __init__(self, grid: LutSpec, view: SolverView) -> None:
-        rows, columns = view.weight.shape
-        self._order, self._bits = view.order, grid.bits
+        super().__init__(view)
+        self._bits = grid.bits
         self._table = grid.fit(view).contiguous()
         halves = self._table / 2  # before they are added: the sum of two large entries may overflow
         self._middles = (halves[:, 1:] + halves[:, :-1]).T.contiguous()
         self._above = torch.empty_like(self._middles)
-        self._codes = torch.empty(columns, rows, device=view.weight.device)
-
-    def enter(self, position: int, buffer: Tensor) -> None:
-        """Fitted ahead."""
 
     def encode(self, position: int, column: Tensor) -> Tensor:
         # Counting the boundaries below a weight beats a search a row while tables are short.
@@ -112,5 +98,4 @@ class LutEncoder:
         return lambda strip: round_table(strip.arrays(), codes[strip.columns], table, middles)
 
     def finish(self, compensated: Tensor) -> LutFormat:
-        codes = self._codes.to(torch.uint8)[torch.argsort(self._order)]
-        return LutFormat(codes.T.contiguous(), self._table, self._bits)
+        return LutFormat(self._stored(), self._table, self._bits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,23 +9,20 @@ import torch
 from torch import Tensor
 
 from q2n.linalg.dense import kth_smallest
-from q2n.quantization.formats.base import SolverView, Strip, StripRounder
+from q2n.quantization.formats.base import SolverView, Strip, StripRounder, TensorFormat
 from q2n.quantization.formats.uniform import UniformFormat, UniformSpec
 from q2n.quantization.formats.xnor import XnorFormat, XnorSpec
 
 
 @dataclass(frozen=True)
-class MaskedFormat:
+class MaskedFormat(TensorFormat):
     """``W = mask ? low : high``; ``mask`` ``(R, C)`` bool. Both parts are whole matrices in memory, with
     codes of the entries the other one holds set to zero; only the entries a part holds are stored."""
 
+    BY_ROW = "mask", "low", "high"
     mask: Tensor
     low: XnorFormat
     high: UniformFormat
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.mask.shape[0], self.mask.shape[1]
 
     def dequantize(self) -> Tensor:
         return torch.where(self.mask, self.low.dequantize(), self.high.dequantize())
@@ -50,13 +46,7 @@ class MaskedFormat:
         return replace(self, low=low, high=high)
 
     def requantized(self, weight: Tensor) -> MaskedFormat:
-        low, high = self.low.requantized(weight), self.high.requantized(weight)
-        low = replace(low, signs=low.signs * self.mask)
-        return replace(self, low=low, high=replace(high, codes=high.codes * ~self.mask))
-
-    def select_rows(self, start: int, stop: int) -> MaskedFormat:
-        low, high = self.low.select_rows(start, stop), self.high.select_rows(start, stop)
-        return MaskedFormat(self.mask[start:stop], low, high)
+        return masked(self.mask, self.low.requantized(weight), self.high.requantized(weight))
 
     def storage_bits(self) -> float:
         """One bit a weight for the mask; codes of either part only where it holds the weight."""
@@ -65,10 +55,10 @@ class MaskedFormat:
         high = self.high.storage_bits() - held * self.high.bits
         return total + low + high
 
-    def tensors(self) -> Mapping[str, Tensor]:
-        low = {f"low.{name}": tensor for name, tensor in self.low.tensors().items()}
-        high = {f"high.{name}": tensor for name, tensor in self.high.tensors().items()}
-        return {"mask": self.mask, **low, **high}
+
+def masked(mask: Tensor, low: XnorFormat, high: UniformFormat) -> MaskedFormat:
+    """Two formats of the whole matrix in one, each without the codes of what the other holds."""
+    return MaskedFormat(mask, replace(low, signs=low.signs * mask), replace(high, codes=high.codes * ~mask))
 
 
 @dataclass(frozen=True)
@@ -129,9 +119,4 @@ class SalientEncoder:
 
     def finish(self, compensated: Tensor) -> MaskedFormat:
         mask = self._mask[torch.argsort(self._order)].T.contiguous()
-        low, high = self._low.finish(compensated), self._high.finish(compensated)
-        return MaskedFormat(
-            mask,
-            replace(low, signs=low.signs * mask),
-            replace(high, codes=high.codes * ~mask),
-        )
+        return masked(mask, self._low.finish(compensated), self._high.finish(compensated))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from q2n.exceptions import UnsupportedError
 from q2n.linalg.kernels import usable
-from q2n.quantization.formats.power import CLIP_NORM, MARGIN, minorants
+from q2n.quantization.formats.clip import CLIP_NORM, MARGIN, minorants
 from q2n.quantization.formats.uniform import UniformSpec
 
 STEPS_MAIN = 100
@@ -102,8 +102,8 @@ def _errors(weight: Tensor, unit: Tensor, candidate: Tensor, levels: int) -> Ten
 def _lower_bounds(weight: Tensor, unit: Tensor, levels: int, steps: int) -> Tensor:
     """A bound of every candidate's error from below, in powers of ``unit``; ``(R, steps (levels + 1))``.
 
-    Of the polynomials of :mod:`q2n.quantization.formats.power`, from the sums of the weights' powers between
-    half units.
+    Of the polynomials of :func:`~q2n.quantization.formats.clip.minorants`, from the sums of the weights'
+    powers between half units.
     """
     reach = levels * steps
     # Extremes may lie a rounding outside, where distances from the outermost level would come out negative.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from q2n.quantization.formats.base import SolverView, Strip, StripRounder
+from q2n.quantization.formats.base import CodesEncoder, SolverView, Strip, StripRounder, TensorFormat
 
 RANGE_RMS = 2.4
 """Half the grid's range in units of the matrix' root mean square."""
@@ -22,21 +21,18 @@ SCALE_BITS = 16
 
 
 @dataclass(frozen=True)
-class PerTensorFormat:
+class PerTensorFormat(TensorFormat):
     """``W = diag(rows) scale (2 codes / (2^bits - 1) - 1)``: symmetric, no level at zero.
 
     ``codes`` ``(R, C)`` uint8, ``scale`` a scalar. ``rows`` ``(R,)`` is absent until a correction scales
     rows: the one scale cannot hold a factor a row, so the correction costs 16 bits a row here.
     """
 
+    BY_ROW = "codes", "rows"
     codes: Tensor
     scale: Tensor
     bits: int
     rows: Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.codes.shape[0], self.codes.shape[1]
 
     def dequantize(self) -> Tensor:
         levels = (1 << self.bits) - 1
@@ -53,17 +49,9 @@ class PerTensorFormat:
         codes = torch.round(weight / step + levels / 2).clamp_(0, levels)
         return replace(self, codes=torch.where(step == 0, self.codes, codes.to(torch.uint8)))
 
-    def select_rows(self, start: int, stop: int) -> PerTensorFormat:
-        rows = None if self.rows is None else self.rows[start:stop]
-        return replace(self, codes=self.codes[start:stop], rows=rows)
-
     def storage_bits(self) -> float:
         vector = 0 if self.rows is None else self.rows.numel()
         return self.codes.numel() * self.bits + SCALE_BITS * (1 + vector)
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        vector = {} if self.rows is None else {"rows": self.rows}
-        return {"codes": self.codes, "scale": self.scale, **vector}
 
 
 @dataclass(frozen=True)
@@ -86,20 +74,16 @@ class PerTensorSpec:
         return PerTensorEncoder(self, view)
 
 
-class PerTensorEncoder:
+class PerTensorEncoder(CodesEncoder):
     """Rounds columns to a :class:`PerTensorSpec`."""
 
     def __init__(self, grid: PerTensorSpec, view: SolverView) -> None:
-        rows, columns = view.weight.shape
-        self._order, self._bits, self._levels = view.order, grid.bits, 2**grid.bits - 1
+        super().__init__(view)
+        self._bits, self._levels = grid.bits, 2**grid.bits - 1
         self._scale = grid.scale(view.weight)
         # Scalars live in tensors: as numbers they would be converted at every column.
         self._step = 2 * self._scale / self._levels
         self._offset = torch.full_like(self._step, self._levels / 2)
-        self._codes = torch.empty(columns, rows, device=view.weight.device)
-
-    def enter(self, position: int, buffer: Tensor) -> None:
-        """One scale, fitted ahead."""
 
     def encode(self, position: int, column: Tensor) -> Tensor:
         codes = torch.div(column, self._step, out=self._codes[position])
@@ -127,6 +111,5 @@ class PerTensorEncoder:
         return codes.sub_(self._offset).mul_(self._step)
 
     def finish(self, compensated: Tensor) -> PerTensorFormat:
-        codes = self._codes.to(torch.uint8)[torch.argsort(self._order)].T.contiguous()
         scale = self._scale.where(self._scale > 2 * SMALLEST_RANGE, 0)
-        return PerTensorFormat(codes, scale, self._bits)
+        return PerTensorFormat(self._stored(), scale, self._bits)

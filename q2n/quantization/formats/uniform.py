@@ -6,7 +6,6 @@ Values are ``scale * (code - zero)`` with ``code`` in ``0 .. 2^bits - 1``. The s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from q2n.linalg.dense import require_finite, row_parts
 from q2n.linalg.kernels import GroupedCodes, usable
-from q2n.quantization.formats.base import SolverView, StripRounder
+from q2n.quantization.formats.base import CodesEncoder, GroupScaledFormat, SolverView, StripRounder
 from q2n.quantization.formats.clip import search_range
 
 SCALE_BITS = 16
@@ -25,15 +24,20 @@ SMALLEST_RANGE = 1e-30
 """Rows and groups with a smaller range are rounded to zero: their step, and even more a search's unit of a
 few thousandths of it, would be subnormal, with too few digits to divide by, or zero."""
 
+MIN_RANGE = 1e-5
+"""Smallest range of a group in AWQ's official code, and largest magnitude of a group in QuaRot's."""
+
 
 @dataclass(frozen=True)
-class UniformFormat:
+class UniformFormat(GroupScaledFormat):
     """``W = scale[:, group] * (codes - zero[:, group])``.
 
     ``codes`` ``(R, C)`` uint8, ``scale`` and ``zero`` ``(R, G)`` float32, ``group`` ``(C,)`` int64: the group
     of each column, so groups of permuted columns (act-order) need no special case.
     """
 
+    BY_ROW = "codes", "scale", "zero"
+    SCALES = ("scale",)
     codes: Tensor
     scale: Tensor
     zero: Tensor
@@ -41,10 +45,6 @@ class UniformFormat:
     bits: int
     stores_group_index: bool = False
     stores_zero: bool = True
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.codes.shape[0], self.codes.shape[1]
 
     def dequantize(self) -> Tensor:
         # Gathered by index_select and combined in place: five times faster than scale[:, group] * (...).
@@ -54,38 +54,17 @@ class UniformFormat:
             part.mul_(self.scale[rows].index_select(1, self.group))
         return weight
 
-    def scale_rows(self, alpha: Tensor) -> UniformFormat:
-        return replace(self, scale=self.scale * alpha.to(self.scale)[:, None])
-
-    @property
-    def scale_count(self) -> int:
-        return self.scale.shape[1]
-
-    def scale_index(self) -> Tensor:
-        return self.group
-
-    def scale_groups(self, factor: Tensor) -> UniformFormat:
-        """Scales multiplied by ``factor`` ``(R, G)``; codes unchanged."""
-        return replace(self, scale=self.scale * factor.to(self.scale))
-
     def requantized(self, weight: Tensor) -> UniformFormat:
         scale, zero = self.scale[:, self.group], self.zero[:, self.group]
         codes = torch.round(weight / scale + zero).clamp_(0, (1 << self.bits) - 1)
         # A scale of zero stands for zero whatever the code.
         return replace(self, codes=torch.where(scale == 0, self.codes, codes.to(torch.uint8)))
 
-    def select_rows(self, start: int, stop: int) -> UniformFormat:
-        rows = slice(start, stop)
-        return replace(self, codes=self.codes[rows], scale=self.scale[rows], zero=self.zero[rows])
-
     def storage_bits(self) -> float:
         rows, columns = self.codes.shape
         parameters = self.scale.numel() * (SCALE_BITS + (self.bits if self.stores_zero else 0))
         index = columns * max(1, (self.scale.shape[1] - 1).bit_length()) if self.stores_group_index else 0
         return rows * columns * self.bits + parameters + index
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {"codes": self.codes, "scale": self.scale, "zero": self.zero, "group": self.group}
 
 
 @dataclass(frozen=True)
@@ -155,6 +134,28 @@ class UniformSpec:
         return UniformFormat(codes, scale, zero, group, self.bits, stores_zero=not self.symmetric)
 
 
+@dataclass(frozen=True)
+class CentredSpec(UniformSpec):
+    """Grid whose symmetric variant is centred on zero (QuaRot, arXiv 2404.00456).
+
+    Symmetric: values ``s k`` with ``k`` in ``-2^(b-1) .. 2^(b-1) - 1`` and ``s = max|w| / (2^(b-1) - 1)``,
+    so that ``+max`` is a level and ``-max`` the last but one. Stored as codes ``k + 2^(b-1)`` with the zero
+    point ``2^(b-1)``. Asymmetric: the grid of :class:`UniformSpec`.
+    """
+
+    def fit(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.symmetric:
+            return super().fit(weight)
+        largest = weight.abs().amax(dim=1).clamp(min=MIN_RANGE)
+        return self.parameters(weight, -largest, largest)
+
+    def _parameters(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.symmetric:
+            return super()._parameters(low, high)
+        offset = 1 << (self.bits - 1)
+        return high / (offset - 1), torch.full_like(high, float(offset))
+
+
 def column_errors(weight: Tensor, scale: Tensor, zero: Tensor, levels: int) -> Tensor:
     """``||W_j - Q(W_j)||^2`` of every column of ``weight`` ``(R, C)`` on grids a row, ``scale`` and ``zero``
     ``(R,)``; ``(C,)``."""
@@ -175,16 +176,15 @@ def round_to_grid(weight: Tensor, scale: Tensor, zero: Tensor, levels: int) -> t
     return codes, scale * (codes - zero)
 
 
-class UniformEncoder:
+class UniformEncoder(CodesEncoder):
     """Column-by-column rounding to a :class:`UniformSpec`; parameters kept as contiguous ``(G, R)``."""
 
     def __init__(self, grid: UniformSpec, view: SolverView) -> None:
+        super().__init__(view)
         rows, columns = view.weight.shape
-        self._grid, self._order, self._columns = grid, view.order, columns
+        self._grid = grid
         size = columns if grid.group_size == -1 else min(grid.group_size, columns)
         self._size = size
-        # Codes stay floats until the end: a conversion per column would cost as much as the rounding.
-        self._codes = torch.empty(columns, rows, device=view.weight.device)
         self._fitted_ahead = grid.static_groups or size == columns
         source = view.order if grid.static_groups else torch.arange(columns, device=view.weight.device)
         self._group = source // size
@@ -231,11 +231,10 @@ class UniformEncoder:
         return torch.div(column, scale).round_().mul_(scale)
 
     def finish(self, compensated: Tensor) -> UniformFormat:
-        inverse = torch.argsort(self._order)
-        group = self._group[inverse]
-        natural = torch.arange(self._columns, device=group.device) // self._size
+        group = self._group[torch.argsort(self._order)]
+        natural = torch.arange(len(group), device=group.device) // self._size
         return UniformFormat(
-            codes=self._codes.to(torch.uint8)[inverse].T.contiguous(),
+            codes=self._stored(),
             scale=self._scale.T.contiguous(),
             zero=self._zero.T.contiguous(),
             group=group,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,61 +9,36 @@ import torch
 from torch import Tensor
 
 from q2n.linalg.kernels import GroupedCodes
-from q2n.quantization.formats.base import SolverView, StripRounder
+from q2n.quantization.formats.base import CodesEncoder, GroupScaledFormat, SolverView, StripRounder
 
 PARAMETER_BITS = 16
 
 
 @dataclass(frozen=True)
-class XnorFormat:
+class XnorFormat(GroupScaledFormat):
     """``W = mean[:, group] + scale[:, group] * signs``.
 
     ``signs`` ``(R, C)`` int8 in -1, 0, 1 (zero only for a weight equal to its mean, and where another format
     holds the weight); ``mean`` and ``scale`` ``(R, G)``; ``group`` ``(C,)`` int64.
     """
 
+    BY_ROW = "signs", "mean", "scale"
+    SCALES = "mean", "scale"
     signs: Tensor
     mean: Tensor
     scale: Tensor
     group: Tensor
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.signs.shape[0], self.signs.shape[1]
-
     def dequantize(self) -> Tensor:
         deviation = self.scale.index_select(1, self.group).mul_(self.signs)
         return deviation.add_(self.mean.index_select(1, self.group))
-
-    def scale_rows(self, alpha: Tensor) -> XnorFormat:
-        factor = alpha.to(self.mean)[:, None]
-        return replace(self, mean=self.mean * factor, scale=self.scale * factor)
-
-    @property
-    def scale_count(self) -> int:
-        return self.scale.shape[1]
-
-    def scale_index(self) -> Tensor:
-        return self.group
-
-    def scale_groups(self, factor: Tensor) -> XnorFormat:
-        """Means and scales multiplied by ``factor`` ``(R, G)``; signs unchanged."""
-        factor = factor.to(self.mean)
-        return replace(self, mean=self.mean * factor, scale=self.scale * factor)
 
     def requantized(self, weight: Tensor) -> XnorFormat:
         side = torch.sign(weight - self.mean[:, self.group]) * torch.sign(self.scale[:, self.group])
         return replace(self, signs=side.to(self.signs.dtype))
 
-    def select_rows(self, start: int, stop: int) -> XnorFormat:
-        rows = slice(start, stop)
-        return replace(self, signs=self.signs[rows], mean=self.mean[rows], scale=self.scale[rows])
-
     def storage_bits(self) -> float:
         return self.signs.numel() + PARAMETER_BITS * (self.mean.numel() + self.scale.numel())
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {"signs": self.signs, "mean": self.mean, "scale": self.scale, "group": self.group}
 
 
 @dataclass(frozen=True)
@@ -79,15 +53,14 @@ class XnorSpec:
         return XnorEncoder(self, view, mask)
 
 
-class XnorEncoder:
+class XnorEncoder(CodesEncoder):
     """Rounds columns to an :class:`XnorSpec`."""
 
     def __init__(self, grid: XnorSpec, view: SolverView, mask: Tensor | None) -> None:
-        rows, columns = view.weight.shape
+        super().__init__(view)
+        columns = len(view.order)
         size = columns if grid.group_size == -1 else min(grid.group_size, columns)
-        self._order = view.order
         self._group = torch.arange(columns, device=view.weight.device) // size
-        self._signs = torch.empty(columns, rows, device=view.weight.device)
         weight = view.live_columns()
         if mask is not None:
             weight = weight * mask.T
@@ -99,17 +72,14 @@ class XnorEncoder:
         parameters = list(zip(self._mean.unbind(), self._scale.unbind(), strict=True))
         self._parameters = [parameters[index] for index in self._group.tolist()]
 
-    def enter(self, position: int, buffer: Tensor) -> None:
-        """Fitted ahead."""
-
     def encode(self, position: int, column: Tensor) -> Tensor:
         mean, scale = self._parameters[position]
-        signs = torch.sub(column, mean, out=self._signs[position]).sign_()
+        signs = torch.sub(column, mean, out=self._codes[position]).sign_()
         return torch.addcmul(mean, scale, signs)
 
     def arrays(self, columns: slice) -> GroupedCodes:
         """What a kernel needs for ``columns``: signs, mean, scale, groups."""
-        signs, group = self._signs[columns], self._group[columns]
+        signs, group = self._codes[columns], self._group[columns]
         return signs.numpy(), self._mean.numpy(), self._scale.numpy(), group.numpy()
 
     def strips(self) -> StripRounder:
@@ -120,10 +90,9 @@ class XnorEncoder:
         return lambda strip: round_salient(strip.arrays(), self.arrays(strip.columns), none, uniform, 0.0)
 
     def finish(self, compensated: Tensor) -> XnorFormat:
-        inverse = torch.argsort(self._order)
         return XnorFormat(
-            signs=self._signs.to(torch.int8)[inverse].T.contiguous(),
+            signs=self._stored(torch.int8),
             mean=self._mean.T.contiguous(),
             scale=self._scale.T.contiguous(),
-            group=self._group[inverse],
+            group=self._group[torch.argsort(self._order)],
         )

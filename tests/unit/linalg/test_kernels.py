@@ -10,14 +10,13 @@ from helpers.layers import layer
 from q2n.linalg import kernels
 from q2n.quantization.formats.activation import ActivationQuantizer
 from q2n.quantization.formats.awq import AwqSpec
-from q2n.quantization.formats.centred import CentredSpec
 from q2n.quantization.formats.kept import KeptColumnsSpec
 from q2n.quantization.formats.kmeans import cluster_rows
 from q2n.quantization.formats.lut import LutSpec
 from q2n.quantization.formats.masked import SalientSpec
 from q2n.quantization.formats.mse2d import Mse2dSpec
 from q2n.quantization.formats.per_tensor import PerTensorSpec
-from q2n.quantization.formats.uniform import UniformSpec, column_errors
+from q2n.quantization.formats.uniform import CentredSpec, UniformSpec, column_errors
 from q2n.quantization.formats.xnor import XnorSpec
 from q2n.quantization.solvers.ldlq import solve_ldlq
 from q2n.quantization.solvers.obs import solve_obs

@@ -14,13 +14,12 @@ from q2n.baselines.rtn import RTN
 from q2n.exceptions import ConfigurationError, UnsupportedError
 from q2n.options import construct
 from q2n.quantization.formats.awq import AwqSpec
-from q2n.quantization.formats.centred import CentredSpec
 from q2n.quantization.formats.kept import KeptColumnsSpec
 from q2n.quantization.formats.lut import LutSpec
 from q2n.quantization.formats.masked import SalientSpec
 from q2n.quantization.formats.mse2d import Mse2dSpec
 from q2n.quantization.formats.per_tensor import PerTensorSpec
-from q2n.quantization.formats.uniform import UniformSpec
+from q2n.quantization.formats.uniform import CentredSpec, UniformSpec
 from q2n.quantization.formats.xnor import XnorSpec
 from q2n.quantization.solvers.ldlq import solve_ldlq
 from q2n.quantization.solvers.obs import solve_obs
