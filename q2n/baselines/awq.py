@@ -42,7 +42,7 @@ class AWQ(LayerwiseBaseline):
     def prepare_block(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
         from q2n.quantization.formats.awq import AwqSpec
         from q2n.quantization.transforms.awq_scales import fold_scales, search_scales
-        from q2n.quantization.transforms.block_inputs import group_inputs, spread_sequences
+        from q2n.quantization.transforms.scaling import group_inputs, spread_sequences
 
         read = group_inputs(block, spread_sequences(inputs, self.search_tokens))
         grid = AwqSpec(self.bits, self.group_size)

@@ -134,8 +134,7 @@ class QuaRot(LayerwiseBaseline):
         return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule], order)
 
     def finish(self, adapter: ModelAdapter) -> None:
-        from q2n.quantization.transforms.kv_cache import QuantizedCache, quantize_cache
-        from q2n.quantization.transforms.online import quantize_inputs
+        from q2n.quantization.transforms.online import QuantizedCache, quantize_cache, quantize_inputs
 
         inputs = _quantizer(self.a_bits, self.a_sym, self.a_clip_ratio, self.a_group_size)
         if inputs is not None:

@@ -60,8 +60,7 @@ class SmoothQuant(LayerwiseBaseline):
         """
         from q2n.linalg.dense import require_finite
         from q2n.models.shapes import GATE_UP, QKV
-        from q2n.quantization.transforms.block_inputs import largest_inputs
-        from q2n.quantization.transforms.scaling import migrate
+        from q2n.quantization.transforms.scaling import largest_inputs, migrate
 
         for group, largest in largest_inputs(block, inputs, (QKV, GATE_UP)).items():
             norm, linears = block.norm_before(group), [block.linear(name) for name in group.linears]

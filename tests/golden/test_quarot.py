@@ -9,8 +9,7 @@ from golden.golden_data import Golden, check_row_scales, relative
 from q2n.baselines.quarot import QuaRot
 from q2n.corrections.released import ReleasedScale
 from q2n.quantization.formats.activation import ActivationQuantizer
-from q2n.quantization.transforms.hadamard import hadamard_transform
-from q2n.quantization.transforms.hadamard_matrices import hadamard_matrix
+from q2n.quantization.transforms.hadamard import hadamard_matrix, hadamard_transform
 from q2n.quantization.transforms.hadamard_orders import hadamard_order
 from q2n.quantization.transforms.online import OnlineHadamard
 from q2n.quantization.transforms.rotation import DenseOrthogonal, RandomHadamard

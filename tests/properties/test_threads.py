@@ -49,7 +49,7 @@ DECOMPOSITIONS = {
     "cholesky": inverted,
     "singular vectors": lambda size: singular_spectrum(definite(size)).vectors,
     "rotation": lambda size: rotation.random_rotation(size, "orthogonal", 0).matrix,
-    "kronecker": lambda size: kronecker.random_rotation(size, torch.Generator().manual_seed(0)),
+    "kronecker": lambda size: kronecker.special_orthogonal(size, torch.Generator().manual_seed(0)),
 }
 
 

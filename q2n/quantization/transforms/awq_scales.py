@@ -107,7 +107,14 @@ def _output_error(
     v, of the MLP for gate and up, of the layer itself for the others."""
     if len(group.linears) == 1:
         return _linear_error(block.linear(group.linears[0]), inputs)
-    forward = _attention(block) if group is QKV else _mlp(block)
+
+    def forward(batch: Tensor, weights: Weights) -> Tensor:
+        own = {f"{name.partition('.')[2]}.weight": weight.to(batch.dtype) for name, weight in weights.items()}
+        if group is QKV:
+            return block.attend(batch, own)
+        output: Tensor = functional_call(block.mlp, own, (batch,))
+        return output
+
     original = [forward(batch, {}).float() for batch in inputs]
     count = sum(output.numel() for output in original)
 
@@ -156,19 +163,3 @@ def _quadratic(rows: Tensor, gram: Tensor) -> float:
         product[:, :start] *= 2  # for the blocks beyond the diagonal
         total += float((product * rows[:, : start + TRIANGLE]).sum(dtype=torch.float64))
     return total
-
-
-def _attention(block: DecoderBlock) -> Callable[[Tensor, Weights], Tensor]:
-    return lambda batch, weights: block.attend(batch, _parameters(weights, "self_attn.", batch.dtype))
-
-
-def _mlp(block: DecoderBlock) -> Callable[[Tensor, Weights], Tensor]:
-    def forward(batch: Tensor, weights: Weights) -> Tensor:
-        output: Tensor = functional_call(block.mlp, _parameters(weights, "mlp.", batch.dtype), (batch,))
-        return output
-
-    return forward
-
-
-def _parameters(weights: Weights, prefix: str, dtype: torch.dtype) -> Weights:
-    return {f"{name.removeprefix(prefix)}.weight": weight.to(dtype) for name, weight in weights.items()}

@@ -43,7 +43,7 @@ def require_hadamard(width: int, what: str, advice: str = "") -> int:
 
 
 def is_known(order: int) -> bool:
-    """Whether :func:`q2n.quantization.transforms.hadamard_matrices.hadamard_matrix` has this order."""
+    """Whether :func:`q2n.quantization.transforms.hadamard.hadamard_matrix` has this order."""
     if order in TABULATED:
         return True
     half = order // 2

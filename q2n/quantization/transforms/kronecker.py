@@ -55,8 +55,8 @@ def random_kronecker(size: int, generator: torch.Generator) -> KroneckerOrthogon
     """Haar-distributed factors and uniform permutations, drawn on the CPU from ``generator``."""
     p, q = factor_sizes(size)
     return KroneckerOrthogonal(
-        first=random_rotation(p, generator),
-        second=random_rotation(q, generator),
+        first=special_orthogonal(p, generator),
+        second=special_orthogonal(q, generator),
         entry=torch.randperm(size, generator=generator),
         leave=torch.randperm(size, generator=generator),
     )
@@ -79,16 +79,22 @@ def factor_sizes(size: int) -> tuple[int, int]:
     return math.prod(primes[0::2]), math.prod(primes[1::2])
 
 
-def random_rotation(size: int, generator: torch.Generator) -> Tensor:
-    """Haar-distributed rotation of ``SO(size)``, float64.
+def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
+    """Haar-distributed matrix of ``O(size)``, float64.
 
-    The QR decomposition of a Gaussian matrix with a positive diagonal of ``R`` is Haar on ``O(size)``;
-    turning one column of those with determinant -1 keeps it Haar on ``SO(size)``.
+    The QR decomposition of a Gaussian matrix with a positive diagonal of ``R`` is Haar on ``O(size)``.
     """
     gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
     with steady(size):
         factor, triangle = torch.linalg.qr(gaussian)
-    rotation: Tensor = factor * triangle.diagonal().sign()
+    orthogonal: Tensor = factor * triangle.diagonal().sign()
+    return orthogonal
+
+
+def special_orthogonal(size: int, generator: torch.Generator) -> Tensor:
+    """Haar-distributed rotation of ``SO(size)``, float64: turning one column of the matrices of ``O(size)``
+    with determinant -1 keeps them Haar."""
+    rotation = random_orthogonal(size, generator)
     if float(torch.linalg.det(rotation)) < 0:
         rotation[:, 0] = -rotation[:, 0]
     return rotation

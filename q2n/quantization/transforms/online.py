@@ -1,20 +1,32 @@
-"""What a rewritten model still does to activations while it runs: Hadamard transforms and rounding."""
+"""What a rewritten model still does to activations while it runs: Hadamard transforms and rounding.
+
+Keys and values are rounded as a low-bit cache would hold them (QuaRot, arXiv 2404.00456, section 4). Those of
+a token are rounded by themselves, head by head, so rounding them whenever attention reads them gives what
+rounding them once, as they enter a cache, would give. Keys are rotated after the rotary embedding, and
+queries with them, which leaves their products unchanged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
+from q2n.models.attention import attention_forward
 from q2n.quantization.transforms.hadamard import hadamard_transform
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from q2n.models.adapter import ModelAdapter
     from q2n.quantization.formats.activation import ActivationQuantizer
+
+QUANTIZED_ATTENTION = "q2n_quantized_kv"
+"""Name under which the attention is registered with transformers."""
+
+CACHE_ATTRIBUTE = "q2n_kv_cache"
 
 
 @dataclass(frozen=True)
@@ -66,3 +78,32 @@ def quantize_inputs(adapter: ModelAdapter, quantizer: ActivationQuantizer) -> No
                 module = OnlineLinear(block.linear(name))
                 block.replace(name, module)
             module.input_quantizer = quantizer
+
+
+@dataclass(frozen=True)
+class QuantizedCache:
+    """Quantizers of keys and values ``(B, heads, T, head_dim)``; None leaves them as they are."""
+
+    keys: ActivationQuantizer | None
+    values: ActivationQuantizer | None
+
+
+def quantize_cache(adapter: ModelAdapter, cache: QuantizedCache) -> None:
+    """From now on every attention layer of the model reads quantized keys and values."""
+    AttentionInterface.register(QUANTIZED_ATTENTION, _attend_quantized)
+    AttentionMaskInterface.register(QUANTIZED_ATTENTION, sdpa_mask)
+    for block in adapter.blocks:
+        setattr(block.attention, CACHE_ATTRIBUTE, cache)
+    cast(Any, adapter.model).set_attn_implementation(QUANTIZED_ATTENTION)
+
+
+def _attend_quantized(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any
+) -> tuple[Tensor, None]:
+    cache: QuantizedCache = getattr(module, CACHE_ATTRIBUTE)
+    if cache.keys is not None:
+        rotate = OnlineHadamard(key.shape[-1])
+        query, key = rotate(query), cache.keys(rotate(key))
+    if cache.values is not None:
+        value = cache.values(value)
+    return attention_forward(module, query, key, value, *arguments, **options)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from q2n.linalg.kernels.threads import steady
 from q2n.quantization.transforms.hadamard import hadamard_transform
+from q2n.quantization.transforms.kronecker import random_orthogonal
 from q2n.quantization.transforms.online import OnlineHadamard, OnlineLinear
 
 if TYPE_CHECKING:
@@ -59,10 +59,7 @@ def random_rotation(width: int, kind: str, seed: int) -> RowMap:
     generator = torch.Generator().manual_seed(seed)
     if kind == "hadamard":
         return RandomHadamard(torch.randint(0, 2, (width,), generator=generator).double() * 2 - 1)
-    gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
-    with steady(width):
-        orthogonal, upper = torch.linalg.qr(gaussian)
-    return DenseOrthogonal(orthogonal * upper.diagonal().sign())
+    return DenseOrthogonal(random_orthogonal(width, generator))
 
 
 def rotate_model(

@@ -1,31 +1,78 @@
 """Moving a scale of channels from activations into weights, without changing what a block computes.
 
 ``x -> x / s`` is done by whatever produces ``x`` (a norm's gain, the rows of a linear layer) and undone by
-the columns of the layers that read it. Factors are float32 or wider, so that the product is, too, before it
-is rounded to the model's dtype.
+the columns of the layers that read it. The scale follows from those layers' inputs, which are looked at
+before the block is quantized.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
-
-def scale_output(module: nn.Module, factor: Tensor) -> None:
-    """Output channels of a norm (gain) or of a linear layer (rows and bias) times ``factor`` ``(C,)``."""
-    for parameter in module.parameters(recurse=False):
-        shape = (-1, *[1] * (parameter.ndim - 1))
-        parameter.data.copy_(parameter * factor.view(shape))
-
-
-def scale_input(linears: Iterable[nn.Linear], factor: Tensor) -> None:
-    """Columns of the layers times ``factor`` ``(C,)``."""
-    for linear in linears:
-        linear.weight.data.copy_(linear.weight * factor)
+if TYPE_CHECKING:
+    from q2n.models.block import DecoderBlock
+    from q2n.models.shapes import LinearGroup
 
 
 def migrate(previous: nn.Module, linears: Iterable[nn.Linear], scale: Tensor) -> None:
-    """Divide the activations between ``previous`` and ``linears`` by ``scale`` ``(C,)``, all positive."""
-    scale_output(previous, 1 / scale)
-    scale_input(linears, scale)
+    """Divide the activations between ``previous`` (a norm or a linear layer) and ``linears`` by ``scale``.
+
+    ``scale`` ``(C,)`` is positive, and float32 or wider, so that the product is, too, before it is rounded to
+    the model's dtype.
+    """
+    inverse = 1 / scale
+    for parameter in previous.parameters(recurse=False):  # a gain, or rows and bias
+        shape = (-1, *[1] * (parameter.ndim - 1))
+        parameter.data.copy_(parameter * inverse.view(shape))
+    for linear in linears:
+        linear.weight.data.copy_(linear.weight * scale)
+
+
+def spread_sequences(batches: Sequence[Tensor], tokens: int | None) -> list[Tensor]:
+    """Evenly spaced sequences of micro-batches ``(B, T, D)``, as many as ``tokens`` allow but at least one,
+    in micro-batches as large as before; all of them with None."""
+    if tokens is None:
+        return list(batches)
+    total = sum(len(batch) for batch in batches)
+    count = min(total, max(1, tokens // batches[0].shape[1]))
+    chosen = {index * total // count for index in range(count)}
+    kept: list[Tensor] = []
+    first = 0
+    for batch in batches:
+        rows = [index - first for index in sorted(chosen) if first <= index < first + len(batch)]
+        first += len(batch)
+        if rows:
+            kept.append(batch[rows])
+    together = torch.cat(kept)
+    return list(together.split(max(len(batch) for batch in batches)))
+
+
+def group_inputs(block: DecoderBlock, batches: Sequence[Tensor]) -> dict[LinearGroup, list[Tensor]]:
+    """What every group of linears reads when the block, as it is, is given ``batches`` ``(B, T, D)``."""
+    found: dict[LinearGroup, list[Tensor]] = {group: [] for group in block.groups}
+    for batch in batches:
+        for group, inputs in block.staged_forward(batch):
+            found[group].append(inputs)
+    return found
+
+
+def largest_inputs(
+    block: DecoderBlock, batches: Sequence[Tensor], wanted: Sequence[LinearGroup]
+) -> dict[LinearGroup, Tensor]:
+    """Largest magnitude of every channel, ``(C,)`` float32, that the groups ``wanted`` read; no forward goes
+    further than the last of them."""
+    found: dict[LinearGroup, Tensor] = {}
+    for batch in batches:
+        forward = block.staged_forward(batch)
+        for group, inputs in forward:
+            if group in wanted:
+                largest = inputs.float().abs().amax(dim=(0, 1))
+                found[group] = largest.maximum(found[group]) if group in found else largest
+            if group == wanted[-1]:
+                forward.close()
+                break
+    return found

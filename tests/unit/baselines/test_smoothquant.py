@@ -8,8 +8,8 @@ from helpers.tiny_models import FAMILIES, SHAPES, TOKENS, difference, logits, qu
 from q2n.baselines.smoothquant import SmoothQuant
 from q2n.models.shapes import GATE_UP, QKV
 from q2n.quantization.formats.activation import ActivationQuantizer
-from q2n.quantization.transforms.block_inputs import largest_inputs
 from q2n.quantization.transforms.online import quantize_inputs
+from q2n.quantization.transforms.scaling import largest_inputs
 
 NORMS = {QKV: "input_layernorm", GATE_UP: "post_attention_layernorm"}
 

@@ -7,9 +7,8 @@ from helpers.tiny_models import FAMILIES, SHAPES, TOKENS, difference, logits, qu
 from q2n.baselines.quarot import QuaRot
 from q2n.baselines.smoothquant import SmoothQuant
 from q2n.quantization.formats.activation import ActivationQuantizer
-from q2n.quantization.transforms.hadamard_matrices import hadamard_matrix
-from q2n.quantization.transforms.kv_cache import QuantizedCache, quantize_cache
-from q2n.quantization.transforms.online import OnlineLinear, quantize_inputs
+from q2n.quantization.transforms.hadamard import hadamard_matrix
+from q2n.quantization.transforms.online import OnlineLinear, QuantizedCache, quantize_cache, quantize_inputs
 
 
 def weights(adapter):

@@ -13,7 +13,7 @@ from q2n.models.shapes import DOWN, GATE_UP, O_PROJ, QKV
 from q2n.quantization.formats.awq import AwqSpec, clip_limits
 from q2n.quantization.transforms import awq_scales
 from q2n.quantization.transforms.awq_scales import channel_scale, fold_scales, mean_magnitude, search_scales
-from q2n.quantization.transforms.block_inputs import group_inputs, spread_sequences
+from q2n.quantization.transforms.scaling import group_inputs, spread_sequences
 
 GRID = AwqSpec(bits=3, group_size=24)
 INSPECTED = {QKV: "self_attn", O_PROJ: "self_attn.o_proj", GATE_UP: "mlp", DOWN: "mlp.down_proj"}

@@ -8,7 +8,7 @@ from q2n.baselines.quip import QuIP
 from q2n.corrections.none import NoCorrection
 from q2n.options import construct
 from q2n.quantization.transforms.incoherence import draw_incoherence
-from q2n.quantization.transforms.kronecker import factor_sizes, random_kronecker, random_rotation
+from q2n.quantization.transforms.kronecker import factor_sizes, random_kronecker, special_orthogonal
 from q2n.types import Statistic
 
 SIZES = {4096: (64, 64), 8192: (128, 64), 14336: (64, 224), 28672: (448, 64), 11008: (688, 16), 97: (97, 1)}
@@ -33,7 +33,7 @@ def test_kronecker_rotations_are_orthogonal_products(size):
 def test_rotations_are_uniform():
     """Haar on SO(3): entries have mean 0 and variance 1/3, the trace has mean 0 and variance 1."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([random_rotation(3, generator) for _ in range(2000)])
+    drawn = torch.stack([special_orthogonal(3, generator) for _ in range(2000)])
     assert torch.allclose(torch.linalg.det(drawn), torch.ones(2000, dtype=torch.float64))
     assert drawn.mean(dim=0).abs().max() < 0.06
     assert (drawn.var(dim=0) - 1 / 3).abs().max() < 0.04

@@ -9,8 +9,7 @@ from helpers.tiny_models import SHAPES, TOKENS, difference, logits, tiny
 from q2n.baselines.quarot import QuaRot
 from q2n.exceptions import UnsupportedError
 from q2n.models.adapter import adapt
-from q2n.quantization.transforms.hadamard import hadamard_transform
-from q2n.quantization.transforms.hadamard_matrices import hadamard_matrix
+from q2n.quantization.transforms.hadamard import hadamard_matrix, hadamard_transform
 from q2n.quantization.transforms.hadamard_orders import TABULATED, hadamard_order, is_known, require_hadamard
 from q2n.quantization.transforms.online import OnlineHadamard, OnlineLinear
 from q2n.quantization.transforms.rotation import random_rotation, rotate_model
