@@ -28,9 +28,7 @@ class ActivationQuantizer:
         """Tokens ``(..., C)`` as the nearest values of their grids; ``C`` a multiple of ``group_size``."""
         if self.symmetric and (usable(rows) or usable_halves(rows)):
             return self._compiled(rows)
-        groups = self._runs(rows.float())
-        scale, zero = self._fit(groups)
-        codes = self._codes(groups, scale, zero)
+        codes, scale, zero = self._encode(rows)
         values = (codes if self.symmetric else codes.sub_(zero)).mul_(scale)
         return values.reshape(rows.shape).to(rows.dtype)
 
@@ -48,9 +46,8 @@ class ActivationQuantizer:
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes ``(..., C)`` and scales and zeros ``(..., C / group_size)``, all float32."""
-        groups = self._runs(rows.float())
-        scale, zero = self._fit(groups)
-        return self._codes(groups, scale, zero).reshape(rows.shape), scale.squeeze(-1), zero.squeeze(-1)
+        codes, scale, zero = self._encode(rows)
+        return codes.reshape(rows.shape), scale.squeeze(-1), zero.squeeze(-1)
 
     def _runs(self, rows: Tensor) -> Tensor:
         """The channels ``(..., G, group_size)`` that share a grid.
@@ -87,9 +84,11 @@ class ActivationQuantizer:
         scale = (high - low) / levels
         return scale, torch.round(-low / scale)
 
-    def _codes(self, groups: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    def _encode(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        groups = self._runs(rows.float())
+        scale, zero = self._fit(groups)
         lowest = -(1 << (self.bits - 1)) if self.symmetric else 0
         codes = torch.div(groups, scale).round_()
         if not self.symmetric:
             codes.add_(zero)
-        return codes.clamp_(lowest, lowest + (1 << self.bits) - 1)
+        return codes.clamp_(lowest, lowest + (1 << self.bits) - 1), scale, zero

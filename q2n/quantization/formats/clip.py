@@ -68,16 +68,26 @@ def _search_compiled(
     parameters: Parameters, weight: Tensor, low: Tensor, high: Tensor, levels: int
 ) -> tuple[Tensor, Tensor]:
     from q2n.linalg.kernels.search import best_shrinkage
-    from q2n.linalg.kernels.threads import over_rows
 
     factors = torch.tensor([1 - step / CLIP_RANGE for step in range(CLIP_STEPS)])[:, None]
     scales, zeros = (trials.contiguous() for trials in parameters(factors * low, factors * high))
     multiples = np.arange(CLIP_RANGE, CLIP_RANGE - CLIP_STEPS, -1)
-    below = minorants(multiples, levels, weight.shape[1])
-    best = torch.zeros(len(weight), dtype=torch.int64)
-    arrays = (weight.contiguous().numpy(), scales.numpy(), zeros.numpy())
-    over_rows(best_shrinkage, len(weight), *arrays, levels, multiples, below, MARGIN, best.numpy())
+    best = best_by_kernel(best_shrinkage, [weight, scales, zeros], levels, multiples)
     return scales.gather(0, best[None])[0], zeros.gather(0, best[None])[0]
+
+
+def best_by_kernel(
+    kernel: Callable[..., None], tensors: Sequence[Tensor], levels: int, multiples: Places
+) -> Tensor:
+    """Each row's candidate, ``(R,)`` int64, that a kernel of :mod:`q2n.linalg.kernels.search` finds best; the
+    first of ``tensors`` is the weight ``(R, g)``."""
+    from q2n.linalg.kernels.threads import over_rows
+
+    rows, columns = tensors[0].shape
+    best, below = torch.zeros(rows, dtype=torch.int64), minorants(multiples, levels, columns)
+    arrays = [tensor.contiguous().numpy() for tensor in tensors]
+    over_rows(kernel, rows, *arrays, levels, multiples, below, MARGIN, best.numpy())
+    return best
 
 
 def _search_rows(

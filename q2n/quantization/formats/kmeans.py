@@ -9,7 +9,6 @@ which LeanQuant calls row by row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -54,13 +53,8 @@ def _cluster(values: Tensor, weights: Tensor, clusters: int, seed: int) -> Tenso
         size = max(1, START_ENTRIES // values.shape[1])
         starts = [_plus_plus(part.double(), weights, clusters, seed) for part in values.split(size)]
         centres = torch.cat(starts).sort(dim=1).values
-    if usable(values):
-        return _compiled(values, weights, centres)
-    return _Lloyd(values, weights).run(centres)
-
-
-def _compiled(values: Tensor, weights: Tensor, centres: Tensor) -> Tensor:
-    """:meth:`_Lloyd.run` by a kernel."""
+    if not usable(values):
+        return _Lloyd(values, weights).run(centres)
     from q2n.linalg.kernels.kmeans import lloyd_rows
     from q2n.linalg.kernels.threads import over_rows
 
@@ -143,24 +137,25 @@ def _running(values: Tensor) -> Tensor:
 
 def _plus_plus(values: Tensor, weights: Tensor, clusters: int, seed: int) -> Tensor:
     """Greedy k-means++ (``2 + log k`` candidates a centre), the same draws for every row."""
-    draw = _uniform(seed)
+    generator = np.random.RandomState(seed)  # the one scikit-learn uses
+
+    def draw(count: int) -> Tensor:
+        return torch.from_numpy(generator.uniform(size=count)).to(values)
+
     rows = torch.arange(len(values), device=values.device)
     share = (weights / weights.sum()).cumsum(dim=0)
-    first = torch.searchsorted(share / share[-1], draw(1).to(values), right=True)
+    first = torch.searchsorted(share / share[-1], draw(1), right=True)
     first = first.clamp_(max=values.shape[1] - 1)
     chosen = values[:, first].clone()
     nearest = _squared(values - chosen)
     candidates = 2 + int(math.log(clusters))
     for _ in range(1, clusters):
         potential = (nearest * weights).cumsum(dim=1)
-        wanted = draw(candidates).to(values) * potential[:, -1:]
+        wanted = draw(candidates) * potential[:, -1:]
         picks = torch.searchsorted(potential, wanted).clamp_(max=values.shape[1] - 1)
         trials = values.gather(1, picks)
         costs = torch.stack(
-            [
-                torch.minimum(nearest, _squared(values - trial[:, None])) @ weights
-                for trial in trials.unbind(1)
-            ]
+            [torch.minimum(nearest, _squared(values - trial)) @ weights for trial in trials.split(1, dim=1)]
         )
         best = trials[rows, costs.argmin(dim=0)][:, None]
         nearest = torch.minimum(nearest, _squared(values - best))
@@ -170,9 +165,3 @@ def _plus_plus(values: Tensor, weights: Tensor, clusters: int, seed: int) -> Ten
 
 def _squared(difference: Tensor) -> Tensor:
     return difference.mul_(difference)
-
-
-def _uniform(seed: int) -> Callable[[int], Tensor]:
-    """Uniform numbers from the generator scikit-learn uses (NumPy's legacy Mersenne Twister)."""
-    generator = np.random.RandomState(seed)
-    return lambda count: torch.from_numpy(generator.uniform(size=count))

@@ -80,10 +80,8 @@ class SalientSpec:
         if self.saliency == "hessian":
             weight = weight.div_(view.factor_diagonal[:, None]).square_()
         size = len(weight) if self.low.group_size == -1 else self.low.group_size
-        return torch.cat([part <= self._threshold(part) for part in weight.split(size)]).T
-
-    def _threshold(self, saliency: Tensor) -> Tensor:
-        return kth_smallest(saliency, int(saliency.numel() * self.low_fraction))
+        groups = weight.split(size)
+        return torch.cat([it <= kth_smallest(it, int(it.numel() * self.low_fraction)) for it in groups]).T
 
     def encoder(self, view: SolverView) -> SalientEncoder:
         return SalientEncoder(self, view)

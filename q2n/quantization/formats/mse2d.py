@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from q2n.exceptions import UnsupportedError
 from q2n.linalg.kernels import usable
-from q2n.quantization.formats.clip import CLIP_NORM, MARGIN, minorants
+from q2n.quantization.formats.clip import CLIP_NORM, MARGIN, best_by_kernel, minorants
 from q2n.quantization.formats.uniform import UniformSpec
 
 STEPS_MAIN = 100
@@ -38,7 +37,11 @@ class Mse2dSpec(UniformSpec):
             raise UnsupportedError("the search for step and zero point has no symmetric variant")
         unit = (high - low) / (self.steps * self.levels)
         if usable(weight, unit):
-            return _compiled(weight, unit, self.levels, self.steps)
+            from q2n.linalg.kernels.search import best_step_and_zero
+
+            multiples = np.arange(1, self.steps + 1)
+            best = best_by_kernel(best_step_and_zero, [weight, unit], self.levels, multiples)
+            return _parameters(best, unit, self.levels)
         chunk = max(1, CHUNK_ENTRIES // max(weight.shape[1], 6 * self.steps * self.levels))
         parts = zip(weight.split(chunk), unit.split(chunk), strict=True)
         found = [_search(part.contiguous(), units, self.levels, self.steps) for part, units in parts]
@@ -54,27 +57,12 @@ def _search(weight: Tensor, unit: Tensor, levels: int, steps: int) -> tuple[Tens
     first = bound.argmin(dim=1)
     seen = _errors(weight, unit, first, levels)
     rows, candidates = torch.nonzero(bound <= seen[:, None] * (1 + MARGIN), as_tuple=True)
-    errors = torch.cat(
-        [
-            _errors(weight[some], unit[some], tried, levels)
-            for some, tried in zip(_portions(rows, weight), _portions(candidates, weight), strict=True)
-        ]
-    )
+    size = max(1, CHUNK_ENTRIES // weight.shape[1])
+    portions = zip(rows.split(size), candidates.split(size), strict=True)
+    errors = torch.cat([_errors(weight[some], unit[some], tried, levels) for some, tried in portions])
     least = torch.full_like(seen, torch.inf).scatter_reduce_(0, rows, errors, "amin")
     winners = torch.where(errors == least[rows], candidates, bound.shape[1])
     best = torch.full_like(first, bound.shape[1]).scatter_reduce_(0, rows, winners, "amin")
-    return _parameters(best, unit, levels)
-
-
-def _compiled(weight: Tensor, unit: Tensor, levels: int, steps: int) -> tuple[Tensor, Tensor]:
-    """:func:`_search` of all rows, by a kernel."""
-    from q2n.linalg.kernels.search import best_step_and_zero
-    from q2n.linalg.kernels.threads import over_rows
-
-    best, multiples = torch.empty(len(weight), dtype=torch.int64), np.arange(1, steps + 1)
-    below = minorants(multiples, levels, weight.shape[1])
-    arrays = (weight.contiguous().numpy(), unit.contiguous().numpy())
-    over_rows(best_step_and_zero, len(weight), *arrays, levels, multiples, below, MARGIN, best.numpy())
     return _parameters(best, unit, levels)
 
 
@@ -82,10 +70,6 @@ def _parameters(candidate: Tensor, unit: Tensor, levels: int) -> tuple[Tensor, T
     """Scale and zero of a candidate's number."""
     step = (candidate // (levels + 1) + 1).to(unit)
     return (unit * step).clamp_(min=MIN_SCALE), (candidate % (levels + 1)).to(unit)
-
-
-def _portions(values: Tensor, weight: Tensor) -> Sequence[Tensor]:
-    return torch.split(values, max(1, CHUNK_ENTRIES // weight.shape[1]))
 
 
 def _errors(weight: Tensor, unit: Tensor, candidate: Tensor, levels: int) -> Tensor:
@@ -109,9 +93,8 @@ def _lower_bounds(weight: Tensor, unit: Tensor, levels: int, steps: int) -> Tens
     # Extremes may lie a rounding outside, where distances from the outermost level would come out negative.
     units = (weight.double() / unit.double()[:, None]).clamp_(-reach, reach).nan_to_num_(nan=0)
     below = _cumulated_powers(units, reach)
-    polynomials = torch.from_numpy(minorants(np.arange(1, steps + 1), levels, weight.shape[1])).to(
-        units.device
-    )
+    coefficients = minorants(np.arange(1, steps + 1), levels, weight.shape[1])
+    polynomials = torch.from_numpy(coefficients).to(units.device)
     inside, beyond, slack = polynomials[:, :3], polynomials[:, 3:6], polynomials[:, 6]
     step = torch.arange(1, steps + 1, device=weight.device)[:, None]
     level = torch.arange(-levels, levels + 1, device=weight.device)

@@ -56,7 +56,10 @@ class ChannelScale:
 
 def search_scales(block: DecoderBlock, inputs: Inputs, grid: AwqSpec, steps: int) -> list[ChannelScale]:
     """The best scale of every group that has one, each found with the rest of the block as it is."""
-    groups = [group for group in PREVIOUS if group is not O_PROJ or _heads_are_own(block)]
+    value, output = block.linear("self_attn.v_proj"), block.linear("self_attn.o_proj")
+    # With grouped queries a value row feeds several columns of the output projection: no common scale.
+    heads_are_own = value.weight.shape == output.weight.shape
+    groups = [group for group in PREVIOUS if group is not O_PROJ or heads_are_own]
     return [_search(block, group, inputs[group], grid, steps) for group in groups]
 
 
@@ -71,12 +74,6 @@ def channel_scale(magnitude: Tensor, ratio: float) -> Tensor:
     """``a^r``, divided by the geometric mean of its extremes; ``(C,)``."""
     scale = magnitude.pow(ratio).clamp(min=MIN_SCALE)
     return scale / (scale.max() * scale.min()).sqrt()
-
-
-def _heads_are_own(block: DecoderBlock) -> bool:
-    """With grouped queries a value row feeds several columns of the output projection: no common scale."""
-    value, output = block.linear("self_attn.v_proj"), block.linear("self_attn.o_proj")
-    return value.weight.shape == output.weight.shape
 
 
 def mean_magnitude(inputs: Sequence[Tensor]) -> Tensor:
