@@ -107,13 +107,13 @@ def calls() -> Iterator[tuple[Any, Arguments]]:
             scales = units * multiples[:, None].astype(np.float32)
             yield (
                 search.best_shrinkage,
-                [weight, scales, zeros[: len(multiples)], LEVELS, multiples, bound, 1e-4, best, 0, rows],
+                [weight, scales, zeros[: len(multiples)], LEVELS, (multiples, bound, 1e-4), best, 0, rows],
             )
         for multiples in (np.arange(1, 41), np.arange(1, 3)):
             bound = minorants(multiples, LEVELS, width)
             yield (
                 search.best_step_and_zero,
-                [weight, units, LEVELS, multiples, bound, 1e-4, best, 0, rows],
+                [weight, units, LEVELS, (multiples, bound, 1e-4), best, 0, rows],
             )
         for clusters in (4, 16):
             centres = np.sort(NORMAL(size=(rows, clusters)), axis=1)

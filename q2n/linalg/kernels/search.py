@@ -6,6 +6,10 @@ import numpy as np
 
 from q2n.linalg.kernels import Doubles, FloatBits, Floats, Places, jit, jit_fused, jit_summed
 
+Steps = tuple[Places, Doubles, float]
+"""The steps tried, as multiples ``(S,)`` of a unit; minorants ``(S, 7)`` of a weight's error, as
+:mod:`q2n.quantization.formats.clip` defines them; and the share by which a bound is mistrusted."""
+
 MAGNITUDE = 0x7FFFFFFF
 """The bits of a float without its sign: larger numbers have larger bits."""
 
@@ -32,9 +36,7 @@ def best_shrinkage(
     scales: Floats,
     zeros: Floats,
     levels: int,
-    multiples: Places,
-    minorants: Doubles,
-    margin: float,
+    steps: Steps,
     best: Places,
     first: int,
     last: int,
@@ -42,10 +44,10 @@ def best_shrinkage(
     """For rows ``first .. last-1`` of ``weight`` ``(R, C)`` which of the candidates ``scales``, ``zeros``
     ``(S, R)`` is best, the first of equals, into ``best`` ``(R,)``.
 
-    The scales of a row are in proportion to ``multiples`` ``(S,)``; ``minorants`` are those of
-    :mod:`q2n.quantization.formats.clip`. A candidate whose bound is above the least error so far is not
-    evaluated. Of short rows and many levels all are: bounds would take longer.
+    The scales of a row are in proportion to the multiples of ``steps``. A candidate whose bound is above the
+    least error so far is not evaluated. Of short rows and many levels all are: bounds would take longer.
     """
+    multiples, minorants, margin = steps
     reach = levels * multiples.max()
     bounded = weight.shape[1] * len(scales) > WORTHWHILE * (4 * reach + 1)
     below = np.empty((4 * reach + 1 if bounded else 0, 4, LANES))
@@ -93,15 +95,7 @@ def _code(value: np.float32, levels: int) -> int:
 
 @jit
 def best_step_and_zero(
-    weight: Floats,
-    unit: Floats,
-    levels: int,
-    multiples: Places,
-    minorants: Doubles,
-    margin: float,
-    best: Places,
-    first: int,
-    last: int,
+    weight: Floats, unit: Floats, levels: int, steps: Steps, best: Places, first: int, last: int
 ) -> None:
     """For rows ``first .. last-1`` of ``weight`` ``(R, C)`` the number ``s (levels + 1) + zero`` of the step
     ``multiples[s] unit`` and zero point that are best, the first of equals, into ``best`` ``(R,)``.
@@ -109,6 +103,7 @@ def best_step_and_zero(
     Bounds and choice are those of :mod:`q2n.quantization.formats.mse2d`; here a candidate whose bound is
     above the least error so far is not evaluated.
     """
+    multiples, minorants, margin = steps
     reach = levels * multiples.max()
     below, bounds = np.empty((4 * reach + 1, 4, LANES)), np.empty((len(multiples), levels + 1, LANES))
     limits, ends = np.empty(LANES), np.empty((len(multiples), 2), np.int64)
@@ -221,10 +216,10 @@ def _bounds(
             low, high = most - zero, most - zero + levels
             v = float(-zero * i)
             place = max(centre - (2 * zero + 1) * i, 0)
-            _tail(below[place], p + q * v + t * v * v, -q - 2 * t * v, t, left[low])
+            _sum_between(below[0], below[place], p + q * v + t * v * v, -q - 2 * t * v, t, left[low])
             v = float((levels - zero) * i)
             place = min(centre + (2 * (levels - zero) + 1) * i, top)
-            _rest(below[top], below[place], p - q * v + t * v * v, q - 2 * t * v, t, right[high])
+            _sum_between(below[place], below[top], p - q * v + t * v * v, q - 2 * t * v, t, right[high])
             if _any_within(left[low], right[high], slack, limit):
                 first, last = min(first, zero), zero
         ends[s, 0], ends[s, 1] = first, last
@@ -269,16 +264,10 @@ def _add(start: Doubles, powers: Doubles, a: float, b: float, c: float, d: float
 
 
 @jit_fused
-def _tail(powers: Doubles, a: float, b: float, c: float, total: Doubles) -> None:
-    zeroth, first, second = powers[0], powers[1], powers[2]
-    for n in range(LANES):
-        total[n] = a * zeroth[n] + b * first[n] + c * second[n]
-
-
-@jit_fused
-def _rest(every: Doubles, powers: Doubles, a: float, b: float, c: float, total: Doubles) -> None:
-    zeroth, first, second = powers[0], powers[1], powers[2]
-    all_zeroth, all_first, all_second = every[0], every[1], every[2]
+def _sum_between(below: Doubles, above: Doubles, a: float, b: float, c: float, total: Doubles) -> None:
+    """``a + b x + c x^2`` summed over the weights ``x`` between two places, from the powers below each."""
+    zeroth, first, second = below[0], below[1], below[2]
+    all_zeroth, all_first, all_second = above[0], above[1], above[2]
     for n in range(LANES):
         total[n] = (
             a * (all_zeroth[n] - zeroth[n]) + b * (all_first[n] - first[n]) + c * (all_second[n] - second[n])

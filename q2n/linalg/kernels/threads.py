@@ -22,8 +22,6 @@ import torch
 
 from q2n.runtime.signals import shielded
 
-Work = Callable[[object], None]
-
 STEADY = 1024
 """Columns of a matrix up to which a decomposition takes one thread: a cell of the bundled model has one
 number, however many threads a launcher gives it. A second thread would halve the time (576 columns: 31 in
@@ -77,7 +75,7 @@ def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
         raise KeyboardInterrupt
 
 
-def _together(work: Work, count: int) -> None:
+def _together(work: Callable[[object], None], count: int) -> None:
     """``work(anything)`` in up to ``count`` threads at once, this one among them; it raises nothing."""
     team = _team() if count > 1 else None
     if team is not None:

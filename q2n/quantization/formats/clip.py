@@ -86,7 +86,7 @@ def best_by_kernel(
     rows, columns = tensors[0].shape
     best, below = torch.zeros(rows, dtype=torch.int64), minorants(multiples, levels, columns)
     arrays = [tensor.contiguous().numpy() for tensor in tensors]
-    over_rows(kernel, rows, *arrays, levels, multiples, below, MARGIN, best.numpy())
+    over_rows(kernel, rows, *arrays, levels, (multiples, below, MARGIN), best.numpy())
     return best
 
 
