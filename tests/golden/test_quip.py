@@ -37,7 +37,7 @@ def test_basis_is_the_official_one(case):
     transform = basis(data, problem)
     assert relative(transform.scale, data["scaleWH"]) < 1e-5
     for rotation, key in ((transform.inputs, "V"), (transform.output, "U")):
-        assert relative(rotation.apply(torch.eye(rotation.size)), data[key]) < 1e-6
+        assert relative(rotation.apply(torch.eye(len(rotation.entry))), data[key]) < 1e-6
     rotated = transform.problem(problem)
     assert relative(rotated.weight, data["W_transformed"]) < 1e-5
     hessian = baseline(data).conditioned(rotated.stats.gram)

@@ -28,19 +28,9 @@ DIRECT = 128
 """Largest Sylvester matrix that is multiplied at once; a larger one is a product of two of half its bits."""
 
 WILLIAMSON_ROWS = {
-    52: ("1010011", "1000111", "1101001", "1000010"),
-    156: (
-        "11100101000001001100",
-        "11110001001100001010",
-        "11100110100010100100",
-        "10001101010000011101",
-    ),
-    172: (
-        "1000110011110101110110",
-        "1101111110000101001101",
-        "1110101100101011110100",
-        "1100011110100100110000",
-    ),
+    52: "1010011 1000111 1101001 1000010",
+    156: "11100101000001001100 11110001001100001010 11100110100010100100 10001101010000011101",
+    172: "1000110011110101110110 1101111110000101001101 1110101100101011110100 1100011110100100110000",
 }
 """First half of the first row of each block (1 is +1, 0 is -1); the rows are palindromes after entry 0."""
 
@@ -86,7 +76,7 @@ def hadamard_matrix(order: int) -> Tensor:
         ValueError: neither tabulated nor constructed; ask ``hadamard_orders.is_known`` first.
     """
     if order in WILLIAMSON_ROWS:
-        return _williamson(WILLIAMSON_ROWS[order])
+        return _williamson(WILLIAMSON_ROWS[order].split())
     if order == 40:
         smaller = _paley_first(19)
         return torch.kron(torch.tensor([[1, 1], [1, -1]], dtype=torch.int8), smaller)
@@ -129,7 +119,7 @@ def _paley_second(prime: int) -> Tensor:
     return torch.cat([torch.cat([plus, minus], dim=1), torch.cat([minus, -plus], dim=1)])
 
 
-def _williamson(halves: tuple[str, ...]) -> Tensor:
+def _williamson(halves: list[str]) -> Tensor:
     blocks = []
     for half in halves:
         row = torch.tensor([1 if bit == "1" else -1 for bit in half + half[:0:-1]], dtype=torch.int8)

@@ -15,9 +15,7 @@ def hadamard_order(width: int) -> int | None:
 
     A tabulated order comes first, as in the official code; else the smallest that can be constructed.
     """
-    odd = width
-    while odd > 1 and odd % 2 == 0:
-        odd //= 2
+    odd = width // (width & -width)  # the second is its largest power of two
     if odd == 1:
         return 1
     candidates = [odd << power for power in range(width.bit_length()) if width % (odd << power) == 0]

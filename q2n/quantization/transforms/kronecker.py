@@ -25,10 +25,6 @@ class KroneckerOrthogonal:
     entry: Tensor
     leave: Tensor
 
-    @property
-    def size(self) -> int:
-        return len(self.entry)
-
     def to(self, device: torch.device) -> KroneckerOrthogonal:
         parts = (self.first, self.second, self.entry, self.leave)
         return KroneckerOrthogonal(*(part.to(device) for part in parts))
