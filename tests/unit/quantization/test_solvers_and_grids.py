@@ -63,7 +63,7 @@ SOLVERS = {
 
 def documented():
     """The page's table: ``yes`` or ``no`` by grid and solver."""
-    head, *rows = re.findall(r"^\| (?:grid|`\w+Spec`) .*\|$", PAGE.read_text(), re.MULTILINE)
+    head, *rows = re.findall(r"^\| (?:format|`\w+Spec`) .*\|$", PAGE.read_text(), re.MULTILINE)
     names = [cell.strip() for cell in head.strip("|").split("|")][1:]
     table = {}
     for row in rows:
