@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow check format tables engines clean
+.PHONY: demo test test-slow check format tables launchers engines clean
 .DEFAULT_GOAL := test
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -25,8 +25,10 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
 # joblib, Ray, submitit and Optuna, for sweeps on more than one process (docs/scaling.md).
-engines: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engines]'
+launchers: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[launchers]'
+
+engines: launchers  # its name before
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

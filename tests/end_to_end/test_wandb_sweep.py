@@ -18,7 +18,7 @@ SECRET = "a-key-that-nobody-may-see"
 @pytest.mark.parametrize("engine", ["basic", "joblib"])
 def test_a_sweep_is_tracked_once_whoever_ran_its_cells(engine, tmp_path):
     if importlib.util.find_spec("joblib") is None and engine == "joblib":
-        pytest.skip("joblib is not installed: make engines")
+        pytest.skip("joblib is not installed: make launchers")
     arguments = [f"hydra/launcher={engine}", *(["hydra.launcher.n_jobs=2"] if engine == "joblib" else [])]
     said = run(tmp_path, tmp_path / "cache", *SWEEP, *arguments, WANDB_API_KEY=SECRET)
     assert "was not logged" not in said
