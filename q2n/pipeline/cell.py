@@ -75,7 +75,7 @@ def compute(
                     require_finite_weights(block)
         if loaded.adapter.in_memory:  # who streams needs the memory more than the time
             keep_freed_memory()
-        cell = _Cell(config, identity, inputs, loaded, device, checkpoint, expense, tally, bar)
+        cell = _LoadedCell(config, identity, inputs, loaded, device, checkpoint, expense, tally, bar)
         context = EvaluationContext(loaded, device, dtype, scalars.cache_dir, bar.advance)
         bar.begin("reference")
         with expense.stage("evaluate_unquantized"):
@@ -93,7 +93,7 @@ def compute(
 
 
 @dataclass(frozen=True)
-class _Cell:
+class _LoadedCell:
     """What a cell has in hand from when its model is loaded."""
 
     config: RunConfig
