@@ -19,7 +19,7 @@ from q2n.records import failure as failures
 from q2n.records import kept_code, lease
 from q2n.records import store as records
 from q2n.records.failure import Failure
-from q2n.records.fingerprint import identify
+from q2n.records.identity import identify
 from q2n.records.log import CellLog
 from q2n.records.notes import Note, State, leave_note
 from q2n.records.outcome import Outcome

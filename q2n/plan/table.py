@@ -15,7 +15,7 @@ from q2n.plan.workload import workload
 from q2n.records import failure as failures
 from q2n.records import lease
 from q2n.records import store as records
-from q2n.records.fingerprint import identify
+from q2n.records.identity import identify
 from q2n.records.notes import State
 from q2n.records.schema import CellRef
 

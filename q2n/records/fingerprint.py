@@ -17,14 +17,9 @@ from collections.abc import Mapping, Sequence, Set
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from q2n.options import as_read
-from q2n.records.source_code import CHECKOUT
-from q2n.runtime.device import resolve_device, resolve_dtype
-
-if TYPE_CHECKING:
-    from q2n.config import RunConfig
 
 LIBRARIES = (
     "torch",
@@ -122,25 +117,6 @@ def identity(config: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
     """
     whole = {"config": relevant(config), "versions": library_versions(), **parts}
     return {key: plain(value) for key, value in whole.items()}
-
-
-def identify(config: RunConfig) -> dict[str, Any]:
-    """The identity of the cell that ``config`` describes; loads no weights.
-
-    Raises:
-        UnsupportedError: the correction is not defined after the baseline.
-        ConfigurationError: the device is not there.
-        ModelError, DataError: weights or text are not where the configuration says.
-    """
-    config.correction.bind(config.baseline)
-    device = resolve_device(config.scalars.device)
-    return identity(
-        config.tree,
-        code=CHECKOUT.of_cell(config.tree).key,
-        weights=config.model.identity(),
-        data={"calibration": config.calibration.identity(), "evaluation": config.evaluation.identity()},
-        hardware={"device": device, "dtype": resolve_dtype(config.scalars.dtype, device)},
-    )
 
 
 def library_versions() -> dict[str, str]:

@@ -19,7 +19,8 @@ from q2n.exceptions import ConfigurationError
 from q2n.options import ReadIf, ReadUnless, as_read, build, fields_of, unread
 from q2n.quantization.formats.kept import KeptFormat
 from q2n.quantization.formats.masked import MaskedFormat
-from q2n.records.fingerprint import SOURCES, flatten, identify
+from q2n.records.fingerprint import SOURCES, flatten
+from q2n.records.identity import identify
 from q2n.types import Statistic
 
 BASELINES = sorted(path.stem for path in (CONFIG_DIR / "baseline").glob("*.yaml"))

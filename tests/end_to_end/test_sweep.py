@@ -17,7 +17,7 @@ from q2n.cli import CONFIG_DIR
 from q2n.command.preflight import preflight
 from q2n.plan.memory import predict
 from q2n.plan.workload import workload
-from q2n.records.fingerprint import identify
+from q2n.records.identity import identify
 
 
 @pytest.fixture(scope="session")

@@ -37,11 +37,9 @@ for name, others in MODULES.items():
     ROOMS.setdefault(room(name), set()).update({room(other) for other in others} - {room(name)})
 
 
-@pytest.mark.parametrize("name", ["q2n.models", "q2n.data"])
-def test_no_module_of_a_room_is_in_a_circle(name: str) -> None:
-    part = {module: others for module, others in MODULES.items() if room(module) == name}
-    assert len(part) > 5
-    graphlib.TopologicalSorter(part).prepare()  # or a CycleError that names the modules
+def test_no_module_is_in_a_circle() -> None:
+    assert len(MODULES) > 100
+    graphlib.TopologicalSorter(MODULES).prepare()  # or a CycleError that names the modules
 
 
 @pytest.mark.parametrize("name", ["q2n.models", "q2n.data"])

@@ -44,7 +44,7 @@ def stage_keys(
     """The keys of a cell.
 
     Args:
-        identity: the cell's (:func:`q2n.records.fingerprint.identify`).
+        identity: the cell's (:func:`q2n.records.identity.identify`).
         heldout: calibration sequences that are held out.
         checkout: the code that runs.
     """

@@ -24,7 +24,7 @@ from q2n.plan.memory import disk, predict
 from q2n.plan.workload import workload
 from q2n.records import failure, lease
 from q2n.records import store as record
-from q2n.records.fingerprint import identify
+from q2n.records.identity import identify
 from q2n.runtime import device as hardware
 from q2n.runtime.memory import available_memory
 
