@@ -1,10 +1,10 @@
-"""What each departure of the released Q2N step does to a layer's output error, one at a time.
+"""Measure the effect of each departure of the official Q2N step on a layer's output error, one at a time.
 
     python benchmarks/departures.py
 
 The layers are those of tests/golden/data: synthetic, one linear layer each, with inputs of heavy-tailed
-covariance. ``off`` is the relative squared output error ``||(W - Q) X||^2 / ||W X||^2`` without a correction;
-the other columns are by how much a correction changes it, in per cent: negative is better.
+covariance. ``off`` is the relative output error ``||(W - Q) X||^2 / ||W X||^2`` without a correction. The
+other columns are the change of this error by a correction in per cent; negative is better.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from q2n.types import Correction, LinearProblem, QuantizedLinear, Statistic
 
 LAYERWISE = (test_gptq, test_pbllm, test_leanquant, test_owq, test_quarot)
 ALIGNED = ReleasedRecipe(statistic=Statistic.GRAM, reference="original")
-"""The closed form of ``q2n=on``, as a recipe whose choices can be changed one by one."""
+"""Closed form of ``q2n=on``, as a recipe whose choices can be changed one by one."""
 
 
 def variants(t: float, lam: float, method: Any) -> dict[str, Correction]:
-    """Corrections by column: ``q2n=on``, then one choice of the release at a time, then all of them."""
+    """Return corrections by column: ``q2n=on``, one choice of the official code at a time, all of them."""
     released = method.released_step()
 
     def recipe(**changes: Any) -> Correction:
@@ -66,7 +66,7 @@ def error(problem: LinearProblem, quantized: QuantizedLinear) -> float:
 def changes(
     data: Golden, method: Any, solve: Callable[[LinearProblem, Correction], QuantizedLinear]
 ) -> list[str]:
-    """The row of one layer: its error without correction, and the change by every variant."""
+    """Return the row of one layer: its error without correction, and the change by every variant."""
     from q2n.corrections.none import NoCorrection
 
     problem = data.problem(Statistic.SQRT_POSITION_MEAN)
@@ -79,7 +79,7 @@ def changes(
 
 
 def rows() -> dict[str, list[str]]:
-    """Every layer's row by its name."""
+    """Return the row of every layer by its name."""
     table = {}
     for module in LAYERWISE:
         for case in module.CASES:

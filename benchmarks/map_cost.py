@@ -1,12 +1,13 @@
-"""What a (t, lambda) map of static cells costs, in units of one ordinary cell.
+"""Measure the cost of a (t, lambda) map of static cells, in units of one ordinary cell.
 
     python benchmarks/map_cost.py evaluation.windows=8                               # one evaluation for both
     python benchmarks/map_cost.py evaluation.windows=8 --cell evaluation.windows=32  # the default cell
 
-Two commands, one after the other, each with an empty cache but for the converted model and the cleaned text:
-one cell with true-sequential calibration, and the map with ``calibration.stages=static``. Times are those of
-the whole commands, from the interpreter's start to the table: wall seconds, and processor seconds, which
-other work on the machine disturbs less. Overrides apply to both, those behind ``--cell`` to the cell alone.
+Two commands run one after the other: one cell with true-sequential calibration, and the map with
+``calibration.stages=static``. The cache of each is empty except for the converted model and the cleaned
+text. Times are those of the whole commands, from the interpreter's start to the table: wall time, and CPU
+time, which other work on the machine disturbs less. Overrides apply to both commands, those after
+``--cell`` to the cell alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from q2n.records.store import load_all
 RUN = Path(__file__).resolve().parent.parent / "run.py"
 CLOCKS = ("wall", "processor")
 MADE_ONCE = ("models", "text")
-"""Parts of the cache folder that any first command makes."""
+"""Parts of the cache folder that any first command makes: they are no cost of the map."""
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def measured(folder: Path, arguments: list[str]) -> tuple[float, float]:
-    """Seconds of one command by each of :data:`CLOCKS`; prints what they are made of."""
+    """Return the seconds of one command by each of :data:`CLOCKS`, and print their parts."""
     (folder / "cache").mkdir(parents=True)
     for name in MADE_ONCE:
         (cache_root() / name).mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def measured(folder: Path, arguments: list[str]) -> tuple[float, float]:
 
 
 def processor_seconds() -> float:
-    """User and system time of all commands that have ended."""
+    """Return user and system time of all commands that have ended, in seconds."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -1,12 +1,13 @@
-"""Cost of the null-space step's parts, each compared side by side in one run.
+"""Measure the cost of each part of the null-space step against its plain alternative, in one run.
 
     python benchmarks/nullspace.py alpha            # low-rank row scale against the projector written down
     python benchmarks/nullspace.py partial          # Lanczos until the rank rule is met against eigh
     python benchmarks/nullspace.py share            # decomposition and row scale beside GPTQ on small layers
 
-``alpha`` and ``partial`` use spectra that fall as a power of the place, ``sigma_i = i^-p``, with the leading
-eigenvalue ten times as large, because the mean dominates; ``p`` decides the rank. Times are medians of wall
-time (``alpha``'s dense way: one run); results are compared, not only timed.
+``alpha`` and ``partial`` use spectra that fall as a power of the index, ``sigma_i = i^-p``; ``p``
+determines the rank. The leading eigenvalue is ten times as large, because the mean input dominates. Times
+are medians of wall time (one run for the dense projector of ``alpha``). Results are compared as well as
+timed.
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ def spectrum(size: int, power: float) -> Tensor:
 
 
 def matrix(values: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A symmetric matrix with these eigenvalues and its eigenvectors, a product of two reflections' worth of
-    mixing being enough to make it dense."""
+    """Return a symmetric matrix with these eigenvalues, and its eigenvectors.
+
+    Four reflections, each followed by a permutation, mix enough to make the matrix dense.
+    """
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.eye(len(values), dtype=torch.float64)
     for _ in range(4):
@@ -64,7 +67,7 @@ def matrix(values: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def dense_scale(weight: Tensor, quantized: Tensor, vectors: Tensor, rank: int, lam: float) -> Tensor:
-    """The row scale as the formula reads: ``P``, then ``B = W (I - P) + Q P``, then the quotient."""
+    """Compute the scale per row by the formula: ``P``, then ``B = W (I - P) + Q P``, then the quotient."""
     null = vectors[:, rank:] @ vectors[:, rank:].T
     reach = torch.eye(len(null), dtype=null.dtype) - null
     target = weight @ reach + quantized @ null
@@ -72,7 +75,7 @@ def dense_scale(weight: Tensor, quantized: Tensor, vectors: Tensor, rank: int, l
 
 
 def alpha(rows: int, columns: int, ranks: list[int]) -> None:
-    """``columns`` wide inputs, ``rows`` output rows; ranks of the range."""
+    """Time the scale per row at the given ranks of the input subspace, with and without the projector."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(rows, columns, generator=generator) * 0.02
     error = torch.randn(rows, columns, generator=generator) * 0.004
@@ -93,7 +96,10 @@ def alpha(rows: int, columns: int, ranks: list[int]) -> None:
 
 
 def leading(columns: int, powers: list[float]) -> None:
-    """Ranks follow from the powers; half of all directions and more occur as well (docs/LOG.md)."""
+    """Time the leading eigenpairs against all of them; each power of the spectrum gives a rank.
+
+    Real layers also have ranks of half of all directions and more (docs/LOG.md).
+    """
     print(f"\nleading eigenpairs until t=0.1 is met against all of them, width {columns}, float64")
     product, _ = matrix(spectrum(columns, powers[0]))
     whole, _ = timed(partial(symmetric_spectrum, product))
@@ -123,7 +129,7 @@ def leading(columns: int, powers: list[float]) -> None:
 
 
 def share(repeats: int) -> None:
-    """One block of the bundled model's shapes; the down projection is left alone."""
+    """Time the correction beside GPTQ on one block of the bundled model's shapes, without down projection."""
     print("\ncorrection beside GPTQ's solver, one block of the bundled model's shapes, 3 bit, group 64, s")
     generator = torch.Generator().manual_seed(0)
     method = GPTQ(bits=3, group_size=64)
@@ -135,7 +141,7 @@ def share(repeats: int) -> None:
         name = "mlp.down_proj" if columns == 1536 else "self_attn.q_proj"
 
         def problem(parts=(name, rows, weight, gram)) -> LinearProblem:  # type: ignore[no-untyped-def]
-            """Anew each time: statistics keep what was computed of them."""
+            """Return a new problem, since statistics cache what is computed from them."""
             label, count, values, moment = parts
             return LinearProblem((label,), (count,), values, Statistics({Statistic.GRAM: moment}, 1, 1))
 

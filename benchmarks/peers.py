@@ -1,12 +1,12 @@
-"""q2n beside other tools: the same quantization, timed side by side.
+"""Time the same quantization by q2n and by other tools, side by side.
 
-Everyone quantizes the bundled model (exported as safetensors) with GPTQ, groups of 64, the same 32 x 512
-calibration tokens, forward passes in bfloat16, no order by activation; only the quantization is timed,
-without loading and evaluation. Runs are interleaved, ratios are taken within a round, and the dequantized
-weights of everyone's first run are evaluated by q2n on the same held-out windows. The peers' environments are
-made on the first run.
+Every tool quantizes the bundled model (exported as safetensors) with GPTQ, groups of 64, the same 32 x 512
+calibration tokens, forward passes in bfloat16, and no act-order. Only the quantization is timed, without
+loading and evaluation. Runs are interleaved, and ratios are taken within a round. q2n evaluates the
+dequantized weights of each tool's first run on the same held-out windows. The tools' environments are made
+on the first run.
 
-    python benchmarks/peers.py                                   # everything (it says how long that takes)
+    python benchmarks/peers.py                                   # everything (prints the expected time first)
     python benchmarks/peers.py --runs 1 --bits 4 --peers q2n llmcompressor --append
     python benchmarks/peers.py --render                          # the tables of what was measured before
 """
@@ -27,7 +27,7 @@ from q2n.data.local_files import cache_root
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "peers.json"
 TYPICAL = {"q2n": 25, "gptqmodel": 95, "llmcompressor": 110, "ist": 65, "neural-compressor": 85}
-"""Seconds of one run with loading, for the estimate."""
+"""Seconds of one run with loading, for the estimate of the total time."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "q2n+on": {"q2n": "on"},
     "q2n+position_mean": {"q2n": "on", "fields": {"statistic": "position_mean"}},
@@ -35,10 +35,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "q2n+whole_block": {"stages": "whole_block"},
     "q2n+memory": {"warm": True},
 }
-"""Other settings of q2n, at the first bit width only. For its memory, code that is compiled when it is
-first used is loaded before; the timed runs compile or load it themselves."""
+"""Other settings of q2n, at the first bit width only. ``q2n+memory`` loads compiled code before, so that
+compilation is not in its peak memory; the timed runs compile or load it themselves."""
 ASKED = ("group_size", "threads", "bits", "sequences", "length")
-"""Options that a result is kept with."""
+"""Options that are stored with a result."""
 TIMEOUT = 1800.0
 
 Task = tuple[int, int, str]
@@ -46,7 +46,10 @@ Task = tuple[int, int, str]
 
 
 def schedule(options: argparse.Namespace) -> list[Task]:
-    """Everyone in every round, in an order that moves by one; later bit widths have one round."""
+    """Return every tool in every round, in an order that is rotated by one per round.
+
+    Bit widths after the first have one round.
+    """
     tasks = []
     for bits in options.bits:
         first = bits == options.bits[0]
@@ -58,7 +61,7 @@ def schedule(options: argparse.Namespace) -> list[Task]:
 
 
 def export(folder: Path, sequences: int, length: int) -> tuple[str, str]:
-    """The bundled model's folder and a file with the calibration tokens."""
+    """Return the folder of the bundled model and the file of the calibration tokens."""
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
@@ -75,7 +78,7 @@ def export(folder: Path, sequences: int, length: int) -> tuple[str, str]:
 
 
 def attempt(task: Task, pythons: dict[str, str], job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One run; a failure is an entry like any other."""
+    """Run one task; a failure becomes an entry with its error."""
     number, bits, name = task
     peer = name.partition("+")[0]
     output = folder / f"{name}-{bits}"

@@ -1,7 +1,7 @@
-"""Predicted against measured peak memory: ``python benchmarks/plan_memory.py [--all] [key=value ...]``.
+"""Compare predicted with measured peak memory: ``python benchmarks/plan_memory.py [--all] [key=value ...]``.
 
-Each cell runs in a process of its own; what ``plan=true`` says of it before is held against
-``peak_memory_bytes`` of its record after. Exit code 1 if one is off by more than 25 %.
+Each cell runs in a process of its own. The prediction of ``plan=true`` is compared with
+``peak_memory_bytes`` of the cell's record. The exit code is 1 if one prediction is off by more than 25 %.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def compare(overrides: list[str]) -> float:
-    """Predict, run, print; the relative error of the prediction."""
+    """Predict, run and print one cell; return the relative error of the prediction."""
     with tempfile.TemporaryDirectory() as folder:
         whole = [*overrides, f"results_dir={folder}", "sanity=off"]
         memory = predicted(whole)

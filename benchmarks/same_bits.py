@@ -4,10 +4,10 @@
     python benchmarks/same_bits.py ../before               # against the checkout this file is in
     python benchmarks/same_bits.py ../before --skip-bundled
 
-Both checkouts run the same commands, one after the other, with the same interpreter, libraries and number of
-threads, and results and caches of their own. Compared are the layer reports (but for seconds), the losses and
-scores of every metric, and the bits per weight; fields that only one of the two versions has are left out.
-The exit code is 1 if anything differs.
+Both checkouts run the same commands, one after the other, with the same interpreter, libraries and number
+of threads. Each has its own results and cache. The comparison covers the layer reports (except seconds),
+the losses and scores of every metric, and the bits per weight. Fields that exist in only one of the two
+versions are ignored. The exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ json.dump(
     default=str,
 )
 """
-"""Run in each checkout: only its own code can read its records."""
+"""Program that is run in each checkout, since only a checkout's own code can read its records."""
 
 TIMES = ("seconds", "solve_seconds", "correct_seconds")
 LABELS = ("protocol",)
-"""Describe a number; may be worded otherwise in another version."""
+"""Fields that describe a number; another version may word them differently."""
 
 
 def main() -> int:
@@ -115,7 +115,7 @@ def main() -> int:
 def cells(
     checkout: Path, folder: Path, commands: tuple[tuple[str, ...], ...], threads: int
 ) -> dict[str, dict[str, Any]]:
-    """The cells of all commands as a checkout computes them, by what tells them apart."""
+    """Compute the cells of all commands with a checkout; return them by command and overrides."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(threads)}
     found: dict[str, dict[str, Any]] = {}
     folder.mkdir()
@@ -132,7 +132,7 @@ def cells(
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """One line per cell that only one checkout has, or that is not the same in both."""
+    """Yield one line per cell that exists in only one checkout or differs between the two."""
     for key in sorted(old.keys() ^ new.keys()):
         yield f"{key}: only in the {'old' if key in old else 'new'} checkout"
     for key in sorted(old.keys() & new.keys()):
@@ -149,7 +149,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """The numbers of a tree by place, as text that tells any two floats apart."""
+    """Yield the numbers of a tree by path, as text that distinguishes any two floats."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key not in (*TIMES, *LABELS):

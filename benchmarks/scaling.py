@@ -1,8 +1,9 @@
-"""Time and memory of a quantization against width, depth and calibration tokens, on random models.
+"""Measure time and memory of a quantization by width, depth and calibration tokens, on random models.
 
-Every row is a process of its own (peak memory has no other way down). Beside the measured seconds stand the
-operations of each kind of work, so that a rate can be read off; with ``--extrapolate`` the same formulas are
-applied to models of 8 and 70 billion parameters on one accelerator of given rates: computed, not measured.
+Every row is a process of its own, since the peak memory of a process never decreases. The measured seconds
+are followed by the number of operations of each kind of work, which gives the rate. ``--extrapolate``
+applies the same formulas to models of 8 and 70 billion parameters on one accelerator of given rates:
+computed, not measured.
 
     python benchmarks/scaling.py --widths 512 1024 2048 4096
     python benchmarks/scaling.py --extrapolate
@@ -30,14 +31,14 @@ GIB = 2**30
 
 
 def measure(width: int, blocks: int, sequences: int, length: int, threads: int) -> dict[str, Any]:
-    """One quantization (GPTQ, 4 bit, groups of 64) of a random model whose MLP is twice as wide."""
+    """Measure one quantization (GPTQ, 4 bit, groups of 64) of a random model whose MLP is twice as wide."""
     import torch
 
     from q2n.baselines.gptq import GPTQ
     from q2n.corrections.none import NoCorrection
     from q2n.models.spec import TinyModel
     from q2n.pipeline.activations import activation_store
-    from q2n.pipeline.blocks import BlockLoop, Method
+    from q2n.pipeline.blocks import Method, quantize_model
     from q2n.records.provenance import peak_memory_bytes, reset_peak_memory
     from q2n.runtime.clock import WorkClock, clocked
     from q2n.runtime.memory import keep_freed_memory
@@ -58,40 +59,42 @@ def measure(width: int, blocks: int, sequences: int, length: int, threads: int) 
     )
     loaded, clock = spec.load(torch.bfloat16), WorkClock()
     tokens = torch.randint(3, 259, (sequences, length), generator=torch.Generator().manual_seed(0))
-    warm_up(GPTQ, NoCorrection, BlockLoop, Method, activation_store)
+    warm_up(GPTQ, NoCorrection, quantize_model, Method, activation_store)
     reset_peak_memory()
     before, began = peak_memory_bytes(), time.perf_counter()
     with clocked(clock), activation_store("memory") as store:
-        BlockLoop(
-            Method(GPTQ(bits=4, group_size=64), NoCorrection()),
+        quantize_model(
+            loaded.adapter,
             tokens,
+            Method(GPTQ(bits=4, group_size=64), NoCorrection()),
             batch_size=4,
             true_sequential=True,
             store=store,
             device=torch.device("cpu"),
             progress=lambda *_: None,
-        ).quantize(loaded.adapter)
+        )
     wall = time.perf_counter() - began
     return {"wall": wall, "memory": peak_memory_bytes() - before, **clock.seconds}
 
 
-def warm_up(baseline: Any, correction: Any, loop: Any, method: Any, stores: Any) -> None:
-    """What is compiled at its first use is compiled before the clock starts."""
+def warm_up(baseline: Any, correction: Any, quantize: Any, method: Any, stores: Any) -> None:
+    """Compile all code that is compiled at its first use, before the clock starts."""
     import torch
 
     from q2n.models.spec import TinyModel
 
     small = TinyModel(name="small", family="llama", hidden_size=128, intermediate_size=256, num_blocks=1)
     with stores("memory") as store:
-        loop(
-            method(baseline(bits=4, group_size=64), correction()),
+        quantize(
+            small.load(torch.bfloat16).adapter,
             torch.randint(3, 259, (2, 32)),
+            method(baseline(bits=4, group_size=64), correction()),
             batch_size=2,
             true_sequential=True,
             store=store,
             device=torch.device("cpu"),
             progress=lambda *_: None,
-        ).quantize(small.load(torch.bfloat16).adapter)
+        )
 
 
 def sizes(width: int, blocks: int) -> Model:
@@ -121,7 +124,10 @@ def row(width: int, blocks: int, sequences: int, options: argparse.Namespace) ->
 
 
 def extrapolated(options: argparse.Namespace) -> list[str]:
-    """Operations over assumed rates, and the largest tensors, of one block at a time on one device."""
+    """Return a table of operations over assumed rates and of the largest tensors.
+
+    One block at a time is on one device.
+    """
     sequences, length = 128, 2048
     lines = [
         f"{sequences} x {length} calibration tokens; {options.half:.0f} TFLOP/s in bfloat16, "

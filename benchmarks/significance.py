@@ -1,10 +1,10 @@
-"""How often comparisons of two identical methods are called different, and how often intervals cover.
+"""Measure the rate of false positives and the coverage of intervals, by comparing identical methods.
 
     python benchmarks/significance.py
 
-Differences are simulated as mean + seed + window + rest, normal, on 32 windows. `seeds and windows` is
-what tables use; `satterthwaite` has pooled degrees of freedom; `windows only` forgets that seeds vary (a
-t-test of the windows' differences). Nominal: 5 % false positives, 95 % coverage.
+Differences are simulated as mean + seed + window + rest, normal, on 32 windows. `seeds and windows` is the
+test of the tables. `satterthwaite` has pooled degrees of freedom. `windows only` ignores the variance over
+seeds (a t-test of the windows' differences). Nominal: 5 % false positives, 95 % coverage.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SPREADS = {
 
 
 def satterthwaite(d: np.ndarray) -> bool:
-    """Whether zero is rejected with one t quantile for the sum of both variances."""
+    """Return True if one t quantile for the sum of both variances rejects zero."""
     seeds, windows = d.shape
     by_seed, by_window = d.mean(1), d.mean(0)
     rest = d - by_seed[:, None] - by_window + d.mean()

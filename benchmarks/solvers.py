@@ -1,10 +1,10 @@
-"""Time of every baseline's solver on one layer, and how much of it is the Hessian's factorisation.
+"""Time the solver of every baseline on one layer, and the share of the Hessian's factorisation.
 
     python benchmarks/solvers.py --shapes 3072x576 576x1536 --bits 3 --repeats 7
 
-Weights are Gaussian, inputs correlated with a heavy-tailed spectrum. Times are medians of wall time, or of
-processor time (--clock cpu) where the machine does other things as well. To compare with another version of
-the package, run this file with PYTHONPATH set to that version's folder.
+Weights are Gaussian, and inputs are correlated with a heavy-tailed spectrum. Times are medians of wall
+time, or of CPU time (--clock cpu) if other work runs on the machine. To compare with another version of the
+package, run this file with PYTHONPATH set to the folder of that version.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def layer(rows: int, columns: int) -> LinearProblem:
 
 
 def median_seconds(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
-    call()  # kernels are compiled or read from disk, memory is mapped
+    call()  # untimed: compiles kernels or reads them from disk, and maps memory
     times = []
     for _ in range(repeats):
         began = clock()
