@@ -38,7 +38,7 @@ def measure(width: int, blocks: int, sequences: int, length: int, threads: int) 
     from q2n.corrections.none import NoCorrection
     from q2n.models.spec import TinyModel
     from q2n.pipeline.activations import activation_store
-    from q2n.pipeline.blocks import Method, quantize_model
+    from q2n.pipeline.blocks import BlockLoop, Method
     from q2n.records.provenance import peak_memory_bytes, reset_peak_memory
     from q2n.runtime.clock import WorkClock, clocked
     from q2n.runtime.memory import keep_freed_memory
@@ -59,42 +59,40 @@ def measure(width: int, blocks: int, sequences: int, length: int, threads: int) 
     )
     loaded, clock = spec.load(torch.bfloat16), WorkClock()
     tokens = torch.randint(3, 259, (sequences, length), generator=torch.Generator().manual_seed(0))
-    warm_up(GPTQ, NoCorrection, quantize_model, Method, activation_store)
+    warm_up(GPTQ, NoCorrection, BlockLoop, Method, activation_store)
     reset_peak_memory()
     before, began = peak_memory_bytes(), time.perf_counter()
     with clocked(clock), activation_store("memory") as store:
-        quantize_model(
-            loaded.adapter,
-            tokens,
+        BlockLoop(
             Method(GPTQ(bits=4, group_size=64), NoCorrection()),
+            tokens,
             batch_size=4,
             true_sequential=True,
             store=store,
             device=torch.device("cpu"),
             progress=lambda *_: None,
-        )
+        ).quantize(loaded.adapter)
     wall = time.perf_counter() - began
     return {"wall": wall, "memory": peak_memory_bytes() - before, **clock.seconds}
 
 
-def warm_up(baseline: Any, correction: Any, quantize: Any, method: Any, stores: Any) -> None:
-    """Compile all code that is compiled at its first use, before the clock starts."""
+def warm_up(baseline: Any, correction: Any, loop: Any, method: Any, stores: Any) -> None:
+    """What is compiled at its first use is compiled before the clock starts."""
     import torch
 
     from q2n.models.spec import TinyModel
 
     small = TinyModel(name="small", family="llama", hidden_size=128, intermediate_size=256, num_blocks=1)
     with stores("memory") as store:
-        quantize(
-            small.load(torch.bfloat16).adapter,
-            torch.randint(3, 259, (2, 32)),
+        loop(
             method(baseline(bits=4, group_size=64), correction()),
+            torch.randint(3, 259, (2, 32)),
             batch_size=2,
             true_sequential=True,
             store=store,
             device=torch.device("cpu"),
             progress=lambda *_: None,
-        )
+        ).quantize(small.load(torch.bfloat16).adapter)
 
 
 def sizes(width: int, blocks: int) -> Model:
