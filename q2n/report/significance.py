@@ -7,7 +7,7 @@ Two questions are kept apart:
   windows and the seeds are samples; with windows alone two identical pipelines with different seeds would
   be told apart far too often.
 
-Only the second question is about methods, so only it can establish a difference (:attr:`Comparison.seeds`).
+Only the second question is about methods, so only it can decide on a difference (:attr:`Comparison.seeds`).
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def hidden(driver: Any) -> bool:
 
 def test_it_opens_with_the_answer_in_sight(opened: Any) -> None:
     headline = find(opened, ".headline")
-    assert headline.text.startswith("In places: established better in 1 of 2")
+    assert headline.text.startswith("In places: significantly better in 1 of 2")
     assert headline.rect["y"] + headline.rect["height"] < DESK[1]
     assert len(opened.find_elements("css selector", "figure svg")) >= 2
     assert "failed" in find(opened, "#study-main .failures").text.lower()

@@ -20,7 +20,7 @@ from q2n.report.tables.pairs import Pair
 CAPTION = (
     "Across: seconds of the correction, eigenvalue decomposition included, in per cent of those of the "
     "whole quantization (mean over seeds). Up: gain against q2n=off in per cent with its 95 % interval; "
-    "above zero is better. Filled: established over seeds; diamond: one seed."
+    "above zero is better. Filled: significant across seeds; diamond: one seed."
 )
 
 

@@ -15,13 +15,13 @@ from q2n.report.tables.pairs import Pair
 
 CAPTION = (
     "Corrected minus uncorrected value with its paired 95 % interval. A filled mark is a difference "
-    "that is established over seeds (p < 0.05, adjusted for the study's table); a diamond rests on one "
+    "that is significant across seeds (p < 0.05, adjusted for the study's table); a diamond rests on one "
     "seed, which compares two quantized models and says nothing of the methods."
 )
 OVERVIEW = (
     f"q2n={MAIN} minus q2n={NO_CORRECTION} in every study, at the settings most studies of a model have, "
     "by baseline and bits, with paired 95 % intervals; cells that studies share are drawn once. A "
-    "filled mark is established over seeds (p < 0.05, adjusted for its study's table)."
+    "filled mark is significant across seeds (p < 0.05, adjusted for its study's table)."
 )
 
 

@@ -118,18 +118,18 @@ def mark(
     interval = [found.low, found.high]
     if all(map(math.isfinite, interval)):
         plot(interval, linewidth=linewidth, linestyle=":" if found.seeds < FEWEST_SEEDS else "-")
-    plot([found.estimate], **_shape(found.established, found.seeds))
+    plot([found.estimate], **_shape(found.significant, found.seeds))
     return [end for end in (*interval, found.estimate) if math.isfinite(end)]
 
 
-def _shape(established: bool, seeds: int) -> dict[str, Any]:
-    """The mark of a difference: filled where it is established, hollow where not, a diamond for one seed."""
+def _shape(significant: bool, seeds: int) -> dict[str, Any]:
+    """Mark of a difference: filled if significant, hollow if not, a diamond for one seed."""
     single = seeds < FEWEST_SEEDS
     return {
         "marker": "D" if single else "o",
         "markersize": 5 if single else 6,
         "linestyle": "none",
-        "markerfacecolor": None if established else "white",
+        "markerfacecolor": None if significant else "white",
         "markeredgewidth": 1.4,
     }
 
@@ -137,11 +137,11 @@ def _shape(established: bool, seeds: int) -> dict[str, Any]:
 def shapes_legend(found: Sequence[Difference]) -> list[Any]:
     """Handles for the marks that occur."""
     kinds = {
-        "established over seeds": (True, FEWEST_SEEDS),
-        "not established": (False, FEWEST_SEEDS),
-        "one seed: establishes nothing": (False, 1),
+        "significant across seeds": (True, FEWEST_SEEDS),
+        "not significant": (False, FEWEST_SEEDS),
+        "one seed: not tested": (False, 1),
     }
-    met = {(item.established, min(item.seeds, FEWEST_SEEDS)) for item in found}
+    met = {(item.significant, min(item.seeds, FEWEST_SEEDS)) for item in found}
     return [
         Line2D([], [], color="black", label=label, **_shape(*kind))
         for label, kind in kinds.items()

@@ -21,7 +21,7 @@ from q2n.report.tables.pairs import Pair
 
 CAPTION = (
     "Mean over seeds; below it the difference to q2n=off in per cent, where that cell was measured "
-    "(bold: established over seeds, p < 0.05 adjusted for the study's table). Grey: no result. The "
+    "(bold: significant across seeds, p < 0.05 adjusted for the study's table). Grey: no result. The "
     "smallest of many noisy numbers is small by luck too."
 )
 
@@ -91,7 +91,7 @@ def _annotate(axis: Axes, place: tuple[int, int], item: SeedMean, pair: Pair | N
         axis.text(*place, number, va="center", **style)
         return
     axis.text(*place, number, va="bottom", **style)
-    weight = "bold" if pair.found.established else "normal"
+    weight = "bold" if pair.found.significant else "normal"
     style["fontsize"] = 7.5
     axis.text(*place, f"{pair.found.estimate:+.1f} %", va="top", fontweight=weight, **style)
 

@@ -61,14 +61,15 @@ def headline(counts: Counts) -> str:
         case 0, 0 if not total:
             return f"Nothing to say yet: no cell with q2n={MAIN} has its partner with q2n={NO_CORRECTION}."
         case 0, 0:
-            return f"Not shown: not one {of} is established over seeds."
+            return f"Not shown: not one {of} is significant across seeds."
         case _ if total in (better, worse):
-            return f"{'Yes: better' if better else 'No: worse'} in every comparison, established over seeds."
+            sign = "Yes: better" if better else "No: worse"
+            return f"{sign} in every comparison, significant across seeds."
         case _, 0:
-            return f"In places: established better in {better} {of}, worse in none."
+            return f"In places: significantly better in {better} {of}, worse in none."
         case 0, _:
-            return f"No: established worse in {worse} {of}, better in none."
-    return f"It depends: established better in {better} {of} and worse in {worse}."
+            return f"No: significantly worse in {worse} {of}, better in none."
+    return f"It depends: significantly better in {better} {of} and worse in {worse}."
 
 
 def _where(pairs: Sequence[Pair]) -> tuple[tuple[str, ...], tuple[Method, ...]]:
@@ -93,11 +94,11 @@ def _how_much(pairs: Sequence[Pair]) -> Iterable[str]:
         if found:
             (least, _), (most, largest) = found[0], found[-1]
             span = f"by {abs(most):.1f} %" if len(found) == 1 else f"by {abs(least):.1f} to {abs(most):.1f} %"
-            yield f"Established {verdict}: {span} of perplexity, most with {_name(largest)}."
+            yield f"Significantly {verdict}: {span} of perplexity, most with {_name(largest)}."
     if known:
         sizes = [size for size, _ in known]
         yield (
-            f"Of all {len(known)}, established or not: median {statistics.median(sizes):+.1f} %, "
+            f"Of all {len(known)}, significant or not: median {statistics.median(sizes):+.1f} %, "
             f"from {min(sizes):+.1f} to {max(sizes):+.1f} %."
         )
     useless = [pair for pair in pairs if pair.useless]
@@ -105,7 +106,7 @@ def _how_much(pairs: Sequence[Pair]) -> Iterable[str]:
         which = ", ".join(dict.fromkeys(map(_name, useless)))
         yield (
             f"Even corrected, {which} {'has' if len(useless) == 1 else 'have'} over {USELESS} times the "
-            "unquantized perplexity: a difference there is one between models of no use."
+            "unquantized perplexity: a difference there is one between collapsed models."
         )
 
 
@@ -119,14 +120,17 @@ def _how_sure(pairs: Sequence[Pair]) -> Iterable[str]:
     if single:
         which = "All of them rest" if not several else f"{single} of {len(pairs)} rest"
         yield (
-            f"{which} on one seed and can establish nothing: they compare two quantized models, and "
+            f"{which} on one seed and decide nothing: they compare two quantized models, and "
             "another calibration sample may turn them around."
         )
     if several:
         counted = f"{several[0]}" if len(several) == 1 else f"{several[0]} to {several[-1]}"
         which = "The others" if single else "All"
         yield f"{which} are paired over {counted} seeds and over the windows of the text."
-    yield f"Established: p < {LEVEL}, adjusted for all differences of a study (Holm), and more than one seed."
+    yield (
+        f"Significant across seeds: p < {LEVEL}, adjusted for all differences of a study (Holm), and more "
+        "than one seed."
+    )
 
 
 def _measured_on(report: Report, pairs: Sequence[Pair]) -> Iterable[str]:

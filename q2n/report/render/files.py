@@ -29,7 +29,7 @@ def write_tables(report: StudyReport, results_dir: str | Path) -> list[Path]:
     parts = [markdown(*item) for item in titled]
     if report.study is not None and report.pairs:
         said = "".join(f"* {line}\n" for line in counted(report.pairs))
-        parts.insert(len(report.tables), f"### Established differences\n\n{said}")
+        parts.insert(len(report.tables), f"### Significant differences\n\n{said}")
     texts = {
         "md": "\n".join(parts),
         "csv": long_frame(report.records).to_csv(index=False, lineterminator="\n"),

@@ -1,4 +1,4 @@
-"""The differences of a table: how sure one can be of each, and which of them are established."""
+"""The differences of a table: how sure one can be of each, and which of them are significant across seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from q2n.records.schema import Metric
 from q2n.report.significance import Comparison, compare, holm
 
 LEVEL = 0.05
-"""Adjusted p-value below which a difference is established."""
+"""Adjusted p-value below which a difference is significant."""
 
 FEWEST_SEEDS = 2
 """Seeds below which nothing is: another calibration sample could have given another order."""
@@ -37,7 +37,7 @@ class Difference:
     seeds: int
 
     @property
-    def established(self) -> bool:
+    def significant(self) -> bool:
         return self.seeds >= FEWEST_SEEDS and self.p_value < LEVEL
 
 

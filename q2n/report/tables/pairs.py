@@ -13,7 +13,7 @@ from q2n.report.tables.lines import NO_CORRECTION, Column, Row, reference_of, wi
 from q2n.report.tables.table import Table
 
 USELESS = 10
-"""Times the unquantized perplexity above which even the corrected model is of no use."""
+"""Times the unquantized perplexity above which even the corrected model has collapsed."""
 
 Verdict = Literal["better", "worse", "undecided"]
 
@@ -44,14 +44,14 @@ class Pair:
 
     @property
     def verdict(self) -> Verdict:
-        """What is established of it; ``undecided`` is what is not (:attr:`Difference.established`)."""
-        if self.found is None or not self.found.established:
+        """Verdict on it; ``undecided`` if it is not significant (:attr:`Difference.significant`)."""
+        if self.found is None or not self.found.significant:
             return "undecided"
         return "better" if (self.found.estimate < 0) == self.column.lower_is_better else "worse"
 
     @property
     def useless(self) -> bool:
-        """Whether the difference is one between models of no use (:data:`USELESS`)."""
+        """Whether the difference is one between collapsed models (:data:`USELESS`)."""
         known = self.column.name == "perplexity" and self.reference is not None
         return known and not self.corrected <= USELESS * (self.reference or math.nan)
 
@@ -63,7 +63,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many differences are established, and which way; ``single`` of them rest on one seed."""
+    """Number of differences that are significant, and which way; ``single`` of them rest on one seed."""
 
     better: int = 0
     worse: int = 0
@@ -101,16 +101,16 @@ def pairs_of(table: Table, study: str) -> list[Pair]:
 
 
 def counted(pairs: Sequence[Pair]) -> list[str]:
-    """The verdict of the numbers, a line a correction: ``on - off: 1 established better, ...``."""
+    """The verdict of the numbers, a line per correction: ``on - off: 1 significantly better, ...``."""
     sentences = []
     for correction, counts in count(pairs).items():
         text = (
-            f"{correction} - {NO_CORRECTION}: {counts.better} established better, {counts.worse} established "
-            f"worse, {counts.undecided} undecided, of {counts.total}"
+            f"{correction} - {NO_CORRECTION}: {counts.better} significantly better, {counts.worse} "
+            f"significantly worse, {counts.undecided} undecided, of {counts.total}"
         )
         if counts.single:
             which = "all" if counts.single == counts.total else counts.single
-            text += f" ({which} with one seed, which cannot establish anything)"
+            text += f" ({which} with one seed, which decides nothing)"
         sentences.append(text)
     return sentences
 

@@ -150,12 +150,12 @@ def _table(pairs: Pairs, found: Mapping[tuple[Row, Column], Difference]) -> Tabl
 def _verdict(pairs: Pairs, found: Mapping[tuple[Row, Column], Difference]) -> list[str]:
     if not pairs:
         return ["no cell of the same configuration and protocol is in both"]
-    sure = {where: item for where, item in found.items() if item.established}
+    sure = {where: item for where, item in found.items() if item.significant}
     better = sum((item.estimate < 0) == column.lower_is_better for (_, column), item in sure.items())
     same = sum(_same(*both) for both in pairs.values())
     return [
-        f"numbers in both: {len(pairs)}; the same to the last digit: {same}; B established better: {better}, "
-        f"worse: {len(sure) - better}; different and undecided: {len(pairs) - same - len(sure)}"
+        f"numbers in both: {len(pairs)}; the same to the last digit: {same}; B significantly better: "
+        f"{better}, worse: {len(sure) - better}; different and undecided: {len(pairs) - same - len(sure)}"
     ]
 
 

@@ -43,7 +43,18 @@ from q2n.report.tables.select import (
     processor_notes,
     weights_notes,
 )
-from q2n.report.tables.text import EMPTY, amount, compared_notes, difference, interval, p_text
+from q2n.report.tables.text import (
+    EMPTY,
+    amount,
+    compared_notes,
+    difference,
+    interval,
+    not_compared_notes,
+    p_text,
+)
+
+ROUND_OFF = 1e-12
+"""Spread over seeds relative to their mean that is round-off of equal numbers, not a spread."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,8 @@ class Number:
     for one seed). ``cells`` are the fingerprints of its records; of a difference they are those of the
     corrected cells, and ``others`` those of the uncorrected ones, of the same seeds. ``found`` is what is
     known of a difference, ``unfinished`` are the cells without a result. Where there is room ``detail``
-    stands small below it, and ``verdict`` is said of a difference: ``better``, ``worse`` (both established),
-    ``undecided`` or ``one seed``.
+    stands small below it. ``verdict`` of a difference is ``better``, ``worse`` (both significant across
+    seeds), ``undecided`` or ``one seed``.
     """
 
     text: str = EMPTY
@@ -71,7 +82,7 @@ class Number:
 
     @property
     def bold(self) -> bool:
-        return self.found is not None and self.found.established
+        return self.found is not None and self.found.significant
 
     @property
     def order(self) -> float | None:
@@ -256,6 +267,9 @@ def build_table(
     if any(row.kind == "difference" for row in rows):
         legend.append(f"lines '- {NO_CORRECTION}': corrected minus uncorrected; negative is better under ↓")
     legend += compared_notes(list(compared.values()))
+    legend += not_compared_notes(
+        [_metrics(side) for at in sides.keys() - compared.keys() for side in sides[at]]
+    )
     both = [(item.cells, item.others) for line in lines for item in line.numbers if item.others]
     notes += allowed_notes(records) + code_notes(records, superseded, codes)
     notes += processor_notes(records, both) + weights_notes(records)
@@ -307,6 +321,8 @@ def _number(values: Sequence[float], **known: Any) -> Number:
     with np.errstate(all="ignore"):  # inf - inf is a NaN on purpose
         mean = float(np.mean(values)) if values else nan
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else nan
+    if spread < ROUND_OFF * abs(mean):
+        spread = 0.0
     return Number(value=mean, spread=spread, seeds=len(values), **known)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from q2n.records.schema import Metric
+from q2n.report.significance import FEWEST
 from q2n.report.tables.comparisons import FEWEST_SEEDS, LEVEL, Difference
 
 EMPTY = "\u2013"
@@ -30,8 +32,20 @@ def compared_notes(compared: Sequence[Difference], base: str = "the uncorrected 
         )
     else:
         counted = " or ".join(map(str, behind))
-        notes.append(f"bold: established over seeds (p < {LEVEL}; {counted} seeds a difference)")
+        notes.append(f"bold: significant across seeds (p < {LEVEL}; {counted} seeds per difference)")
     return tuple(notes)
+
+
+def not_compared_notes(sides: Iterable[Mapping[int, Metric]]) -> tuple[str, ...]:
+    """Reasons for which differences have no interval, of the metrics on both sides by seed."""
+    metrics = [metric for side in sides for metric in side.values()]
+    reasons = {
+        f"fewer than {FEWEST} windows or items": any(0 < len(item.parts) < FEWEST for item in metrics),
+        "a metric without a value per window or item": any(not item.parts for item in metrics),
+        "a loss that is not finite": any(not all(map(math.isfinite, item.parts)) for item in metrics),
+    }
+    told = [reason for reason, holds in reasons.items() if holds]
+    return (f"no {INTERVAL} and no {P_VALUE}: {'; '.join(told)}",) if told else ()
 
 
 def amount(value: float) -> str:

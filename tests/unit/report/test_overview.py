@@ -1,4 +1,4 @@
-"""The overview counts what is established, lists every difference once, and knows the records behind each."""
+"""The overview counts what is significant, lists every difference once, and knows the records behind each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def every_line(*reports: StudyReport) -> tuple[Line, ...]:
     return over_all(pairs, [record for report in reports for record in report.records])
 
 
-def test_differences_are_counted_by_what_is_established_of_them() -> None:
+def test_differences_are_counted_by_their_significance() -> None:
     report = study_report("main", four_ways())
     assert count(report.pairs) == {
         "on": Counts(better=1),

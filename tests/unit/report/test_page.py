@@ -120,7 +120,7 @@ def test_a_number_has_all_its_seeds_and_a_difference_both_sides(usual: Usual) ->
     assert change.text.endswith(" %")
     assert "to" in change.detail
     alone = lines["rtn", 3, "on"]
-    assert alone.numbers[2].verdict == "one seed", "which is never called established"
+    assert alone.numbers[2].verdict == "one seed", "which is never called significant"
     assert alone.numbers[0].text == "1"
 
 
@@ -190,16 +190,19 @@ def test_a_failed_seed_is_seen_beside_those_that_finished(tmp_path: Path) -> Non
         (Counts(undecided=1), "Not shown: not one comparison"),
         (Counts(better=3), "Yes: better in every"),
         (Counts(worse=3), "No: worse in every"),
-        (Counts(better=1, undecided=2), "In places: established better in 1 of 3 comparisons, worse in none"),
-        (Counts(worse=1, undecided=2), "No: established worse in 1 of 3 comparisons, better in none"),
-        (Counts(better=2, worse=1, undecided=4), "It depends: established better in 2 of 7 comparisons"),
+        (
+            Counts(better=1, undecided=2),
+            "In places: significantly better in 1 of 3 comparisons, worse in none",
+        ),
+        (Counts(worse=1, undecided=2), "No: significantly worse in 1 of 3 comparisons, better in none"),
+        (Counts(better=2, worse=1, undecided=4), "It depends: significantly better in 2 of 7 comparisons"),
     ],
 )
 def test_the_headline_follows_the_counts(counts: Counts, begins: str) -> None:
     assert headline(counts).startswith(begins)
 
 
-def test_the_answer_counts_what_is_established_and_says_what_rests_on_one_seed(usual: Usual) -> None:
+def test_the_answer_counts_what_is_significant_and_says_what_rests_on_one_seed(usual: Usual) -> None:
     report, _, found = usual
     said = answer(report)
     assert said.counts == Counts(better=1, undecided=1, single=1)
@@ -209,7 +212,7 @@ def test_the_answer_counts_what_is_established_and_says_what_rests_on_one_seed(u
     assert said.headline in found.text
 
 
-def test_one_seed_alone_establishes_nothing(tmp_path: Path) -> None:
+def test_one_seed_alone_decides_nothing(tmp_path: Path) -> None:
     report, _ = folder(tmp_path, [*seeded("off", 0.0, 1), *seeded("on", -0.5, 1)])
     said = answer(report)
     assert said.headline.startswith("Not shown")
@@ -222,7 +225,7 @@ def test_a_gain_between_useless_models_is_called_one(tmp_path: Path) -> None:
         return make_record(correction=correction, metrics=(make_metric(value, reference=8.0),))
 
     report, _ = folder(tmp_path, [cell("off", 500.0), cell("on", 200.0)])
-    assert any("models of no use" in sentence for sentence in answer(report).how_much)
+    assert any("collapsed models" in sentence for sentence in answer(report).how_much)
 
 
 def test_records_without_a_study_or_a_partner_are_shown(tmp_path: Path) -> None:

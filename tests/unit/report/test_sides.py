@@ -27,15 +27,15 @@ def both(a: list[RunRecord], b: list[RunRecord]) -> tuple[Sides, list[dict[str, 
     return sides, lines
 
 
-def test_an_established_improvement_and_cells_that_did_not_change() -> None:
-    """Windows that are no different in one cell do not make it harder for another to be established."""
+def test_a_significant_improvement_and_cells_that_did_not_change() -> None:
+    """Windows that are no different in one cell do not make it harder for another to be significant."""
     same = [record for bits in (4, 5, 6, 8) for record in seeded("off", 0.0, bits=bits)]
     sides, lines = both([*seeded("on", 0.0), *same], [*seeded("on", -0.2), *same])
     assert [line["bold"] for line in lines] == [*["False"] * 4, "True"]
     assert lines[-1]["B - A"].endswith("better")
     assert lines[-1]["p"] == "<0.001"
     assert [line["B - A"] for line in lines[:-1]] == ["0 same"] * 4
-    counted = "numbers in both: 5; the same to the last digit: 4; B established better: 1, worse: 0"
+    counted = "numbers in both: 5; the same to the last digit: 4; B significantly better: 1, worse: 0"
     assert counted in sides.lines[0]
     assert any("adjusted for the table's 1 differences" in note for note in sides.tables[0].legend)
     worse, _ = both([*seeded("on", -0.2)], [*seeded("on", 0.0)])
@@ -90,7 +90,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
             record_files.save(record, tmp_path / name)
     out = tmp_path / "c.md"
     assert main(["--compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
-    assert "established better: 1" in capsys.readouterr().out
+    assert "significantly better: 1" in capsys.readouterr().out
     text = out.read_text()
     assert "**-1.5" in text or "better**" in text
     assert "numbers in both: 1;" in text

@@ -51,7 +51,7 @@ def test_the_forest_has_a_line_a_difference_with_its_interval_and_its_certainty(
     ]
     assert [found[3, "on"].low, found[3, "on"].high] in spans
     hollow = [line.get_markerfacecolor() == "white" for line in marks]
-    assert hollow == [True, False, True], "one seed, established, nothing there"
+    assert hollow == [True, False, True], "one seed, significant, nothing there"
     assert [line.get_marker() for line in marks] == ["D", "o", "o"]
     assert "← better" in axes.get_xlabel()
 
@@ -66,7 +66,7 @@ def test_a_difference_between_models_of_no_use_is_marked() -> None:
     figure = differences.draw(whole.pairs, "t")
     assert labels(figure.axes[0]) == ["2 bit †", "3 bit"]
     told = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert told == ["established over seeds", "† over 10 times the unquantized perplexity"]
+    assert told == ["significant across seeds", "† over 10 times the unquantized perplexity"]
 
 
 def test_long_labels_are_broken_and_settings_of_the_correction_lose_their_prefix() -> None:

@@ -415,7 +415,7 @@ def test_a_missing_partner_or_reference_leaves_a_dash() -> None:
     assert [row.texts[0] for row in shown(table)] == [EMPTY, "1.00", EMPTY]
 
 
-def test_a_difference_has_its_interval_and_is_bold_only_when_established() -> None:
+def test_a_difference_has_its_interval_and_is_bold_only_when_significant() -> None:
     table = build_table([*seeded("off", 0.0), *seeded("on", -0.2)])
     assert [row.labels[-1] for row in shown(table)] == ["off", "on", "on - off", "95 % interval", "p"]
     low, high = map(float, re.findall(r"[-+][\d.]+", shown(table)[3].texts[0]))
@@ -423,10 +423,10 @@ def test_a_difference_has_its_interval_and_is_bold_only_when_established() -> No
     assert (low + high) / 2 == pytest.approx(100 * math.expm1(-0.185), abs=0.5)
     assert float(shown(table)[4].texts[0].lstrip("<")) < 0.05
     assert [row.bold[0] for row in shown(table)] == [False, False, True, False, False]
-    assert any("bold: established over seeds" in note and "3 seeds" in note for note in table.legend)
+    assert any("bold: significant across seeds" in note and "3 seeds" in note for note in table.legend)
 
 
-def test_one_seed_establishes_nothing() -> None:
+def test_one_seed_decides_nothing() -> None:
     table = build_table([*seeded("off", 0.0, 1), *seeded("on", -0.2, 1)])
     assert float(shown(table)[4].texts[0].lstrip("<")) < 0.05
     assert not any(any(row.bold) for row in shown(table))
