@@ -1,0 +1,1 @@
+"""Calibration and evaluation text: its sources, its sampling and its tokens."""

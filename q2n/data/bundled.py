@@ -1,8 +1,8 @@
-"""Real English text that needs no hub: what the PyPI package gensim carries among its test data.
+"""English text that needs no hub: the test data of the PyPI package gensim.
 
 ``wiki``: about a hundred whole Wikipedia articles (the start of a dump of 2015). ``news``: the Lee corpora,
-short reports of 2001-2002 (Lee, Pincombe and Welsh, 2005). Both are split by article between calibration and
-evaluation by a digest of the article, so the split depends on nothing but the text.
+short reports of 2001-2002 (Lee, Pincombe and Welsh, 2005). A digest of each article assigns it to calibration
+or evaluation, so the split depends on the text alone.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from q2n.exceptions import DataError
 from q2n.runtime.files import sha256_text, write_json_atomic
 
 RULE = "articles-2"
-"""Changes whenever the same files would give other text or another split."""
+"""Version of cleaning and split: changes whenever the same files would give other text or sides."""
 EVALUATION_SHARE = 0.3
+"""Expected share of the articles that serve evaluation."""
 MIN_CHARACTERS = 400
-"""Shorter articles are disambiguation pages."""
+"""Minimum length of an article: shorter pages are disambiguation pages."""
 SHARED_SENTENCE = 60
-"""Articles with a sentence of this many characters in common go to the same side of the split."""
+"""Length of a sentence, in characters, from which two articles that share it go to the same side."""
 
 WIKI_FILE = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 NEWS_FILES = ("lee_background.cor", "lee.cor")
@@ -35,27 +36,32 @@ NEWS_FILES = ("lee_background.cor", "lee.cor")
 
 @dataclass(frozen=True)
 class BundledText(TextSource):
-    """``name`` is ``wiki`` or ``news``."""
+    """One of the bundled texts: ``name`` is ``wiki`` or ``news``."""
 
     name: str
     cache_dir: str | None = None
 
     def files(self) -> list[PackagedFile]:
-        """The installed files the text comes from.
+        """Return the installed files that contain the text.
 
         Raises:
-            DataError: gensim is not installed, or without its test data.
+            DataError: gensim is not installed, or its test data are missing.
         """
         names = [WIKI_FILE] if self.name == "wiki" else list(NEWS_FILES)
         found = [packaged_file("gensim", f"test_data/{name}") for name in names]
         present = [item for item in found if item is not None]
         if len(present) < len(names):
             raise DataError(
-                f"text {self.name!r} is read from the package gensim, which lacks it; run: pip install gensim"
+                f"text {self.name!r}: gensim or its test data are missing; run: pip install gensim"
             )
         return present
 
     def identity(self) -> dict[str, str]:
+        """Return package version, digest of the files and :data:`RULE`; cheap.
+
+        Raises:
+            DataError: see :meth:`files`.
+        """
         files = self.files()
         return {
             "text": self.name,
@@ -65,12 +71,17 @@ class BundledText(TextSource):
         }
 
     def documents(self, split: Split) -> list[str]:
+        """Return the cleaned articles of one side.
+
+        Raises:
+            DataError: see :meth:`files`; also a file that differs from the one its package declares.
+        """
         return [text for text, side in _articles(self) if side == split]
 
 
 @cache
 def _articles(source: BundledText) -> list[tuple[str, Split]]:
-    """Cleaned articles and their side of the split; parsed once, then read from the cache folder."""
+    """Return cleaned articles with their sides; parsed once, then read from the cache folder."""
     key = sha256_text(json.dumps(source.identity(), sort_keys=True))[:12]
     path = cache_root(source.cache_dir) / "text" / f"{source.name}-{key}.json"
     stored = _read_cache(path)
@@ -83,7 +94,7 @@ def _articles(source: BundledText) -> list[tuple[str, Split]]:
 
 
 def _read_cache(path: Path) -> list[tuple[str, Split]] | None:
-    """None unless the file is there and is what was written."""
+    """Return the cached articles, or None if the file is missing, unreadable or fails its digest."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         articles: list[tuple[str, Split]] = [(text, side) for text, side in content["articles"]]
@@ -97,6 +108,7 @@ def _digest(articles: list[tuple[str, Split]]) -> str:
 
 
 def _wiki(path: Path) -> list[str]:
+    """Return the cleaned articles of a Wikipedia dump, redirects and short pages left out."""
     from gensim.corpora.wikicorpus import extract_pages, filter_wiki
 
     with bz2.open(path) as stream:
@@ -107,15 +119,16 @@ def _wiki(path: Path) -> list[str]:
 
 
 def _news(paths: list[Path]) -> list[str]:
+    """Return the reports of the Lee corpora, one per line of the files."""
     lines = [line for path in paths for line in path.read_text(encoding="latin-1").split("\n")]
     return [text for text in map(without_tags, lines) if text]
 
 
 def assign_sides(texts: list[str]) -> list[tuple[str, Split]]:
-    """Each distinct text with its side, about 30 % to evaluation.
+    """Assign each distinct text to a side, about 30 % to evaluation.
 
-    Articles that share a long sentence (a report and its update) form a cluster that stays together; the
-    cluster's side is decided by the digest of its first article.
+    Articles that share a long sentence (a report and its update) form a cluster (union-find) that is not
+    split; the digest of the cluster's first article decides its side.
     """
     texts = list(dict.fromkeys(texts))
     parent = list(range(len(texts)))
@@ -135,5 +148,6 @@ def assign_sides(texts: list[str]) -> list[tuple[str, Split]]:
 
 
 def _side(text: str) -> Split:
+    """Return the side of a text: its SHA-256 as a fraction of 1, below :data:`EVALUATION_SHARE` or not."""
     fraction = int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64
     return "evaluation" if fraction < EVALUATION_SHARE else "calibration"

@@ -1,8 +1,8 @@
-"""Wikipedia markup to running paragraphs: only sentences, one paragraph a line.
+"""Wikipedia markup to running text: whole sentences, one paragraph per line.
 
-Gensim's ``filter_wiki`` does the bulk. What it leaves would make up a tenth of the tokens: headings, quotes,
-bullets, cells of tables, captions, lists of links. And it deletes templates that carry words ("falls
-``{{convert|16|in}}`` a year"), which would leave holes in sentences; those are written out before.
+Gensim's ``filter_wiki`` removes most markup. The rest would make up a tenth of the tokens: headings, quotes,
+bullets, table cells, captions, lists of links. ``filter_wiki`` also deletes templates that contain words
+("falls ``{{convert|16|in}}`` a year") and leaves holes in sentences; these templates are written out before.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ APPENDICES = frozenset(
         *("references and notes", "selected bibliography", "publications", "filmography", "discography"),
     ]
 )
+"""Sections that contain lists, not sentences."""
 UNITS = {"sqmi": "square miles", "mi": "miles", "ft": "feet", "in": "inches", "km2": "km²", "lb": "pounds"}
+"""Units of the template ``convert`` in words; other units stay as they are."""
 MIN_WORDS = 6
-"""A line with fewer words is a caption, a cell or an entry of a list."""
+"""Minimum words of a line: shorter lines are captions, table cells or list entries."""
 
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _CONVERT = re.compile(r"\{\{\s*(?:convert|cvt)\s*\|([^{}]*)\}\}", re.IGNORECASE)
@@ -37,7 +39,7 @@ _FIGURE = re.compile(r"^(?:File|Image):|\balt=|\d+px")
 _HEADING = re.compile(r"^\s*(={2,})\s*(.*?)\s*=+\s*$")
 _BULLET = re.compile(r"^[\s*#:;+|!]+")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|\{\{|\}\}|__[A-Z]+__|'{2,}|\blink=\w+(?:,\s*)?")
-# What a deleted template leaves behind: empty brackets, brackets that open with a comma, commas in a row.
+# Traces of deleted templates: empty brackets, brackets that open with a comma, repeated commas.
 _EMPTY_BRACKETS = re.compile(r"\([\s,;:]*\)")
 _OPENING_COMMA = re.compile(r"\([\s,;]+(?=\S)")
 _COMMAS = re.compile(r",(?:\s*,)+")
@@ -45,7 +47,7 @@ _END = re.compile(r"[.!?:;][\"\u201d\u2019')]*$")
 
 
 def before_filter(raw: str) -> str:
-    """Wiki source with tables dropped and the templates that carry words written out."""
+    """Return wiki source without tables and with the templates that contain words written out."""
     text = _BREAK.sub(" ", _GALLERY.sub("", _without_tables(raw)))
     text = _CHEMICAL.sub(lambda hit: hit[1].replace("|", ""), _CONVERT.sub(_written_out, text))
     text = _WRAPPER.sub(r"\1", _AS_OF.sub(_date, text))
@@ -53,7 +55,7 @@ def before_filter(raw: str) -> str:
 
 
 def paragraphs(filtered: str) -> str:
-    """Running text, paragraphs separated by one newline, of what ``filter_wiki`` returns."""
+    """Return the running text in the output of ``filter_wiki``, one paragraph per line."""
     kept = []
     for line in _without_appendices(filtered.splitlines()):
         sentence = _line(line)
@@ -63,29 +65,30 @@ def paragraphs(filtered: str) -> str:
 
 
 def without_tags(text: str) -> str:
-    """``text`` without HTML tags, on one line."""
+    """Return ``text`` without HTML tags, on one line."""
     return squeeze(_TAG.sub("", html.unescape(text)))
 
 
 def squeeze(text: str) -> str:
-    """``text`` with every run of white space as one space, none before a comma or full stop."""
+    """Return ``text`` with each run of white space as one space, and none before punctuation."""
     return re.sub(r" +([,.;:!?)])(?=\s|$)", r"\1", " ".join(text.split()))
 
 
 def _line(line: str) -> str:
+    """Return a line without bullets, tags and traces of deleted templates."""
     bare = _TAG.sub("", _BULLET.sub("", html.unescape(line)))
     bare = _OPENING_COMMA.sub("(", _EMPTY_BRACKETS.sub("", bare))
     return squeeze(_COMMAS.sub(",", re.sub(r"\(\s+", "(", bare)).lstrip(" ,;"))
 
 
 def _without_tables(raw: str) -> str:
-    """Tables open with ``{|`` and close with ``|}``, each at the start of a line; they nest."""
+    """Drop tables, which nest: ``{|`` at the start of a line opens one and ``|}`` closes it."""
     depth, kept = 0, []
     for line in raw.splitlines():
         start = line.lstrip(" :*")
         if start.startswith("{|"):
             depth += 1
-        elif depth and start.startswith("|}") and not start.startswith("|}}"):
+        elif depth and start.startswith("|}") and not start.startswith("|}}"):  # |}} ends a template
             depth -= 1
             kept.append(start[2:])
         elif not depth:
@@ -94,14 +97,14 @@ def _without_tables(raw: str) -> str:
 
 
 def _written_out(hit: re.Match[str]) -> str:
-    """``16|in|cm`` is "16 inches", ``3|to|5|km`` is "3 to 5 km"."""
+    """Write out a ``convert``: ``16|in|cm`` as "16 inches", ``3|to|5|km`` as "3 to 5 km"."""
     parts = [part.strip() for part in hit[1].split("|") if "=" not in part]
     span = 4 if len(parts) > 3 and parts[1] in ("-", "\u2013", "to", "and", "or", "by", "x") else 2
     return " ".join([*parts[: span - 1], *(UNITS.get(unit, unit) for unit in parts[span - 1 : span])])
 
 
 def _date(hit: re.Match[str]) -> str:
-    """``2014|5|lc=y`` is "as of May 2014"."""
+    """Write out an ``as of``: ``2014|5|lc=y`` as "as of May 2014"."""
     parts = [part.strip() for part in hit[1].split("|") if "=" not in part]
     if len(parts) > 1 and parts[1].isdecimal() and 1 <= int(parts[1]) <= 12:
         parts[1] = calendar.month_name[int(parts[1])]
@@ -110,7 +113,7 @@ def _date(hit: re.Match[str]) -> str:
 
 
 def _without_appendices(lines: list[str]) -> list[str]:
-    """Lines outside headings and outside appendix sections (which end at a heading of their level)."""
+    """Drop headings and appendix sections, each up to the next heading of its level or above."""
     kept, dropped_level = [], 0
     for line in lines:
         heading = _HEADING.match(line)

@@ -1,11 +1,12 @@
-"""WikiText-2, C4 and Penn Treebank with the sampling rules of the Q2N release.
+"""WikiText-2, C4 and Penn Treebank with the sampling rules of the official Q2N code.
 
-The release's forks disagree (docs/reproduction.md). ``variant`` names a rule: ``gptq``: the default flags of
-the GPTQ, LeanQuant, QuIP and QuaRot forks; ``new_eval``: their ``--new-eval``; ``pbllm``: the PB-LLM (and,
-for evaluation, OWQ) fork. The release tokenizes with slow tokenizers; here the fast ones are used.
+The forks in the official code disagree (docs/reproduction.md). ``variant`` names a rule: ``gptq``: the
+default flags of the GPTQ, LeanQuant, QuIP and QuaRot forks; ``new_eval``: their ``--new-eval``; ``pbllm``:
+the PB-LLM (and, for evaluation, OWQ) fork. The official code tokenizes with slow tokenizers; here fast ones
+are used.
 
-Files are named one by one, relative to the repository: that way one rule serves the hub, a folder with a
-copy of it, and repositories whose own description of their data no longer works.
+Files are named one by one, relative to the repository. The same names then work on the hub, in a folder with
+a copy of it, and for repositories whose own description of their data no longer works.
 """
 
 from __future__ import annotations
@@ -24,52 +25,71 @@ from q2n.runtime.files import sha256_text
 
 Variant = Literal["gptq", "new_eval", "pbllm"]
 Boundary = Literal["exclusive", "inclusive"]
-"""How long a C4 document must be: ``exclusive``: longer than the crop; ``inclusive``: at least as long. The
-release's ``>=`` forks crash on equality (``randint(0, -1)``); here the only crop there is is taken, without
-a draw."""
+"""Minimum length of a C4 document: ``exclusive``: longer than the crop; ``inclusive``: at least as long.
+
+The official forks with ``>=`` crash on equality (``randint(0, -1)``); here the only possible crop is taken,
+without a draw."""
 
 C4_WINDOWS = 256
+"""Evaluation windows of C4, as in GPTQ's ``datautils.py`` (``get_c4`` and ``get_c4_new``)."""
 C4_NEW_EVAL_DOCUMENTS = 1100
+"""Documents that ``new_eval`` joins, as in GPTQ's ``get_c4_new``."""
 MAX_DRAWS = 20_000
+"""Draws per document before an error: the official code draws forever if no document is long enough."""
 
 
 @dataclass(frozen=True)
 class HubText(TextSource):
-    """Base of the three: ``path`` is a repository of the hub or a folder with the same files."""
+    """Base of the three data sets: ``path`` is a repository of the hub or a folder with the same files."""
 
     path: str
     revision: str | None = None
     variant: Variant = "gptq"
     column: ClassVar[str] = "text"
+    """Column that holds the documents."""
     part_files: ClassVar[Mapping[str, str]]
-    """The file, or a pattern for the files, of each part (train, validation, test) that is read."""
+    """File, or pattern of the files, per part of the data set (train, validation, test)."""
 
     @property
     def folder(self) -> Path | None:
-        """The local folder ``path`` names, or None."""
+        """Local folder named by ``path``, or None if there is no such folder."""
         local = Path(self.path).expanduser()
         return local if local.is_dir() else None
 
     @property
     def title(self) -> str:
+        """Name and path, for messages."""
         return f"{self.name!r} ({self.path})"
 
     def identity(self) -> dict[str, str]:
+        """Return rule and revision, or, for a local folder, a digest of its listing; nothing is downloaded.
+
+        Raises:
+            DataError: the local folder holds none of the files.
+        """
         rule = {"text": self.name, "variant": self.variant}
         if self.folder is None:
             return {**rule, "hub": self.path, "revision": self.revision or "main"}
         return {**rule, "folder": _listing(self.folder, self.part_files.values())}
 
     def part(self, split: Split) -> str:
-        """The part of the data set that serves a side."""
+        """Return the part of the data set that serves a side."""
         raise NotImplementedError
 
     def documents(self, split: Split) -> list[str]:
+        """Return all documents of the part for a side, in the order of the file.
+
+        Raises:
+            DataError: the data set cannot be loaded, or its text column is missing or has gaps.
+        """
         return list(self._load(split)[self.column])
 
     def _load(self, split: Split) -> Any:
-        """A ``datasets.Dataset`` with documents as strings; every way in which loading fails ends in one
-        message."""
+        """Return a ``datasets.Dataset`` with documents as strings.
+
+        Raises:
+            DataError: see :meth:`documents`; every failure of the library ends in one message.
+        """
         import datasets
 
         part = self.part(split)
@@ -81,7 +101,7 @@ class HubText(TextSource):
                 data_files={part: self.part_files[part]},
                 split=part,
                 revision=self.revision,
-                verification_mode="no_checks",  # they expect the files that are not asked for, too
+                verification_mode="no_checks",  # checks fail unless all files of the data set are read
             )
         except Exception as error:  # the library raises whatever its transports raise
             reason = next(iter(str(error).strip().splitlines()), "")
@@ -89,7 +109,7 @@ class HubText(TextSource):
                 f"text {self.name!r}: cannot load {self.part_files[part]} of {self.path!r} from the hub or "
                 f"its local cache: {type(error).__name__}: {reason}\n"
                 "Without the hub: the bundled texts `wiki` and `news`, your own files with `text`, or `path` "
-                "set to a folder that holds a copy of the data set."
+                "set to a folder with a copy of the data set."
             ) from error
         finally:
             if bars:
@@ -102,12 +122,12 @@ class HubText(TextSource):
                 f"needed are documents, as strings in the column {self.column!r}"
             )
         if data.data.column(self.column).null_count:
-            raise DataError(f"text {self.title}: {self.part_files[part]} has empty places (null) for text")
+            raise DataError(f"text {self.title}: {self.part_files[part]} has rows without text (null)")
         return data
 
 
 def _listing(folder: Path, patterns: Iterable[str]) -> str:
-    """Digest of names, sizes and modification times: shards are too large to be read for a fingerprint.
+    """Return a digest of names, sizes and modification times: shards are too large to read each time.
 
     Raises:
         DataError: the folder holds none of the files.
@@ -127,9 +147,11 @@ class WikiText2(HubText):
     part_files = {part: f"wikitext-2-raw-v1/{part}-*.parquet" for part in ("train", "test")}  # noqa: RUF012
 
     def part(self, split: Split) -> str:
+        """Return ``train`` or ``test``."""
         return "train" if split == "calibration" else "test"
 
     def separator(self, split: Split) -> str:
+        """Return a space for calibration by ``pbllm``, else a blank line."""
         return " " if split == "calibration" and self.variant == "pbllm" else "\n\n"
 
 
@@ -142,11 +164,13 @@ class Ptb(HubText):
     part_files = {part: f"penn_treebank/{part}/*.parquet" for part in ("train", "validation", "test")}  # noqa: RUF012
 
     def part(self, split: Split) -> str:
+        """Return ``train``, ``validation`` (evaluation by ``gptq``) or ``test``."""
         if split == "calibration":
             return "train"
         return "validation" if self.variant == "gptq" else "test"
 
     def separator(self, split: Split) -> str:
+        """Return a blank line for ``gptq``, else a space."""
         return "\n\n" if self.variant == "gptq" else " "
 
 
@@ -162,21 +186,27 @@ class C4(HubText):
     }
 
     def identity(self) -> dict[str, str]:
+        """Return the identity of :class:`HubText` and ``boundary``."""
         return {**super().identity(), "boundary": self.boundary}
 
     def part(self, split: Split) -> str:
+        """Return ``train`` or ``validation``."""
         return "train" if split == "calibration" else "validation"
 
     def calibration_tokens(
         self, tokenizer: Any, nsamples: int, seqlen: int, seed: int, heldout: int = 0
     ) -> TokenSet:
-        """One random crop of each of ``nsamples`` documents drawn with replacement among the long ones, and
-        of ``heldout`` documents that are none of these."""
+        """Draw long documents with replacement and crop each at random; held-out ones are others.
+
+        Raises:
+            DataError: no long document was found in :data:`MAX_DRAWS` draws.
+        """
         rows, texts, available = self.draw(tokenizer, "calibration", nsamples, seqlen, seed, True, heldout)
         kept, others = rows[:nsamples], rows[nsamples:]
         return token_set(kept, "\n\n".join(texts[:nsamples]), self.title, available, others)
 
     def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[Sequence[int], str]:
+        """Return :data:`C4_WINDOWS` crops of ``length`` (``gptq``), or the start of the joined documents."""
         if self.variant == "gptq":
             files = tuple(self.identity().items())
             return _crops(self, files, Rules.of(tokenizer), length, special)
@@ -186,8 +216,23 @@ class C4(HubText):
     def draw(
         self, tokenizer: Any, split: Split, count: int, length: int, seed: int, special: bool, heldout: int
     ) -> tuple[list[list[int]], list[str], int]:
-        """``count + heldout`` crops, the documents they are from, and how many tokens the first ``count``
-        of those have; the last ``heldout`` are from other documents than the first."""
+        """Draw crops of random documents.
+
+        Args:
+            tokenizer: the model's tokenizer.
+            split: side of the text.
+            count: number of crops; a document may be drawn several times.
+            length: tokens per crop.
+            seed: of documents and places.
+            special: add the tokenizer's special tokens to each document.
+            heldout: number of further crops, from documents that none of the first ``count`` is from.
+
+        Returns:
+            ``count + heldout`` crops, their documents, and the tokens of the first ``count`` documents.
+
+        Raises:
+            DataError: no document of enough tokens was found in :data:`MAX_DRAWS` draws.
+        """
         data = self._load(split)
         generator = random.Random(seed)
         shortest = length + (self.boundary == "exclusive")
@@ -223,7 +268,7 @@ class C4(HubText):
 def _crops(
     source: C4, files: tuple[tuple[str, str], ...], rules: Rules, length: int, special: bool
 ) -> tuple[Sequence[int], str]:
-    """Token ids of all crops, and the documents they are from: drawn once for the looks of several stages."""
-    del files  # part of the key: a folder whose files change is read again
+    """Return token ids of all crops and their documents; drawn once, since several stages ask for them."""
+    del files  # part of the cache key: a folder whose files change is read again
     rows, texts, _ = source.draw(rules.tokenizer, "evaluation", C4_WINDOWS, length, 0, special, 0)
     return array("q", (token for row in rows for token in row)), "\n\n".join(texts)

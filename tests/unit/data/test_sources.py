@@ -565,7 +565,7 @@ def test_the_identity_of_a_copy_follows_its_files(tmp_path):
     [
         ("text", ["a"], r"1 rows with columns text \(string\).*as strings in the column 'sentence'"),
         ("sentence", [1, 2], r"columns sentence \(int64\)"),
-        ("sentence", ["a", None], r"empty places \(null\)"),
+        ("sentence", ["a", None], r"rows without text \(null\)"),
     ],
 )
 def test_a_copy_without_text_is_refused_by_its_columns(tmp_path, column, values, message):
