@@ -1,0 +1,1 @@
+"""Evaluations of the unquantized and the quantized model: config group ``evaluation``."""

@@ -1,5 +1,4 @@
-"""What an option of the config group ``evaluation`` can do, and the arithmetic of its metrics, which may be
-beyond the range of floats."""
+"""Base class of evaluations, and arithmetic of metrics that may exceed the range of floats."""
 
 from __future__ import annotations
 
@@ -21,11 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """A model to be measured, where, and whom to tell of progress (fraction done, what is being done).
+    """A model to be measured, and the surroundings of the measurement.
 
-    ``kept`` is what :meth:`Evaluation.keep` returned of the unquantized model; None while that one is
-    measured. ``quantized`` is whether the quantized model is measured: what it outputs is its result, even if
-    that is not a number.
+    Attributes:
+        loaded: model, tokenizer and adapter.
+        device: device of the forward passes.
+        dtype: dtype of the forward passes.
+        cache_dir: cache folder, or None for the default one.
+        progress: called with the fraction done and a description of the current step.
+        kept: return value of :meth:`Evaluation.keep`, or None while the unquantized model is measured.
+        quantized: True for the quantized model, whose output is a result even if it is not a number.
     """
 
     loaded: LoadedModel
@@ -38,54 +42,56 @@ class EvaluationContext:
 
 
 class Evaluation(ABC):
-    """Measures a model in place; the same call serves the unquantized and the quantized one."""
+    """Measures a model in memory; the same calls serve the unquantized and the quantized model."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What identifies the text that is measured on, cheaply, for fingerprints."""
+        """Return what identifies the evaluation data, for fingerprints; cheap."""
 
     def prepare(self, cache_dir: str | None) -> None:
-        """Make sure that everything but the model is there; called before the model is loaded.
+        """Load everything except the model; called before the model is loaded.
 
         Raises:
-            DataError: a text or a task's data cannot be had.
-            ConfigurationError: something is asked for that does not exist or is not allowed.
+            DataError: a text or the data of a task are missing.
+            ConfigurationError: a setting names something that does not exist or is not allowed.
         """
 
     def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
-        """Check what this model's tokenizer decides, before the weights are read.
+        """Check everything that depends on the model's tokenizer, before the weights are read.
 
         Returns:
-            The windows of every text that will be measured on.
+            The windows of every evaluation text.
 
         Raises:
-            DataError: too little text, or a special token that the tokenizer lacks.
-            UnsupportedError: the tokenizer lacks something else that is asked for.
+            DataError: the text is too short, or the tokenizer lacks a special token.
+            UnsupportedError: the tokenizer lacks something else, such as a chat template.
         """
         return []
 
     def keep(self, context: EvaluationContext, identity: Mapping[str, Any]) -> Any:
-        """What the quantized model will be compared with; called just before quantization changes the model.
+        """Return what the quantized model is compared with; called just before quantization.
 
         Args:
             context: the unquantized model.
-            identity: the cell's, for what is kept in the cache folder.
+            identity: identity of the cell, part of the key in the cache folder.
         """
         return None
 
     @abstractmethod
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
-        """The metrics, each under its protocol.
+        """Return the metrics, each with its protocol.
 
         Raises:
-            DataError: too little text.
-            NumericalError: what the unquantized model outputs is not a number.
+            DataError: the text is too short.
+            NumericalError: the output of the unquantized model is not a number.
         """
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and its standard error (``s / sqrt(n)``, ``s`` with ``n - 1``); None for fewer than two values,
-    or where one or the spread is not finite."""
+    """Return the mean and its standard error (``s / sqrt(n)``, ``s`` with ``n - 1``).
+
+    The error is None for fewer than two values, or if a value or the variance is not finite.
+    """
     finite = all(map(math.isfinite, values))
     mean = (math.fsum(values) if finite else sum(values)) / len(values)
     if not finite or len(values) < 2:
@@ -98,7 +104,7 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def within_range(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The function, infinite where it is beyond the range of floats."""
+    """Return the function with infinity in place of an overflow."""
 
     def tolerant(argument: Any) -> Any:
         try:

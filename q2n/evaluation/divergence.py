@@ -1,7 +1,7 @@
-"""How far the quantized model's next-token distributions are from the unquantized model's.
+"""KL divergence and top-1 agreement between the unquantized and the quantized model.
 
-Perplexity only looks at the probability of the token that came; these two numbers look at the whole
-distribution, so they notice a change where right and wrong predictions happen to balance.
+Perplexity depends only on the probability of the observed token, so gains and losses can cancel. These two
+metrics compare the whole next-token distribution and show every change.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from q2n.models.adapter import ModelAdapter
 
 HEAD_ROWS = 256
-"""Tokens whose two rows of logits exist at the same time."""
+"""Tokens per step: bounds the memory of the two models' logits, ``(HEAD_ROWS, V)`` each."""
 
 
 @dataclass(frozen=True)
 class Divergences:
-    """Of each window: mean KL divergence in nats, and share of predictions with the same first choice."""
+    """Mean KL divergence (nats) and top-1 agreement (share of predictions) per window."""
 
     kl: list[float]
     agreement: list[float]
@@ -39,18 +39,22 @@ class Divergences:
 
 @option
 class Divergence(WindowedText):
-    """KL divergence ``sum_v p(v) log(p(v) / q(v))``, ``p`` the unquantized model's distribution of the next
-    token and ``q`` the quantized model's, and how often both rank the same token first, per window.
+    """KL divergence ``sum_v p(v) log(p(v) / q(v))`` and top-1 agreement, per window.
 
-    The windows and the ``seqlen - 1`` predictions of each are those of a perplexity with the same settings.
-    Both logits are turned to float32 first.
+    ``p`` is the unquantized model's distribution of the next token, ``q`` the quantized model's. Windows and
+    the ``seqlen - 1`` predictions per window are those of a perplexity with the same settings. Logits of both
+    models are cast to float32 first.
     """
 
     def keep(self, context: EvaluationContext, identity: Mapping[str, Any]) -> dict[str, Original]:
-        """The unquantized model's last hidden states on every window, and its head."""
+        """Return the unquantized model's last hidden states ``(n, T, D)`` and its head, per data set.
+
+        Raises:
+            NumericalError: a hidden state is not finite.
+        """
         from q2n.evaluation.reference import Original, kept_states
 
-        # Cloned: a rewrite of the model (a rotation, a folded norm) changes the head in place.
+        # Cloned, because rewrites of the model (rotation, folded norms) change the head in place.
         head = context.loaded.adapter.lm_head.weight.detach().clone()
         kept: dict[str, Original] = {}
         for dataset in self.datasets:
@@ -67,12 +71,13 @@ class Divergence(WindowedText):
         return kept
 
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
-        """Nothing for the unquantized model, which diverges from itself by nothing."""
+        """Return both metrics per data set; nothing for the unquantized model, whose divergence is zero."""
         if context.kept is None:
             return []
         return [metric for name in self.datasets for metric in self._measure(context, name)]
 
     def _measure(self, context: EvaluationContext, dataset: str) -> Iterator[Metric]:
+        """Yield divergence and agreement on one data set."""
         began = time.perf_counter()
         text = self.text(dataset, context.loaded.tokenizer, context.cache_dir)
         states = self.states(context, text, dataset, "divergence")
@@ -101,12 +106,12 @@ def divergences(original: Original, adapter: ModelAdapter, states: Tensor) -> Di
     """Compare two models window by window.
 
     Args:
-        original: what was kept of the unquantized model, states ``(n, T, D)``.
-        adapter: the quantized model; its head is where ``states`` are.
-        states: its own last hidden states ``(n, T, D)``, normalised.
+        original: head and last hidden states ``(n, T, D)`` of the unquantized model.
+        adapter: the quantized model, with its head on the device of ``states``.
+        states: last hidden states ``(n, T, D)`` of the quantized model, normalised.
 
     Returns:
-        Divergences, NaN for a window on which the quantized model's output is not a number.
+        Divergences; NaN for a window on which the quantized model's output is not a number.
     """
     kl, agreement = [], []
     for before, after in zip(original.states, states, strict=True):
@@ -114,7 +119,7 @@ def divergences(original: Original, adapter: ModelAdapter, states: Tensor) -> Di
         for p_rows, q_rows in zip(before[:-1].split(HEAD_ROWS), after[:-1].split(HEAD_ROWS), strict=True):
             p = original.logits(p_rows.to(after.device)).float().log_softmax(dim=-1)
             q = adapter.lm_head(q_rows).float().log_softmax(dim=-1)
-            known = ~q[:, 0].isnan()  # of a row that is not a number, all of it is not
+            known = ~q[:, 0].isnan()  # if one logit of a row is NaN, log_softmax makes all of them NaN
             same += int(((p.argmax(dim=-1) == q.argmax(dim=-1)) & known).sum())
             total += _divergence(p, q)
         kl.append(total / (len(after) - 1))
@@ -123,8 +128,8 @@ def divergences(original: Original, adapter: ModelAdapter, states: Tensor) -> Di
 
 
 def _divergence(p: Tensor, q: Tensor) -> float:
-    """Sum over rows of the KL divergence of log-probabilities ``(m, V)``."""
+    """Return the sum over rows of the KL divergence (nats) of log-probabilities ``(m, V)``."""
     total = float((p.exp() * (p - q)).sum(dim=-1).double().sum())
-    if math.isnan(total):  # 0 * inf: a token without probability in p adds nothing, whatever it has in q
+    if math.isnan(total):  # 0 * inf: a token with p = 0 adds nothing, whatever its q
         total = float((p.exp() * (p - q)).masked_fill(p.exp() == 0, 0).sum(dim=-1).double().sum())
     return total

@@ -1,4 +1,4 @@
-"""Perplexity on windows of held-out text, losses in float32."""
+"""Perplexity on windows of held-out text, with losses in float32."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ if TYPE_CHECKING:
     from q2n.models.adapter import ModelAdapter
 
 HEAD_ROWS = 128
-"""Tokens whose logits exist at the same time: few enough for the processor's cache."""
+"""Tokens per step of the head: their float32 logits fit into the processor's cache (25 MB for a vocabulary
+of 49,152; 1024 rows per step took 1.6 times as long, docs/LOG.md)."""
 
 
 @option
 class Perplexity(WindowedText):
     """``exp`` of the mean over windows of each window's mean next-token negative log-likelihood.
 
-    Every window of ``seqlen`` tokens gives ``seqlen - 1`` predictions, as in GPTQ's evaluation; the logits
-    are turned to float32 before the loss (the released code rounds the loss of bfloat16 logits to steps of
-    2^-6 and more). With a ``stride`` below ``seqlen`` windows overlap, and all but the first count only their
-    last ``stride`` predictions: every token once, with more context.
+    Every window of ``seqlen`` tokens gives ``seqlen - 1`` predictions, as in GPTQ's evaluation. Logits are
+    cast to float32 before the loss (the official code rounds the loss of bfloat16 logits to steps of 2^-6 or
+    more). With a ``stride`` below ``seqlen`` windows overlap, and all but the first count only their last
+    ``stride`` predictions: each token counts once, with more context.
     """
 
     stride: Annotated[int, Field(ge=1)] | None = None
-    """Tokens between the starts of two windows; None: ``seqlen``, no overlap."""
+    """Tokens between the starts of two windows, or None for windows without overlap (``seqlen``)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,12 +51,19 @@ class Perplexity(WindowedText):
 
     @property
     def step(self) -> int:
+        """Tokens between the starts of two windows."""
         return self.seqlen if self.stride is None else self.stride
 
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
+        """Return one perplexity per data set.
+
+        Raises:
+            NumericalError: the output of the unquantized model is not a number.
+        """
         return [self._measure(context, name) for name in self.datasets]
 
     def _measure(self, context: EvaluationContext, dataset: str) -> Metric:
+        """Return the perplexity on one data set."""
         began = time.perf_counter()
         text = self.text(dataset, context.loaded.tokenizer, context.cache_dir)
         states = self.states(context, text, dataset)
@@ -81,8 +89,13 @@ class Perplexity(WindowedText):
 
 
 def window_loss(adapter: ModelAdapter, states: Tensor, ids: Tensor) -> float:
-    """Mean negative log-likelihood (nats) of a window's predictions: normalised last hidden ``states``
-    ``(T, D)``, ``ids`` ``(T,)``."""
+    """Return the mean negative log-likelihood (nats) of a window's ``T - 1`` predictions.
+
+    Args:
+        adapter: the model, with its head on the device of ``states``.
+        states: normalised last hidden states ``(T, D)``.
+        ids: tokens of the window ``(T,)``.
+    """
     import torch
 
     total = torch.zeros((), dtype=torch.float64, device=states.device)

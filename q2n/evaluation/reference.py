@@ -1,8 +1,7 @@
-"""What the cache folder keeps of the unquantized model: its metrics, measured once per protocol, and what a
-quantized model is compared with token by token.
+"""Cached results of the unquantized model: its metrics, and the hidden states for token-wise comparison.
 
-Log-probabilities of all tokens would take gigabytes; the last hidden states and the head, from which they
-follow exactly, take a hundredth of that.
+Log-probabilities of all tokens would take gigabytes. The last hidden states and the head, from which they
+follow exactly, take about a hundredth of that.
 """
 
 from __future__ import annotations
@@ -30,20 +29,30 @@ _METRICS = TypeAdapter(list[Metric])
 
 @dataclass(frozen=True)
 class Original:
-    """``states`` ``(n, T, D)``: normalised outputs of the last block; ``head`` ``(V, D)``: its weight."""
+    """Outputs of the unquantized model.
+
+    ``states`` ``(n, T, D)``: normalised outputs of the last block; ``head`` ``(V, D)``: weight of the head.
+    """
 
     states: Tensor
     head: Tensor
 
     def logits(self, rows: Tensor) -> Tensor:
-        """``(m, V)`` of states ``(m, D)``, as the unquantized model computes them."""
+        """Return the unquantized model's logits ``(m, V)`` for states ``(m, D)``."""
         return torch.nn.functional.linear(rows, self.head.to(rows.device))
 
 
 def reference_metrics(
     evaluation: Evaluation, context: EvaluationContext, identity: Mapping[str, Any], tally: ReuseTally
 ) -> list[Metric]:
-    """From the cache if this model was measured so, by this code and these libraries; else measured now."""
+    """Return the unquantized model's metrics, from the cache folder if they were measured before.
+
+    Args:
+        evaluation: the evaluation.
+        context: the unquantized model.
+        identity: identity of the cell; model, evaluation, code, libraries and hardware must match.
+        tally: receives a note of each hit or miss.
+    """
     key = fingerprint(reference_identity(identity))
     path = cache_root(context.cache_dir) / "reference" / f"{key}.json"
     try:
@@ -51,7 +60,7 @@ def reference_metrics(
         tally.note("reference", key, True, sum(metric.seconds or 0.0 for metric in metrics))
         return metrics
     except (OSError, ValueError, ValidationError):
-        pass  # not there, or unreadable: measured again and replaced
+        pass  # missing or unreadable: measured again and replaced
     tally.note("reference", key, False)
     metrics = evaluation.evaluate(context)
     kept(lambda: write_json_atomic(path, [plain(metric.model_dump()) for metric in metrics]))
@@ -64,12 +73,13 @@ def kept_states(
     key: Mapping[str, Any],
     compute: Callable[[], Tensor],
 ) -> Tensor:
-    """The unquantized model's last hidden states ``(n, T, D)`` on some windows, from the cache folder if they
-    are there.
+    """Return the unquantized model's last hidden states ``(n, T, D)``, from the cache folder if possible.
 
     Args:
-        key: what, beside model, code, libraries and hardware, decides the states.
-        compute: called if the cache has no such states.
+        context: the unquantized model.
+        identity: identity of the cell.
+        key: everything beside model, code, libraries and hardware that determines the states.
+        compute: computes the states if the cache folder does not have them.
     """
     whole = reference_identity(identity)
     relevant = {name: part for name, part in whole.items() if name not in ("evaluation", "data")}
@@ -78,14 +88,14 @@ def kept_states(
     try:
         return load_file(path)["states"]
     except (OSError, KeyError, SafetensorError):
-        pass  # not there, or damaged: computed and written anew
+        pass  # missing or damaged: computed and written again
     states = compute().cpu().contiguous()
     kept(lambda: write_atomic(path, lambda file: save_file({"states": states}, file)))
     return states
 
 
 def reference_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a cell's identity that the unquantized model's metrics depend on."""
+    """Return the part of a cell's identity that determines the unquantized model's metrics."""
     config = identity["config"]
     return {
         "model": config["model"],

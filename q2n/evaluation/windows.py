@@ -1,4 +1,4 @@
-"""Windows of held-out text, and the model's last hidden states on them, block by block."""
+"""Windows of held-out text, and the model's last hidden states on these windows, block by block."""
 
 from __future__ import annotations
 
@@ -27,24 +27,29 @@ if TYPE_CHECKING:
 
 @option
 class WindowedText(Evaluation):
-    """What evaluations on windows of text have in common: which text, how it is cut, and by which protocol.
+    """Base of evaluations on windows of text: data sets, windows and protocol.
 
-    ``windows`` of ``seqlen`` tokens at most (0: all there are), each run on its own. ``variant`` is the rule
-    by which data sets of the hub are read (:mod:`q2n.data.hub`).
+    Each window of ``seqlen`` tokens is a sequence of its own.
     """
 
     datasets: Annotated[list[Literal["wiki", "news", "wikitext2", "c4", "ptb", "text"]], Field(min_length=1)]
+    """Names of the data sets."""
     paths: list[str] = Field(default_factory=list)
-    """The files of the data set ``text``."""
+    """Files of the data set ``text``."""
     seqlen: Annotated[int, Field(ge=8)]
+    """Tokens per window."""
     windows: Annotated[int, Field(ge=0)]
+    """Maximum number of windows per data set, or 0 for all."""
     bos: Literal["tokenizer", "each_window", "none"] = "tokenizer"
+    """Placement of BOS (:data:`q2n.data.text.Bos`)."""
     variant: Annotated[Variant, ReadIf(datasets=("wikitext2", "c4", "ptb"))] = "gptq"
+    """Sampling rule for data sets of the hub (:mod:`q2n.data.hub`)."""
     batch_size: Annotated[int, Field(ge=1)] = 8
+    """Windows per forward pass."""
 
     def __post_init__(self) -> None:
         if ("text" in self.datasets) != bool(self.paths):
-            raise ValueError("the data set 'text' and its files (paths) need each other")
+            raise ValueError("the data set 'text' needs its files (paths), and paths the data set 'text'")
 
     @property
     def step(self) -> int:
@@ -52,16 +57,27 @@ class WindowedText(Evaluation):
         return self.seqlen
 
     def identity(self) -> dict[str, Any]:
+        """Return the identity of each data set's text and the version of the windowing.
+
+        Raises:
+            DataError: a text is missing.
+        """
         return {name: {**self._source(name).identity(), "windowing": RULE} for name in self.datasets}
 
     def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
+        """Return the windows of each data set.
+
+        Raises:
+            DataError: see :meth:`text`.
+        """
         return [self.text(name, outline.tokenizer, cache_dir) for name in self.datasets]
 
     def text(self, dataset: str, tokenizer: Any, cache_dir: str | None) -> TokenSet:
-        """The windows of a data set, ``(n, seqlen)``.
+        """Return the windows of a data set, ``(n, seqlen)``.
 
         Raises:
-            DataError: too little text.
+            DataError: the text is missing or shorter than one window, or ``bos`` asks for a token that the
+                tokenizer lacks.
         """
         source = self._source(dataset, cache_dir)
         stride = None if self.step == self.seqlen else self.step
@@ -71,7 +87,10 @@ class WindowedText(Evaluation):
         return text_source(name, cache_dir=cache_dir, variant=self.variant, paths=self.paths)
 
     def states(self, context: EvaluationContext, text: TokenSet, dataset: str, what: str = "") -> Tensor:
-        """:func:`last_hidden_states` on the windows; ``what`` is said of the progress before the data set."""
+        """Return :func:`last_hidden_states` ``(n, T, D)`` on the windows.
+
+        ``what`` precedes the name of the data set in progress reports.
+        """
         names: list[str] = [*self.datasets]
 
         def progress(done: float) -> None:
@@ -84,8 +103,10 @@ class WindowedText(Evaluation):
     def fields(
         self, context: EvaluationContext, text: TokenSet, dataset: str, began: float
     ) -> dict[str, Any]:
-        """Fields of a metric that follow from where it was measured: data set, protocol, count, tokens, and
-        the seconds since ``began`` (of :func:`time.perf_counter`)."""
+        """Return the fields that all metrics on a data set share: data set, protocol, count, tokens, seconds.
+
+        ``began`` is the :func:`time.perf_counter` at the start of the measurement.
+        """
         positions = context_length(context.loaded.adapter.model.config)
         protocol = EvaluationProtocol(
             dataset=dataset,
@@ -110,13 +131,15 @@ class WindowedText(Evaluation):
 
 
 def defined(losses: Sequence[float], quantized: bool, what: str) -> tuple[list[float], int]:
-    """Losses, infinite where the model's output is not a number, and how many of them these are.
+    """Return losses with infinity in place of NaN, and the number of such losses.
 
     Args:
-        quantized: whether it is the quantized model's output: a result, which took long to get.
+        losses: one loss per window; NaN if the model's output is not a number.
+        quantized: True for the quantized model, for which NaN is a result worth a record.
+        what: name of the measurement in the message.
 
     Raises:
-        NumericalError: it is the unquantized model's.
+        NumericalError: a loss of the unquantized model is NaN.
     """
     undefined = sum(map(math.isnan, losses))
     if undefined and not quantized:
@@ -134,9 +157,10 @@ def last_hidden_states(
     device: torch.device,
     progress: Callable[[float], None],
 ) -> Tensor:
-    """Normalised outputs ``(n, T, D)`` of the last block for windows ``(n, T)``, where the head then also is.
+    """Return normalised outputs ``(n, T, D)`` of the last block for windows ``(n, T)``, on ``device``.
 
-    One block at a time is on ``device``, so the model need not fit there.
+    Only one block at a time is on ``device``, so the whole model need not fit there. Final norm and head
+    remain on ``device``.
     """
     import torch
 
