@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness on the model in memory."""
+"""EleutherAI's lm-evaluation-harness (lm-eval) on the model in memory."""
 
 from __future__ import annotations
 
@@ -23,34 +23,48 @@ from q2n.records.schema import Metric
 
 @option
 class Harness(Evaluation):
-    """The scores lm-eval gives a model on tasks: its prompts, its rules, its metrics.
+    """Scores of lm-eval's tasks, with lm-eval's prompts, rules and metrics.
 
-    The quantized model is scored where it is, without being saved and loaded again, so that what it does
-    online to activations counts (the official release's route through saved weights loses that).
+    The quantized model is scored in memory, not saved and loaded again, so online operations on activations
+    are included (the official code scores saved weights and loses these operations).
     """
 
     tasks: Annotated[list[str], Field(min_length=1)]
-    """Names of tasks, groups or tags of lm-eval, bundled tasks, or paths of YAML files."""
+    """Names of lm-eval's tasks, groups or tags, names of bundled tasks, or paths of YAML files."""
     include_path: list[str] = Field(default_factory=list)
-    """Folders whose task files are known by name, too."""
+    """Folders of task files that can be named in ``tasks``."""
     data_dir: str | None = None
-    """A folder with ``<owner>/<name>`` for each data set that is not to be fetched from the hub."""
+    """Folder with copies of data sets, ``<owner>/<name>``, used in place of the hub; None: hub only."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Few-shot examples per item, or None for each task's own number."""
     limit: Annotated[int, Field(ge=0)] = 0
+    """Maximum number of items per task, or 0 for all."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Requests per forward pass, or ``auto`` for a number of tokens that is halved when memory runs out."""
     apply_chat_template: bool = False
+    """Prompts in the chat template of the tokenizer."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Maximum length of generated answers, or None for each task's own number."""
     allow_code_execution: bool = False
+    """Permission for tasks that run code written by the model."""
     truncation: bool = False
-    """Whether requests longer than the model's window lose their beginning, or are refused."""
+    """Truncation of prompts on the left if a request exceeds the model's window; False: an error."""
 
     def identity(self) -> dict[str, Any]:
+        """Return the identity of tasks and local data (:func:`identify_tasks`)."""
         return identify_tasks(self.tasks, self.include_path, self.data_dir)
 
     def prepare(self, cache_dir: str | None) -> None:
+        """Load the tasks and their data; see :func:`load_tasks` for the errors."""
         load_tasks(self._selection(cache_dir))
 
     def examine(self, outline: Outline, cache_dir: str | None) -> list[TokenSet]:
+        """Check that all requests fit the model's window; return nothing, since tasks have no text windows.
+
+        Raises:
+            UnsupportedError: the tokenizer lacks a chat template, or cannot express a request.
+            ConfigurationError: a request exceeds the window and may not or cannot be truncated.
+        """
         self._require_template(outline.tokenizer)
         reader = Reader.of(outline.config, outline.tokenizer)
         found = lengths(self._selection(cache_dir), self.limit or None, self.apply_chat_template, reader)
@@ -58,6 +72,11 @@ class Harness(Evaluation):
         return []
 
     def evaluate(self, context: EvaluationContext) -> list[Metric]:
+        """Return the scores of all tasks and groups, with the whole model on ``context.device``.
+
+        Raises:
+            NumericalError: a score of the unquantized model is not a number.
+        """
         import torch
 
         from q2n.models.quiet import quiet_transformers
@@ -80,7 +99,7 @@ class Harness(Evaluation):
                     model,
                     {"tasks": loaded.tasks, "groups": loaded.groups},
                     limit=self.limit or None,
-                    bootstrap_iters=0,  # standard errors follow from the items
+                    bootstrap_iters=0,  # standard errors are computed from the items (results.py)
                     apply_chat_template=self.apply_chat_template,
                     fewshot_as_multiturn=self.apply_chat_template,
                     confirm_run_unsafe_code=self.allow_code_execution,
@@ -90,12 +109,14 @@ class Harness(Evaluation):
         return [metric for name in loaded.shown for metric in results.metrics(name)]
 
     def _require_template(self, tokenizer: Any) -> None:
+        """Raise :class:`UnsupportedError` if a chat template is asked for and the tokenizer has none."""
         if self.apply_chat_template and not tokenizer.chat_template:
             raise UnsupportedError(
-                "evaluation.apply_chat_template=true: this model's tokenizer has no template"
+                "evaluation.apply_chat_template=true: this model's tokenizer has no chat template"
             )
 
     def _selection(self, cache_dir: str | None) -> Selection:
+        """Return the settings that determine tasks and data, as a cache key."""
         return Selection(
             tuple(self.tasks),
             tuple(str(Path(folder).expanduser()) for folder in self.include_path),

@@ -1,11 +1,11 @@
-"""The items of the bundled tasks, built from the bundled text's evaluation articles alone.
+"""Items of the bundled tasks, made from the evaluation articles of the bundled text.
 
-Passages are runs of whole sentences of one paragraph. Several items may end inside one passage (after its
-second sentence, after its third): a model then reads their common beginning once, and so the last-word items
-inside the passages of the continuation items cost next to nothing.
+A passage is a run of whole sentences of one paragraph. Several items may end inside one passage (after its
+second sentence, after its third). The model reads their common beginning once, so last-word items inside the
+passages of continuation items cost almost nothing.
 
-Nothing is drawn at random: passages come in the order of their digests, wrong answers and the place of the
-right one follow from the item's digest, so the same text gives the same items everywhere.
+Nothing is random: passages are ordered by their digests, and the item's digest determines the wrong answers
+and the place of the right one, so the same text gives the same items everywhere.
 """
 
 from __future__ import annotations
@@ -24,23 +24,29 @@ from q2n.exceptions import DataError
 from q2n.runtime.files import sha256_text
 
 TASK_FILES = Path(__file__).parent / "task_files"
-"""What lm-eval is told of the bundled tasks."""
+"""Folder of the bundled tasks' YAML files for lm-eval."""
 RULE = "items-1"
-"""Changes whenever the same text would give other items."""
+"""Version of the items: changes whenever the same text would give other items."""
 ITEMS = 640
-"""Standard error of a share near one half: ``sqrt(0.25 / 640)``, 1.98 points."""
+"""Maximum number of items per task: the standard error of a share near 0.5 is ``sqrt(0.25 / 640)``, 1.98
+points."""
 CHOICES = 4
+"""Choices per continuation item."""
 CHOICE_WORDS = 4
-"""Every choice has as many words; the score compares log-likelihoods per character."""
+"""Words per choice, as log-likelihoods are compared per character; six words cost 17 % more tokens
+(docs/LOG.md)."""
 PASSAGE_WORDS = 128
+"""Maximum words of a passage; with 96 there were fewer than :data:`ITEMS` items of news (docs/LOG.md)."""
 SENTENCES = 4
-"""Passages with fewer come last: the more items in a passage, the fewer tokens an item costs."""
+"""Passages with fewer sentences come last: the more items per passage, the fewer tokens per item."""
 CONTEXT_WORDS = 12
-"""Words at least that come before what is asked for; twice as many before a last word."""
+"""Minimum words before the continuation; twice as many before a last word."""
 WORD_LETTERS = 5
+"""Minimum letters of a last word."""
 COMMON_WORDS = 300
-"""The most frequent words of the text are never asked for: they need no context."""
+"""Number of most frequent words that are never a last word: guessing them needs no context."""
 ATTEMPTS = 1000
+"""Draws of wrong answers per item before an error, so that a text of few articles does not loop forever."""
 
 Kind = Literal["cloze", "lastword"]
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(A-Z])")
@@ -49,19 +55,20 @@ _PUNCTUATION = ".,;:!?\"')"
 
 @dataclass(frozen=True)
 class Passage:
-    """Consecutive sentences of article number ``article``."""
+    """Consecutive sentences of one paragraph; ``article`` is the number of the article."""
 
     article: int
     sentences: tuple[str, ...]
 
     @property
     def text(self) -> str:
+        """The sentences, joined by spaces."""
         return " ".join(self.sentences)
 
 
 @dataclass(frozen=True)
 class SentenceBreak:
-    """A place between two sentences: what comes before it, and the next words."""
+    """A place between two sentences: the passage before it, and the first words after it."""
 
     article: int
     context: str
@@ -70,7 +77,10 @@ class SentenceBreak:
 
 
 def dataset(text: str, kind: Kind, cache_dir: str | None = None, **_: Any) -> dict[str, Any]:
-    """What lm-eval asks of a ``custom_dataset``: a data set a split; it also passes the task's metadata."""
+    """Return the data set of each split, as lm-eval expects of a ``custom_dataset``.
+
+    ``_`` receives the task's metadata, which lm-eval also passes.
+    """
     from datasets import Dataset
 
     return {"test": Dataset.from_list(list(items(text, kind, cache_dir)))}
@@ -78,7 +88,7 @@ def dataset(text: str, kind: Kind, cache_dir: str | None = None, **_: Any) -> di
 
 @cache
 def items(text: str, kind: Kind, cache_dir: str | None = None) -> tuple[dict[str, Any], ...]:
-    """At most :data:`ITEMS` items of one of the bundled texts (fewer if it has not more).
+    """Return the first :data:`ITEMS` items, or all if there are fewer, of one of the bundled texts.
 
     Raises:
         DataError: the text is not installed.
@@ -89,8 +99,11 @@ def items(text: str, kind: Kind, cache_dir: str | None = None) -> tuple[dict[str
 
 
 def passages(documents: Sequence[str]) -> list[Passage]:
-    """Every paragraph cut into passages of whole sentences, at most :data:`PASSAGE_WORDS` words if a sentence
-    is not longer: those of :data:`SENTENCES` and more first, then in the order of their digests."""
+    """Cut every paragraph into passages of whole sentences, of at most :data:`PASSAGE_WORDS` words.
+
+    A longer sentence is a passage of its own. Passages of :data:`SENTENCES` or more come first; within both
+    parts the order is that of the digests.
+    """
     found = [
         Passage(article, sentences)
         for article, document in enumerate(documents)
@@ -101,8 +114,11 @@ def passages(documents: Sequence[str]) -> list[Passage]:
 
 
 def cloze_items(documents: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Which of four beginnings of a sentence goes on with the passage? The wrong ones are right elsewhere:
-    true continuations at breaks in other articles, so that without the passage all four are alike."""
+    """Yield continuation items: a passage, and four beginnings of a next sentence, one of them the true one.
+
+    The wrong choices are true continuations in other articles, so the choices alone do not tell which is
+    right.
+    """
     breaks = [place for passage in passages(documents) for place in _breaks(passage)]
     for place in breaks:
         seed = sha256_text(f"{place.context}\n{place.continuation}")
@@ -113,8 +129,10 @@ def cloze_items(documents: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def last_word_items(documents: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Which word comes next? It has been in the passage before, is long and not one of the common ones
-    (LAMBADA, arXiv 1606.06031, kept words that people could only guess from the passage)."""
+    """Yield last-word items: a passage up to a word that is long, not common and occurs earlier in it.
+
+    After LAMBADA (arXiv 1606.06031), which kept words that people could guess only from the passage.
+    """
     counts = Counter(_bare(word) for document in documents for word in document.split())
     common = {word for word, _ in counts.most_common(COMMON_WORDS)}
     for passage in passages(documents):
@@ -129,6 +147,7 @@ def last_word_items(documents: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _runs(sentences: list[str]) -> Iterator[tuple[str, ...]]:
+    """Yield runs of consecutive sentences, each as long as :data:`PASSAGE_WORDS` allows."""
     run: list[str] = []
     for sentence in sentences:
         if run and sum(len(item.split()) for item in (*run, sentence)) > PASSAGE_WORDS:
@@ -139,6 +158,7 @@ def _runs(sentences: list[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _breaks(passage: Passage) -> Iterator[SentenceBreak]:
+    """Yield the places between sentences with enough words before and after."""
     for index in range(1, len(passage.sentences)):
         context = " ".join(passage.sentences[:index])
         following = passage.sentences[index].split()
@@ -150,10 +170,10 @@ def _breaks(passage: Passage) -> Iterator[SentenceBreak]:
 def _wrong(
     place: SentenceBreak, breaks: Sequence[SentenceBreak], documents: Sequence[str], seed: str
 ) -> list[str]:
-    """Three different continuations from articles that share neither the last sentence nor the wording.
+    """Return three different continuations that fit other articles and do not occur in this one.
 
     Raises:
-        DataError: there are none.
+        DataError: too few were found in :data:`ATTEMPTS` draws.
     """
     wrong: list[str] = []
     for attempt in range(ATTEMPTS):
@@ -167,8 +187,9 @@ def _wrong(
             wrong.append(other.continuation)
         if len(wrong) == CHOICES - 1:
             return wrong
-    raise DataError(f"too few different articles ({len(documents)}) to find wrong answers in")
+    raise DataError(f"too few different articles ({len(documents)}) for the wrong answers of the items")
 
 
 def _bare(word: str) -> str:
+    """Return a word without case and punctuation."""
     return word.strip(_PUNCTUATION + "(").casefold()

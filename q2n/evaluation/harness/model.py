@@ -1,7 +1,7 @@
-"""The model in memory as lm-eval sees it.
+"""Adapter from the model in memory to lm-eval's model interface.
 
-Whatever the model does while it runs (online rotations, rounding of activations, a quantized cache) is part
-of its modules and therefore in force.
+Online operations (rotations, rounding of activations, a quantized KV cache) are part of the model's modules
+and therefore included in the scores.
 """
 
 from __future__ import annotations
@@ -25,23 +25,26 @@ from q2n.evaluation.harness.prefixes import Batch, PrefixTree, Request, batches,
 from q2n.evaluation.harness.requests import Length, Reader, generated, require_fit
 
 CPU_TOKENS, DEVICE_TOKENS = 2048, 32768
-"""Tokens of a forward pass when the batch size is automatic; halved whenever memory runs out."""
+"""Tokens per forward pass with ``batch_size=auto``; halved whenever memory runs out."""
 CPU_TEXTS, DEVICE_TEXTS = 8, 32
-"""Texts that are generated at a time when the batch size is automatic."""
+"""Texts generated at a time with ``batch_size=auto``."""
 HEAD_ROWS = 128
-"""Tokens whose logits exist at the same time."""
+"""Tokens per step of the head: bounds the memory of float32 logits (:mod:`q2n.evaluation.perplexity`)."""
 
 Likelihood = tuple[float, bool]
-"""Log-likelihood of a continuation, and whether it is what greedy decoding gives."""
+"""Log-likelihood of a continuation, and True if greedy decoding gives this continuation."""
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]
-    """lm-eval's Hugging Face model, with its own way to score continuations: common beginnings are computed
-    once (:mod:`q2n.evaluation.harness.prefixes`), logits only where they are asked for and in float32. The
-    tokens of requests are made by :class:`q2n.evaluation.harness.requests.Reader`.
+    """lm-eval's Hugging Face model with a faster log-likelihood of continuations.
 
-    ``lengths`` has the tokens of every request so far, by its strings, as they were run; ``cut`` the strings
-    of those that lost their beginning, ``undefined`` of those for which the model's output was not a number.
+    Common prefixes are computed once (:mod:`q2n.evaluation.harness.prefixes`), logits only at the tokens that
+    need them, in float32. :class:`q2n.evaluation.harness.requests.Reader` tokenizes the requests.
+
+    Attributes:
+        lengths: tokens that were run per request so far, by the strings of the request.
+        cut: strings of the requests that were truncated on the left.
+        undefined: strings of the requests for which the model's output was not a number.
     """
 
     def __init__(self, context: EvaluationContext, batch_size: int | str, truncation: bool = True) -> None:
@@ -52,14 +55,14 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         self.reader = Reader.of(cast(Any, loaded.model).config, loaded.tokenizer)
         super().__init__(
             pretrained=loaded.model,
-            tokenizer=copy.deepcopy(loaded.tokenizer),  # lm-eval may give it a padding token
+            tokenizer=copy.deepcopy(loaded.tokenizer),  # a copy, because lm-eval may add a padding token
             batch_size=self._rows or (CPU_TEXTS if cpu else DEVICE_TEXTS),
             softmax_dtype="float32",
             max_length=self.reader.window,
         )
-        if self.tokenizer.pad_token_id >= self.config.vocab_size:  # made up: the embedding has no row for it
+        if self.tokenizer.pad_token_id >= self.config.vocab_size:  # added by lm-eval: no row in the embedding
             self.tokenizer: Any = loaded.tokenizer
-            self.batch_size_per_gpu = 1  # nothing to pad
+            self.batch_size_per_gpu = 1  # without a padding token, one text at a time
         self._adapter = loaded.adapter
         self._progress = context.progress
         self._truncation = truncation
@@ -68,19 +71,21 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         self.undefined: set[tuple[str, ...]] = set()
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Return the tokens of a text, after the special tokens of a request unless these are refused."""
         if add_special_tokens is False:
             return encode(self.tokenizer, string, special=False)
         return self.reader.ids(string)
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> Any:
-        if tokens is None:  # the EOS of a tokenizer that has none
+        """Return the text of tokens, or None for None."""
+        if tokens is None:  # lm-eval asks for the EOS of a tokenizer that has none
             return None
         return super().tok_decode(tokens, skip_special_tokens)
 
     def tok_batch_encode(
         self, strings: Sequence[str], left_truncate_len: int | None = None, **_: Any
     ) -> tuple[Tensor, Tensor]:
-        """Ids and attention mask ``(B, T)`` of prompts, padded and cut on the left."""
+        """Return ids and attention mask ``(B, T)`` of prompts, padded and truncated on the left."""
         prompts = (self.reader.prompt("", text) for text in strings)
         rows = [torch.tensor(prompt[-(left_truncate_len or 0) :]) for prompt in prompts]
         pad = partial(pad_sequence, batch_first=True, padding_side="left")
@@ -88,6 +93,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         return ids, pad([torch.ones_like(row) for row in rows])
 
     def loglikelihood(self, requests: list[Instance], **_: Any) -> list[Likelihood]:
+        """Return the log-likelihood of each request's continuation after its context."""
         pairs = [self.reader.pair(str(request.task_name), *request.args) for request in requests]
         lengths = [Length.of_pair(request, *pair) for request, pair in zip(requests, pairs, strict=True)]
         self._note(requests, lengths, 1)
@@ -100,6 +106,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         ]
 
     def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
+        """Return the generated text of each request."""
         self._progress(0.0, f"{len(requests)} texts to generate")
         rooms = [generated(request.args[1]) for request in requests]
         prompts = [len(self.reader.prompt(str(request.task_name), request.args[0])) for request in requests]
@@ -111,6 +118,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         return texts
 
     def loglikelihood_rolling(self, requests: list[Instance], **_: Any) -> list[float]:
+        """Return the log-likelihood of each whole text, computed window by window."""
         for request in requests:
             self.reader.length(request)
             self.lengths[request.args] = len(self.tok_encode(request.args[0]))
@@ -118,20 +126,22 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         return [self._defined(request, total) for request, total in zip(requests, sums, strict=True)]
 
     def _defined(self, request: Instance, likelihood: float) -> float:
-        """The log-likelihood; that of no probability where the model's output is not a number."""
+        """Return the log-likelihood, or ``-inf`` (probability 0) if the model's output is not a number."""
         if not math.isnan(likelihood):
             return likelihood
         self.undefined.add(request.args)
         return -math.inf
 
     def _note(self, requests: Sequence[Instance], lengths: Sequence[Length], unread: int = 0) -> None:
-        """Count what is longer than the window.
+        """Note the tokens of each request and the requests that are truncated.
 
         Args:
-            unread: tokens of a request that do not go through the model.
+            requests: the requests.
+            lengths: their tokens, in the same order.
+            unread: tokens per request that are predicted but not read by the model.
 
         Raises:
-            ConfigurationError: it may not or cannot be cut.
+            ConfigurationError: a request exceeds the window and may not or cannot be truncated.
         """
         require_fit(lengths, self.max_length, self._truncation)
         for request, length in zip(requests, lengths, strict=True):
@@ -141,14 +151,14 @@ class HarnessModel(HFLM):  # type: ignore[misc]
                 self.cut.add(strings)
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[Likelihood]:
-        """Answers to ``((context, continuation), context ids, continuation ids)``, in order."""
+        """Return the answers to ``((context, continuation), context ids, continuation ids)``, in order."""
         scored = [
             Request(index, tuple((before + after)[-(self.max_length + 1) :][:-1]), tuple(after))
             for index, (_, before, after) in enumerate(requests)
         ]
         window = getattr(self.config, "sliding_window", None)
         if window and max(len(request.tokens) for request in scored) > window:
-            # Which ancestors are within the window is the model's own affair.
+            # A tree's mask would show all ancestors, also those outside the model's sliding window.
             return cast(list[Likelihood], super()._loglikelihood_tokens(requests, disable_tqdm=True))
         answers: dict[int, Likelihood] = {}
         for alike in self._rotated_alike(scored):
@@ -158,16 +168,19 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         return [answers[index] for index in range(len(scored))]
 
     def _rotated_alike(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
-        """Requests that may stand in one batch: all, or, where the longest decides how a batch is rotated,
-        those of one length."""
+        """Yield groups of requests that may share a batch, longest first.
+
+        All may, unless the rotary embedding depends on the longest sequence of a batch: then those of one
+        length.
+        """
         by_length: dict[int, list[Request]] = defaultdict(list)
         for request in requests:
             by_length[len(request.tokens) if self._adapter.rotates_by_length else 0].append(request)
-        for length in sorted(by_length, reverse=True):  # what does not fit into memory fails at once
+        for length in sorted(by_length, reverse=True):  # too large a batch fails at the start
             yield by_length[length]
 
     def _within_memory(self, trees: Sequence[PrefixTree]) -> list[tuple[int, Likelihood]]:
-        """The answers to a batch; one half after the other where the whole is too much."""
+        """Return the answers to a batch, by halves if memory runs out."""
         try:
             return list(self._score(collate(trees)))
         except torch.OutOfMemoryError:
@@ -179,6 +192,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 
     @torch.no_grad()
     def _score(self, batch: Batch) -> Iterator[tuple[int, Likelihood]]:
+        """Yield the index and the answer of each request in a batch, after one forward pass."""
         hidden = self._adapter.base(
             input_ids=batch.ids.to(self.device),
             attention_mask=batch.mask.to(self.device),
@@ -196,7 +210,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             yield request.index, (float(likelihood.sum()), bool(hit.all()))
 
     def _predictions(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of each target ``(m,)`` after its state ``(m, D)``; whether it is the likeliest."""
+        """Return for targets ``(m,)`` after states ``(m, D)`` log-probabilities, and True for each argmax."""
         likelihoods, greedy = [], []
         for states, wanted in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
             logits = self._adapter.lm_head(states).float().log_softmax(dim=-1)

@@ -1,8 +1,9 @@
-"""Token sequences that begin alike, run through the model once up to where they part.
+"""Prefix trees: common prefixes of token sequences, run through the model once.
 
-The choices of a question share the question, the questions on a passage the passage, all items of a task its
-few-shot examples. Written as a tree in which every token attends to its ancestors only and has its depth as
-its position, they give the same numbers as one by one: a decoder's output at a token depends on nothing else.
+The choices of a question share the question, the questions on a passage share the passage, and all items of a
+task share its few-shot examples. In a tree, every token attends to its ancestors only and its position is its
+depth. The results equal those of separate sequences, since a decoder's output at a token depends on nothing
+else.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ import torch
 from torch import Tensor
 
 SHARED = 4
-"""Tokens that two sequences must share to be put into one tree (nearly all share a BOS)."""
+"""Minimum common prefix of two sequences in one tree (nearly all share a BOS)."""
 NODES = 1024
-"""Nodes at most of a tree of more than one sequence: attention in it costs the square of them."""
+"""Maximum nodes of a tree of several sequences: the cost of its attention grows with their square."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The log-likelihood of ``targets`` after ``tokens[: -(len(targets) - 1)]``: ``tokens`` is context and
-    continuation without its last token, ``targets`` the continuation; ``index`` is the caller's."""
+    """A request for the log-likelihood of a continuation.
+
+    Attributes:
+        index: the caller's number of the request.
+        tokens: context and continuation without the last token, which is predicted but not read.
+        targets: the continuation.
+    """
 
     index: int
     tokens: tuple[int, ...]
@@ -33,8 +39,14 @@ class Request:
 
 @dataclass
 class PrefixTree:
-    """Nodes in an order in which parents come first. ``parents`` are -1 at a root; ``places`` has for every
-    request the nodes whose outputs predict its targets."""
+    """Nodes of a prefix tree, parents before children.
+
+    Attributes:
+        tokens: token of each node.
+        parents: parent of each node, -1 for the root.
+        depths: position of each node in its sequence.
+        places: each request with the nodes whose outputs predict its targets.
+    """
 
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
@@ -45,7 +57,7 @@ class PrefixTree:
         return len(self.tokens)
 
     def attends(self) -> Tensor:
-        """``(N, N)`` bool: row ``i`` marks node ``i`` and its ancestors."""
+        """Return the attention mask ``(N, N)``, bool: row ``i`` marks node ``i`` and its ancestors."""
         mask = torch.eye(len(self), dtype=torch.bool)
         for node, parent in enumerate(self.parents):
             if parent >= 0:
@@ -64,12 +76,12 @@ class Batch:
 
 
 def grow(requests: Iterable[Request]) -> list[PrefixTree]:
-    """Every request in one of few trees, larger trees first."""
+    """Put requests into few trees; return larger trees first."""
     trees: list[PrefixTree] = []
-    path: list[int] = []  # nodes of the request before this one
+    path: list[int] = []  # nodes of the previous request
     previous: tuple[int, ...] = ()
     for request in sorted(requests, key=lambda item: item.tokens):
-        # The length of their common beginning: equal tokens up to the first that differ.
+        # Length of the common prefix: equal tokens up to the first difference.
         shared = sum(takewhile(bool, starmap(eq, zip(previous, request.tokens, strict=False))))
         if shared < SHARED or len(trees[-1]) + len(request.tokens) - shared > NODES:
             trees.append(PrefixTree())
@@ -87,8 +99,13 @@ def grow(requests: Iterable[Request]) -> list[PrefixTree]:
 
 
 def batches(trees: Sequence[PrefixTree], tokens: int, rows: int | None = None) -> Iterator[list[PrefixTree]]:
-    """Runs of trees of similar size: at most ``rows`` requests, or at most ``tokens`` with padding; at least
-    one tree. Sorted largest first, so that what does not fit into memory fails at once."""
+    """Yield batches of trees of similar size, at least one tree each.
+
+    Args:
+        trees: the trees, largest first, so that too large a batch fails at the start.
+        tokens: maximum tokens per batch, padding included; without effect if ``rows`` is given.
+        rows: maximum requests per batch, or None to count tokens.
+    """
     batch: list[PrefixTree] = []
     for tree in trees:
         requests = sum(len(item.places) for item in (*batch, tree))
@@ -101,7 +118,7 @@ def batches(trees: Sequence[PrefixTree], tokens: int, rows: int | None = None) -
 
 
 def collate(trees: Sequence[PrefixTree]) -> Batch:
-    """Padded tensors. Padding attends to itself alone: a row that attends to nothing would be NaN."""
+    """Pad trees to tensors; padding attends to itself, since a row that attends to nothing would be NaN."""
     size = max(map(len, trees))
     ids = torch.zeros(len(trees), size, dtype=torch.long)
     positions = torch.zeros_like(ids)

@@ -1,12 +1,13 @@
-"""The tokens that the requests of tasks become, and whether they fit a model's window.
+"""Tokens of the requests of tasks, and the check that requests fit a model's window.
 
-The rule for special tokens: a request begins with what the tokenizer puts before any text (a BOS, or
-nothing), and with no second one where a chat template has written it already. What the tokenizer appends to a
-text (an EOS) is left out: nothing stands between a context and its continuation, or behind a prompt.
+The rule for special tokens: a request begins with the special tokens that the tokenizer puts before any text
+(a BOS, or none), without a second BOS if a chat template has written one. Special tokens that the tokenizer
+appends (an EOS) are left out: nothing stands between a context and its continuation, or after a prompt.
 
-The rest is lm-eval's: spaces at the end of a context belong to the continuation, a continuation is what the
-context's own tokens leave of the whole text's, and where there is no context the BOS stands for it (or the
-EOS, if the tokenizer has no BOS). What is longer than the window loses its beginning.
+The other rules are lm-eval's. Spaces at the end of a context belong to the continuation. The tokens of the
+continuation are those of the whole text after the first ``len(context tokens)``. An empty context is replaced
+by the BOS, or by the EOS if the tokenizer has no BOS. Requests longer than the window are truncated on the
+left.
 """
 
 from __future__ import annotations
@@ -25,13 +26,19 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 SPARE = 16
-"""Tokens that a text of ``n`` bytes may have beyond ``n``: special ones, and a space put before it."""
+"""Tokens that a text of ``n`` bytes may have beyond ``n``: special tokens, and a prepended space."""
 
 
 @dataclass(frozen=True)
 class Length:
-    """Tokens of a request of item number ``item``: ``tokens`` it needs in the model's window, of which
-    ``kept`` cannot be cut off (a continuation, room for the tokens that are generated)."""
+    """Length of a request in tokens.
+
+    Attributes:
+        task: name of the task.
+        item: number of the item.
+        tokens: tokens that the request needs in the model's window.
+        kept: tokens among them that cannot be truncated (continuation, room for generated tokens).
+    """
 
     task: str
     item: int
@@ -40,19 +47,19 @@ class Length:
 
     @classmethod
     def of_pair(cls, request: Instance, before: list[int], after: list[int]) -> Length:
-        """What a log-likelihood needs: the last token is predicted, but not read."""
+        """Return the length for a log-likelihood: the last token is predicted, but not read."""
         tokens = len(before) + len(after) - 1
         return cls(str(request.task_name), int(request.doc_id or 0), tokens, len(after))
 
     @classmethod
     def of_prompt(cls, request: Instance, prompt: int, room: int) -> Length:
-        """What a text needs that is generated after ``prompt`` tokens: at least one of them must stay."""
+        """Return the length for generation after ``prompt`` tokens, at least one of which must stay."""
         return cls(str(request.task_name), int(request.doc_id or 0), prompt + room, room + 1)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Makes the tokens of requests for one model, by this module's rule; equal for equal tokenizers."""
+    """Tokenizes requests for one model by this module's rule; equal for equal rules and windows."""
 
     tokenizer: Any = field(compare=False, repr=False)
     digest: str
@@ -60,7 +67,7 @@ class Reader:
 
     @classmethod
     def of(cls, config: Any, tokenizer: Any) -> Reader:
-        """The reader of a model with this configuration; lm-eval's 2048 tokens where it sets no limit."""
+        """Return the reader of a model; lm-eval's 2048 tokens are the window if the model sets none."""
         from lm_eval.models.utils import resolve_max_length
 
         window = context_length(config) or resolve_max_length(config, tokenizer)
@@ -68,57 +75,60 @@ class Reader:
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
+        """Special tokens that the tokenizer puts before and after a text."""
         bare, whole = (encode(self.tokenizer, PROBE, special) for special in (False, True))
         for start in range(len(whole) - len(bare) + 1):
             if whole[start : start + len(bare)] == bare:
                 return whole[:start], whole[start + len(bare) :]
         raise UnsupportedError(
-            "this model's tokenizer changes a text's own tokens when it adds special ones, so tasks cannot "
-            "be scored: a context could not be told from its continuation"
+            "this model's tokenizer splits a text into other tokens when it adds special ones; tasks cannot "
+            "be scored, since context and continuation cannot be separated"
         )
 
     @property
     def before(self) -> str:
-        """The special tokens before every text, as text."""
+        """Special tokens before every text, as text."""
         return str(self.tokenizer.decode(self._around[0]))
 
     @property
     def left_out(self) -> str:
-        """The special tokens that the tokenizer would append, as text."""
+        """Special tokens that the tokenizer would append, as text."""
         return str(self.tokenizer.decode(self._around[1]))
 
     @property
     def stand_in(self) -> int | None:
-        """The token that stands where there is no context, or None for a tokenizer without BOS and EOS."""
+        """Token in place of an empty context, or None for a tokenizer without BOS and EOS."""
         bos: int | None = self.tokenizer.bos_token_id
         eos: int | None = self.tokenizer.eos_token_id
         return eos if bos is None else bos
 
     @cached_property
     def _beginning(self) -> str | None:
+        """Text of :attr:`stand_in`, or None if there is none."""
         return None if self.stand_in is None else str(self.tokenizer.decode(self.stand_in))
 
     def ids(self, text: str) -> list[int]:
-        """A text's tokens behind what the tokenizer puts before it."""
+        """Return the tokens of a text after the special tokens that the tokenizer puts before it."""
+        # A chat template has written the BOS already.
         if self._beginning is not None and text.startswith(self._beginning):
             return encode(self.tokenizer, text, special=False)
         ids = encode(self.tokenizer, text)
         return ids[: len(ids) - len(self._around[1])]
 
     def prompt(self, task: str, text: str) -> list[int]:
-        """:meth:`ids`, or the stand-in where there are none.
+        """Return :meth:`ids`, or :attr:`stand_in` if there are none.
 
         Raises:
-            UnsupportedError: there is no stand-in; names the task.
+            UnsupportedError: the tokenizer has no stand-in; the message names the task.
         """
         return self.ids(text) or [self._require_stand_in(task)]
 
     def pair(self, task: str, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The tokens of a context and those of its continuation.
+        """Return the tokens of a context and those of its continuation.
 
         Raises:
-            UnsupportedError: there is neither context nor stand-in, or nothing is left of the continuation;
-                names the task.
+            UnsupportedError: there is neither context nor stand-in, or no token is the continuation's own;
+                the message names the task.
         """
         bare = context.rstrip()
         before = self.ids(bare) if bare else []
@@ -130,22 +140,25 @@ class Reader:
             before, after = (after[:1], after[1:]) if after[:1] == [first] else ([first], after)
         if not after:
             raise UnsupportedError(
-                f"task {task}: no token of this model's tokenizer is the continuation's own in "
+                f"task {task}: with this model's tokenizer the continuation has no token of its own in "
                 f"{context[-40:]!r} + {continuation[:40]!r}, so it has no log-likelihood; choose other tasks"
             )
         return before, after
 
     def _require_stand_in(self, task: str) -> int:
+        """Return :attr:`stand_in`, or raise :class:`UnsupportedError` if there is none."""
         if self.stand_in is None:
             raise UnsupportedError(
                 f"task {task}: has requests without a context, and this model's tokenizer has neither a BOS "
-                "nor an EOS token to stand for it; choose other tasks, or give the tokenizer a bos_token"
+                "nor an EOS token to take its place; choose other tasks, or give the tokenizer a bos_token"
             )
         return self.stand_in
 
     def length(self, request: Instance) -> Length | None:
-        """What a request needs, or None if it is sure to fit: a rolling log-likelihood goes over a text
-        window by window, and no text has more tokens than bytes (but :data:`SPARE`).
+        """Return the length of a request, or None if it certainly fits the window.
+
+        A rolling log-likelihood is computed window by window, and no text has more tokens than bytes (and
+        :data:`SPARE`), so most requests need not be tokenized.
 
         Raises:
             UnsupportedError: see :meth:`pair` and :meth:`prompt`.
@@ -165,17 +178,22 @@ class Reader:
 
 
 def generated(settings: Mapping[str, Any]) -> int:
-    """Tokens at most that are generated for a request with these settings."""
+    """Return the maximum number of tokens generated for a request with these settings."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
     return int(normalize_gen_kwargs(dict(settings), 256)["max_gen_toks"])  # HFLM.max_gen_toks is 256
 
 
 def require_fit(lengths: Iterable[Length], window: int, truncation: bool) -> None:
-    """Compare what requests need with the model's window.
+    """Check that requests fit the model's window.
+
+    Args:
+        lengths: lengths of the requests.
+        window: tokens of the model's window.
+        truncation: True if prompts may be truncated on the left.
 
     Raises:
-        ConfigurationError: one does not fit, and may not or cannot be cut; a line per task.
+        ConfigurationError: a request does not fit, and may not or cannot be truncated; one line per task.
     """
     long: dict[str, list[Length]] = defaultdict(list)
     for length in lengths:

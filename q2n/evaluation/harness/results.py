@@ -1,4 +1,4 @@
-"""lm-eval's results as metrics of a record: each score with its items, protocol, tokens and seconds."""
+"""Conversion of lm-eval's results to metrics of a record, with items, protocol, tokens and seconds."""
 
 from __future__ import annotations
 
@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """lm-eval's scores on the loaded tasks, the model that answered (with the tokens of its requests) in its
-    context, and the seconds of all tasks together."""
+    """Results of one call of lm-eval.
+
+    Attributes:
+        scores: return value of ``lm_eval.evaluate``.
+        loaded: the tasks.
+        model: the model, with the tokens of its requests.
+        context: the context of the measurement.
+        seconds: wall time of all tasks together.
+        chat_template: True if prompts used the chat template.
+    """
 
     scores: Mapping[str, Any]
     loaded: Loaded
@@ -33,10 +41,10 @@ class Results:
     chat_template: bool
 
     def metrics(self, name: str) -> Iterator[Metric]:
-        """Every score of a task or group.
+        """Yield every score of a task or group.
 
         Raises:
-            NumericalError: one of the unquantized model's is not a number.
+            NumericalError: a score of the unquantized model is not a number.
         """
         whole = self.tokens(list(self.loaded.tasks))
         for key, value in self.scores["results"][name].items():
@@ -70,7 +78,7 @@ class Results:
             )
 
     def protocol(self, name: str, samples: Sequence[Mapping[str, Any]]) -> TaskProtocol:
-        """What must agree before two scores of a task on these items may be compared."""
+        """Return the protocol of a task on these items: two scores are comparable only if it is equal."""
         asked = canonical_json([[sample["arguments"], str(sample["target"])] for sample in samples])
         cut = _items(samples, self.model.cut)
         return TaskProtocol(
@@ -89,7 +97,7 @@ class Results:
         )
 
     def scored(self, name: str, key: str) -> list[str]:
-        """The tasks behind a score (``acc,none``): the task itself, or those of the group that have it."""
+        """Return the tasks behind a score (``acc,none``): the task itself, or the group's with that score."""
         group = self.loaded.groups.get(name)
         if group is None:
             return [name]
@@ -97,7 +105,7 @@ class Results:
         return [task for task in tasks if key in self.scores["results"].get(task, {})]
 
     def samples(self, tasks: Sequence[str], score: str, rule: str) -> list[Mapping[str, Any]]:
-        """What lm-eval noted of every item that has the score by one of the tasks' rules (its filters)."""
+        """Return lm-eval's samples of all items that have the score under a rule (lm-eval: filter)."""
         return [
             item
             for task in tasks
@@ -106,7 +114,7 @@ class Results:
         ]
 
     def tokens(self, tasks: Sequence[str]) -> int:
-        """Tokens of all distinct requests of the tasks, as they were run."""
+        """Return the number of tokens that were run for all distinct requests of the tasks."""
         asked = {
             strings for task in tasks for item in self.scores["samples"][task] for strings in _requests(item)
         }
@@ -114,17 +122,17 @@ class Results:
 
 
 def _requests(item: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The strings of each of an item's requests."""
+    """Return the strings of each request of an item."""
     return [tuple(part for part in request if isinstance(part, str)) for request in item["arguments"]]
 
 
 def _items(samples: Sequence[Mapping[str, Any]], among: Collection[tuple[str, ...]]) -> int:
-    """How many items have a request among these."""
+    """Return the number of items with a request in ``among``."""
     return sum(any(strings in among for strings in _requests(item)) for item in samples)
 
 
 def _parts(score: str, value: float, values: list[Any]) -> dict[str, Any]:
-    """The value, what it is the mean of (if it is one, or the exponential of one), and its standard error."""
+    """Return the value and, if it is a mean or the exponential of one, its items and standard error."""
     alone = {"value": value, "difference": "unit"}
     if not values or not all(isinstance(item, Real) for item in values):
         return alone
@@ -136,7 +144,7 @@ def _parts(score: str, value: float, values: list[Any]) -> dict[str, Any]:
             stderr = value * stderr if math.isfinite(value) else None
         return {"value": value, "difference": "ratio", "per_window": losses, "stderr": stderr}
     if not math.isclose(mean, value, rel_tol=1e-9, abs_tol=1e-12):
-        return alone  # an aggregation of its own; no standard error is claimed for it
+        return alone  # not a mean: its standard error is unknown
     if set(numbers) <= {0.0, 1.0}:
         return {**alone, "per_item": "".join(f"{number:.0f}" for number in numbers), "stderr": stderr}
     return {**alone, "per_window": tuple(numbers), "stderr": stderr}

@@ -1,4 +1,4 @@
-"""What lm-eval finds around it while it loads and runs tasks: silence, local data, leave to run code."""
+"""Context managers around lm-eval: no output, local data, permission to run code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 @contextmanager
 def local_data(data_dir: str | None) -> Iterator[None]:
-    """Inside, a data set of the hub is read from ``data_dir/<owner>/<name>`` if that folder is there."""
+    """Read data sets of the hub from ``data_dir/<owner>/<name>`` if that folder exists."""
     import datasets
 
     hub: Callable[..., Any] = datasets.load_dataset
@@ -32,7 +32,7 @@ def local_data(data_dir: str | None) -> Iterator[None]:
 
 @contextmanager
 def same_draws() -> Iterator[None]:
-    """Global random numbers that are drawn inside are drawn again afterwards."""
+    """Restore the random states of ``random`` and numpy afterwards, so that later draws do not change."""
     import numpy as np
 
     drawn, by_numpy = random.getstate(), np.random.get_state()
@@ -45,7 +45,7 @@ def same_draws() -> Iterator[None]:
 
 @contextmanager
 def quiet_harness(allow_code_execution: bool = False) -> Iterator[None]:
-    """No bars, log lines or warnings of lm-eval inside; leave to run generated code only if that is given."""
+    """Silence progress bars, logs and warnings of lm-eval; permit generated code only if asked to."""
     import datasets
 
     with ExitStack() as stack:

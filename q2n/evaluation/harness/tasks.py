@@ -1,4 +1,4 @@
-"""Tasks by name or file, with their data, checked before a model is loaded."""
+"""Tasks by name or file with their data, checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from q2n.exceptions import ConfigurationError, DataError
 from q2n.options import did_you_mean
 
 DEFINES = frozenset({"group", "dataset_path", "custom_dataset"})
-"""Keys that only a definition has: with others alone a member of a group changes a task defined elsewhere."""
+"""Keys of a task's definition; a member of a group without them only modifies a task defined elsewhere."""
 SEED = 1234
-"""lm-eval's own seed for few-shot examples and for what a task draws while it is loaded."""
+"""Seed of few-shot examples and of sampled answers: lm-eval's own default."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which tasks, and all that decides what they come to."""
+    """The tasks and all settings that determine their items, as a cache key (see :class:`.Harness`)."""
 
     tasks: tuple[str, ...]
     include_path: tuple[str, ...] = ()
@@ -38,8 +38,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Tasks with their data. ``shown`` are the names whose scores are reported: of a group with a score of
-    its own only that, of any other group or tag its tasks."""
+    """Tasks with their data.
+
+    ``shown`` names the scores that are reported: a group with a score of its own as one, any other group or
+    tag by its tasks.
+    """
 
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
@@ -48,17 +51,18 @@ class Loaded:
 
 @cache
 def load_tasks(selection: Selection) -> Loaded:
-    """The tasks of a selection; loaded once a process, since reading task files and data takes seconds.
+    """Return the tasks of a selection; loaded once per process, since task files and data take seconds.
 
     Raises:
-        ConfigurationError: an unknown name, a task twice, or one that runs the model's code without leave.
-        DataError: the data of a task cannot be had.
+        ConfigurationError: an unknown name, a task named twice, too few documents for few-shot examples, or a
+            task that runs the model's code without permission.
+        DataError: the data of a task cannot be loaded.
     """
     with quiet_harness(selection.allow_code_execution), local_data(selection.data_dir):
         manager = _manager(selection.tasks, selection.include_path, selection.cache_dir)
         for spec in selection.tasks:
             _check(manager, spec, selection)
-        random.seed(0)
+        random.seed(0)  # lm-eval's default; tasks may draw while they are loaded
         parts = [_load(manager, spec) for spec in selection.tasks]
     names = [name for part in parts for name in part["tasks"]]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -76,8 +80,10 @@ def load_tasks(selection: Selection) -> Loaded:
 
 
 def _manager(tasks: Sequence[str], include_path: tuple[str, ...], cache_dir: str | None) -> Any:
-    """An index that knows everything the tasks name; lm-eval's own thousands of files are only read for one
-    that is not found without them."""
+    """Return an index that contains all named tasks.
+
+    lm-eval's own thousands of files are read only if a task is not found without them.
+    """
     small = _index(include_path, cache_dir, False)
     known = (spec in small.task_index or _is_file(spec) for spec in tasks)
     if all(known) and all("task" in leaf for spec in tasks for leaf in _leaves(small, spec)):
@@ -87,7 +93,7 @@ def _manager(tasks: Sequence[str], include_path: tuple[str, ...], cache_dir: str
 
 @cache
 def _index(include_path: tuple[str, ...], cache_dir: str | None, everything: bool) -> Any:
-    """lm-eval's index of task files: the bundled ones, those of ``include_path``, and perhaps its own."""
+    """Return lm-eval's index of bundled tasks, ``include_path`` and, if ``everything``, its own tasks."""
     from lm_eval.tasks import TaskManager
 
     folders = [str(TASK_FILES), *include_path]
@@ -96,6 +102,7 @@ def _index(include_path: tuple[str, ...], cache_dir: str | None, everything: boo
 
 
 def _check(manager: Any, spec: str, selection: Selection) -> None:
+    """Raise :class:`ConfigurationError` for an unknown task, or code execution without permission."""
     if spec not in manager.task_index and not _is_file(spec):
         raise ConfigurationError(
             f"evaluation.tasks: no task {spec!r}{did_you_mean(spec, manager.all_tasks)} (known: the tasks of "
@@ -109,26 +116,29 @@ def _check(manager: Any, spec: str, selection: Selection) -> None:
 
 
 def _load(manager: Any, spec: str) -> Any:
+    """Return lm-eval's tasks and groups of a name or file, or raise :class:`DataError`."""
     try:
         return manager.load([spec])
     except DataError:
         raise
-    except Exception as error:  # the libraries raise whatever their transports and the task's code raise
+    except Exception as error:  # the libraries pass on any error of the network or of the task's code
         found = {leaf.get("dataset_path") for leaf in _leaves(manager, spec)}
         sources = sorted(str(source) for source in found if source) or ["made by the task itself"]
         reason = next(iter(str(error).strip().splitlines()), "")
         raise DataError(
             f"task {spec!r}: cannot load its data ({', '.join(sources)}) or its metric: "
             f"{type(error).__name__}: {reason}\n"
-            "With network the hub provides them, and once loaded they stay in the local cache. Without: "
-            f"`hf download --repo-type dataset {sources[0]} --local-dir DIR/{sources[0]}` where there is "
-            "network, then evaluation.data_dir=DIR. evaluation=bundled_tasks needs no hub."
+            "Data are downloaded from the hub once, then read from the local cache. Without network: run "
+            f"`hf download --repo-type dataset {sources[0]} --local-dir DIR/{sources[0]}` on a machine with "
+            "network, copy DIR, set evaluation.data_dir=DIR. evaluation=bundled_tasks needs no hub."
         ) from error
 
 
 def _leaves(manager: Any, spec: str | Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The settings of every task that ``spec`` (name, file, or settings) comes to; functions stay text. A
-    name that is not in the index comes to nothing, ``{}``."""
+    """Yield the settings of every task behind ``spec`` (name, file, or settings), with functions by name.
+
+    A name that is not in the index yields ``{}``.
+    """
     from lm_eval.tasks._yaml_loader import load_yaml
 
     if isinstance(spec, str):
@@ -152,6 +162,7 @@ def _leaves(manager: Any, spec: str | Mapping[str, Any]) -> Iterator[Mapping[str
 
 
 def _shown(part: Mapping[str, Any]) -> list[str]:
+    """Return the names to report: top-level groups if all have scores of their own, else the tasks."""
     groups = part["groups"]
     children = {name for group in groups.values() for name in group.child_names}
     roots = [group for name, group in groups.items() if name not in children]
@@ -161,8 +172,11 @@ def _shown(part: Mapping[str, Any]) -> list[str]:
 
 
 def _settle(task: Any, selection: Selection) -> None:
-    """Few-shot count by lm-eval's rule: a task that sets it to zero keeps it. Length of generated texts. A
-    perplexity beyond the range of floats is infinite, not an error."""
+    """Apply the selection to a task: few-shot count, length of generated texts, overflow of its metrics.
+
+    A few-shot count of zero in the task stays zero, as in lm-eval. A perplexity beyond the range of floats is
+    infinite, not an error.
+    """
     aggregation = task.aggregation
     task.aggregation = lambda: {name: within_range(rule) for name, rule in aggregation().items()}
     own = task.get_config("num_fewshot")
@@ -175,18 +189,19 @@ def _settle(task: Any, selection: Selection) -> None:
 
 
 def _require_examples(name: str, task: Any) -> None:
-    """Count the documents that few-shot examples are drawn from: lm-eval notices too few of them in the
-    middle of an evaluation, and draws from the items themselves where a task names no others.
+    """Check that there are enough documents to draw few-shot examples from.
+
+    lm-eval itself fails in the middle of an evaluation, and draws from the items if a task names no others.
 
     Raises:
-        ConfigurationError: there are too few.
+        ConfigurationError: there are too few documents.
     """
     shots, sampler = task.get_config("num_fewshot") or 0, getattr(task, "sampler", None)
-    if not shots or sampler is None:  # a task in Python that makes its examples itself
+    if not shots or sampler is None:  # a task in Python may make its own examples
         return
     split = task.fewshot_cfg.split
     named = split or task.fewshot_cfg.samples or task.has_training_docs() or task.has_validation_docs()
-    itself = split is not None and split == task.config.test_split  # never its own example
+    itself = split is not None and split == task.config.test_split  # an item is never its own example
     pool = len(sampler.fewshot_indices or sampler.df) if named else 0
     if shots + itself > pool:
         raise ConfigurationError(
@@ -199,10 +214,16 @@ def _require_examples(name: str, task: Any) -> None:
 def lengths(
     selection: Selection, limit: int | None, chat_template: bool, reader: Reader
 ) -> tuple[Length, ...]:
-    """What the requests of a selection need of a model's window, those left out that are sure to fit.
+    """Return the lengths of a selection's requests, without those that certainly fit the window.
+
+    Args:
+        selection: the tasks.
+        limit: maximum number of items per task, or None for all.
+        chat_template: True for prompts in the chat template.
+        reader: tokenizes the requests.
 
     Raises:
-        UnsupportedError: a request cannot be written in the reader's tokens; names the task.
+        UnsupportedError: the tokenizer cannot express a request; the message names the task.
         ConfigurationError, DataError: see :func:`load_tasks`.
     """
     from lm_eval.models.huggingface import HFLM
@@ -225,4 +246,5 @@ def lengths(
 
 
 def _is_file(spec: str) -> bool:
+    """Return True if ``spec`` is the path of a YAML file."""
     return Path(spec).suffix in (".yaml", ".yml") and Path(spec).expanduser().is_file()

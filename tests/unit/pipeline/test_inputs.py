@@ -216,7 +216,7 @@ def test_ids_of_a_template_must_have_a_row(texts, monkeypatch):
 
 def test_a_chat_template_is_looked_for_before_the_weights():
     outline = TinyModel(name="x", **SHAPES["llama"]).outline()
-    with pytest.raises(UnsupportedError, match="no template"):
+    with pytest.raises(UnsupportedError, match="no chat template"):
         Harness(tasks=["piqa"], apply_chat_template=True).examine(outline, None)
     assert Harness(tasks=["q2n_wiki_cloze"], limit=1).examine(outline, None) == []
 
