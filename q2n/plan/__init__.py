@@ -1,1 +1,1 @@
-"""What a cell would take, and whether its parts fit each other, before anything is loaded."""
+"""Predicted cost of a cell, and checks that its parts fit each other, before anything is loaded."""

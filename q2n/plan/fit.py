@@ -1,4 +1,4 @@
-"""Checks that the parts of a cell fit each other and its memory this machine, and what would make it fit."""
+"""Checks that the parts of a cell fit each other and the cell this machine's memory, with advice if not."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from q2n.plan.memory import Memory, predict
 from q2n.plan.workload import Workload
 
 GIB = 2**30
+"""Bytes per GiB."""
 
 
 def misfit(config: RunConfig) -> UnsupportedError | None:
-    """Return why the cell can never run, or None if nothing speaks against it before its model is loaded."""
+    """Return the error if model, baseline and correction are incompatible, or None if none is known yet."""
     try:
         config.correction.bind(config.baseline)
         skeleton: Any = Skeleton(config.model.shapes())
@@ -26,21 +27,21 @@ def misfit(config: RunConfig) -> UnsupportedError | None:
     except UnsupportedError as error:
         return error
     except Exception:
-        # The model's sizes are not at hand, or the method looks at more than sizes: the same check follows
-        # with the model loaded.
+        # The model's sizes are unknown, or the method checks more than sizes: the same check is repeated with
+        # the model loaded.
         return None
     return None
 
 
 def host_memory() -> int:
-    """Bytes a process can have: the machine's memory, or the limit of its group (containers, batch jobs)."""
+    """Return the bytes available to a process: the machine's memory, or less in containers and batch jobs."""
     import psutil
 
     return min([int(psutil.virtual_memory().total), *_group_limits()])
 
 
 def device_memory(device: str) -> int | None:
-    """Bytes of a CUDA device; None for any other, and where torch sees none."""
+    """Return the bytes of a CUDA device, or None for any other device or if torch finds none."""
     if device.startswith("cuda"):
         import torch
 
@@ -50,7 +51,7 @@ def device_memory(device: str) -> int | None:
 
 
 def _group_limits() -> Iterator[int]:
-    """Limits of this process's control group and of those above it (Linux, version 2), or version 1's."""
+    """Yield the memory limits (bytes) of this process's control groups (Linux, cgroups version 2 or 1)."""
     root = Path("/sys/fs/cgroup")
     try:
         own = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition("::")[2].strip()
@@ -59,23 +60,28 @@ def _group_limits() -> Iterator[int]:
     group = root / own.lstrip("/")
     files = [folder / "memory.max" for folder in (group, *group.parents) if folder.is_relative_to(root)]
     for file in (*files, root / "memory" / "memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # no such group here; "max": no limit
+        with suppress(OSError, ValueError):  # no such file, or "max": no limit
             yield int(file.read_text(encoding="utf-8"))
 
 
 def shortages(memory: Memory, host: int | None, device: int | None) -> list[str]:
-    """Return in words what the prediction exceeds of what there is (where that is known)."""
+    """Return a phrase for each kind of memory that is too small; unknown amounts (None) are not compared."""
     found = []
     if host is not None and memory.needed > host:
-        found.append(f"{size(memory.needed)} of memory (most in: {memory.phase}), and there are {size(host)}")
+        found.append(f"{size(memory.needed)} of memory (peak in {memory.phase}; available: {size(host)})")
     if device is not None and memory.device is not None and memory.device > device:
-        found.append(f"{size(memory.device)} of the device's memory, and there are {size(device)}")
+        found.append(f"{size(memory.device)} of device memory (available: {size(device)})")
     return found
 
 
 def advice(work: Workload, host: int | None, device: int | None) -> str:
-    """Return one sentence: settings that would make the cell fit, the fewest first, and the memory it then
-    needs; or that no setting would."""
+    """Return one sentence: settings that would make the cell fit, the fewest first, and its memory then.
+
+    Args:
+        work: the cell.
+        host: bytes of host memory, or None if unknown.
+        device: bytes of device memory, or None if unknown.
+    """
     changes = [(settings, predict(changed)) for settings, changed in _changes(work)]
     fitting = [
         f"{' '.join(settings)} ({size(memory.needed)})"
@@ -83,16 +89,16 @@ def advice(work: Workload, host: int | None, device: int | None) -> str:
         if not shortages(memory, host, device)
     ]
     if fitting:
-        return f"what would make it fit: {' or '.join(fitting[:3])}"
+        return f"settings that would make it fit: {' or '.join(fitting[:3])}"
     smallest = min(memory.needed for _, memory in changes)
     return (
-        f"no setting makes it fit (the least is {size(smallest)}); fewer calibration.nsamples or a "
-        "shorter calibration.seqlen change what is computed"
+        f"no setting makes it fit (minimum: {size(smallest)}); a lower calibration.nsamples or "
+        "calibration.seqlen saves memory, but changes the result"
     )
 
 
 def _changes(work: Workload) -> Iterator[tuple[list[str], Workload]]:
-    """Settings that change where things are, not what is computed; single ones, then together."""
+    """Yield settings that change storage or batches but not the result: single ones, then all together."""
     one_by_one = tuple(replace(windows, batch=1) for windows in work.windows)
     every: dict[str, dict[str, Any]] = {
         "calibration.batch_size=1": {"micro_batch": 1},
@@ -109,5 +115,5 @@ def _changes(work: Workload) -> Iterator[tuple[list[str], Workload]]:
 
 
 def size(number: float) -> str:
-    """Return a number of bytes as text, ``3.2 GiB``."""
+    """Return a number of bytes as text, for example ``3.2 GiB``."""
     return f"{number / GIB:.1f} GiB"

@@ -1,8 +1,7 @@
-"""Peak memory of a cell, from sizes alone: what is there all the time, and the largest of its phases; and the
-room it needs on disk.
+"""Predicted peak memory and disk space of a cell, in bytes, from sizes alone.
 
-Every term is a formula with its reason; the constants were fitted to measured peaks (docs/sweeps.md says on
-what, and how near the predictions came). All sizes are in bytes.
+The peak is the sum of what is always in memory and the largest phase. The constants were fitted to measured
+peaks (docs/sweeps.md; docs/LOG.md has the errors of the predictions).
 """
 
 from __future__ import annotations
@@ -14,36 +13,45 @@ from q2n.config import RunConfig
 from q2n.plan.workload import Corpus, Windows, Workload
 
 BASE = 510e6
-"""The interpreter with torch, transformers, numba and the model's code, before any weight (440 MB), and
-pyarrow with pandas, which are loaded to write or read a record (70 MB)."""
+"""Interpreter with torch, transformers, numba and the model's code, without weights (440 MB), and pyarrow
+with pandas, which read and write records (70 MB)."""
 BASE_ON_CUDA = 2.5e9
-"""The same with CUDA's own libraries on the host (not measured on this project's machines)."""
+"""Host memory of CUDA's libraries, in addition to :data:`BASE` (not measured on this project's machines)."""
 PER_CHARACTER = 77.0
+"""Bytes per character while a text is tokenized: strings."""
 PER_TOKEN = 195.0
-"""A text while it is cut into tokens: strings, and the tokenizer's notes on each token."""
+"""Bytes per token while a text is tokenized: the tokenizer's data on each token."""
 TEXT_STAYS = 0.5
-"""Share of that which the allocator does not give back afterwards."""
+"""Share of the tokenizer's memory that the allocator keeps afterwards (measured: 0.37 to 0.8,
+docs/LOG.md)."""
 WORK_STAYS = 0.35
-"""The same of a phase's tensors."""
+"""Share of a phase's tensors that the allocator keeps afterwards."""
 FILE_ELEMENT = 2
-"""Bytes of a number in a checkpoint's file."""
+"""Bytes per weight in a model file (16-bit formats)."""
 HEAD_ROWS = 1024
-"""Rows of logits that exist at once (:mod:`q2n.evaluation.perplexity`)."""
+"""Rows of logits at once: an upper bound, since the evaluations compute 128 or 256 at once."""
 SOLVER_COPIES = 8
-"""Float32 copies of a group's stacked weight while it is solved: weight, target, codes, errors, result."""
+"""Float32 copies of a group's stacked weight in the solver: weight, target, codes, errors, result."""
 GRAM_COPIES = 4
-"""Float32 matrices of the input's width: the sum, the float64 one that is factorised in place (as two), and
-its parts on the way (as one)."""
+"""Float32 matrices of the input's width: the Gram matrix (1), the float64 copy that is factorised in place
+(2), and intermediate results (1)."""
 SPECTRUM_COPIES = 4
-"""Float64 matrices of an eigendecomposition: matrix, vectors, workspace of twice that."""
+"""Float64 matrices of an eigendecomposition: matrix (1), eigenvectors (1), workspace (2)."""
 RECORD = 200e3
-"""A record and a log on disk, about."""
+"""Approximate bytes of a record and its log on disk."""
 LOADING = "loading"
+"""Name of the phase that :attr:`Memory.needed` leaves out."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """``phases`` by name are beside ``base``; ``device`` is None where there is no device but the host."""
+    """Predicted memory in bytes.
+
+    Attributes:
+        base: memory in use during the whole cell, by cause.
+        phases: further memory of each phase, by name.
+        device: peak memory of the device, or None if the cell runs on the CPU.
+    """
 
     base: Mapping[str, float]
     phases: Mapping[str, float]
@@ -51,22 +59,22 @@ class Memory:
 
     @property
     def host(self) -> int:
-        """The peak."""
+        """Peak memory of the host."""
         return round(sum(self.base.values()) + max(self.phases.values()))
 
     @property
     def needed(self) -> int:
-        """What must be there: the pages of a file that is being copied count in the peak, but can leave."""
+        """Memory that the host must have: the peak without loading, whose mapped pages can be evicted."""
         return round(sum(self.base.values()) + self.phases[self.phase])
 
     @property
     def phase(self) -> str:
-        """Where the most is needed."""
+        """Phase with the largest memory, loading aside."""
         return max((name for name in self.phases if name != LOADING), key=lambda name: self.phases[name])
 
 
 def predict(work: Workload) -> Memory:
-    """Peak memory of a cell."""
+    """Return the predicted memory of a cell."""
     on_host = work.device == "cpu"
     measuring = max((_evaluation(work, windows) for windows in work.windows), default=0.0)
     solving = _calibration(work, on_host) + (_solving(work) if on_host else 0.0)
@@ -93,7 +101,7 @@ def predict(work: Workload) -> Memory:
 
 
 def _resident_weights(work: Workload) -> int:
-    """All of them; of a streamed model embedding, head and two blocks."""
+    """Return the number of weights in memory: all, or for a streamed model embedding, head and two blocks."""
     shapes = work.shapes
     if not work.streamed:
         return shapes.parameters
@@ -102,7 +110,7 @@ def _resident_weights(work: Workload) -> int:
 
 
 def _loading(work: Workload) -> float:
-    """Beside the weights: the mapped file they are copied from, or the float32 numbers that were drawn."""
+    """Return the bytes beside the weights: the mapped model file, or float32 numbers of a random model."""
     if work.streamed:
         return 0.0
     if work.streamable:
@@ -111,12 +119,12 @@ def _loading(work: Workload) -> float:
 
 
 def _tokenizing(text: Corpus) -> float:
+    """Return the peak bytes of tokenizing a text."""
     return PER_CHARACTER * text.characters + PER_TOKEN * text.tokens
 
 
 def _calibration(work: Workload, on_host: bool) -> float:
-    """Activations of all sequences that wait for the next stage (the block's input, the residual stream
-    inside it, the widest input of a group), and one micro-batch on its way through the MLP."""
+    """Return the bytes of activations: those that wait for the next stage, and one micro-batch in a block."""
     if not on_host:
         return 0.0 if work.on_disk else work.tokens * work.element * 2.0 * work.shapes.hidden
     flying = _batch(work, work.micro_batch, work.length)
@@ -124,8 +132,11 @@ def _calibration(work: Workload, on_host: bool) -> float:
 
 
 def _batch(work: Workload, batch: int, length: int) -> float:
-    """A micro-batch in a block: gate, up and their product, queries, keys, values and what attention makes of
-    them, the residual stream, and the float32 inputs of the statistics."""
+    """Return the bytes of a micro-batch in a block.
+
+    Counted are gate, up and their product, queries, keys, values and the output of attention, the residual
+    stream, and the float32 inputs of the statistics.
+    """
     shapes, rows = work.shapes, batch * length
     attention = (2 * shapes.heads + 2 * shapes.kv_heads) * shapes.head_dim
     wide = 3 * shapes.intermediate + 2 * shapes.hidden + attention
@@ -133,7 +144,7 @@ def _batch(work: Workload, batch: int, length: int) -> float:
 
 
 def _solving(work: Workload) -> float:
-    """The largest group of layers while it is solved and corrected."""
+    """Return the bytes to solve and correct the largest group of layers."""
     shapes = work.shapes.linears
     stacked = max(
         shapes["mlp.gate_proj"][0] * shapes["mlp.gate_proj"][1] * 2,
@@ -145,8 +156,11 @@ def _solving(work: Workload) -> float:
 
 
 def _evaluation(work: Workload, windows: Windows) -> float:
-    """All windows' hidden states twice (in batches, then as one), or one batch in a block, and logits: in the
-    model's dtype, in float32, and their normalised copy."""
+    """Return the bytes of an evaluation on windows.
+
+    The hidden states of all windows, and the larger of one batch in a block and a second copy of the states
+    with logits (in the model's dtype, in float32, and log-softmax).
+    """
     rows = min(HEAD_ROWS, windows.length - 1)
     logits = rows * work.shapes.vocab * (work.element + 8)
     states = _states(work, windows)
@@ -155,18 +169,19 @@ def _evaluation(work: Workload, windows: Windows) -> float:
 
 
 def _states(work: Workload, windows: Windows) -> float:
+    """Return the bytes of the last hidden states of all windows."""
     return float(windows.tokens * work.shapes.hidden * work.element)
 
 
 def _kept(work: Workload) -> float:
-    """The unquantized model's last hidden states, and a copy of its head."""
+    """Return the bytes kept for divergence: the unquantized model's last hidden states and its head."""
     kept = [windows.tokens for windows in work.windows if windows.keeps]
     head = work.shapes.embedding_weights if kept else 0
     return float(work.element * (sum(kept) * work.shapes.hidden + head))
 
 
 def _device(work: Workload, evaluation: float) -> float:
-    """One block with all activations and its solver, or the head with the evaluation's windows."""
+    """Return the device's peak: one block with activations and solver, or the head with an evaluation."""
     block = work.element * work.shapes.block_weights
     flying = _batch(work, work.micro_batch, work.length)
     head = work.element * work.shapes.embedding_weights
@@ -174,8 +189,11 @@ def _device(work: Workload, evaluation: float) -> float:
 
 
 def disk(work: Workload, config: RunConfig) -> float:
-    """Bytes on disk at most at one time: record and log, the checkpoint (finished blocks and the activations
-    of the next one), finished blocks of a streamed model, activations that are kept in files."""
+    """Return the maximum bytes on disk.
+
+    Counted are record and log, the checkpoint (finished blocks and the activations of the next one), finished
+    blocks of a streamed model, and activations in files.
+    """
     shapes = work.shapes
     saves = config.scalars.checkpoint_every != 0
     total = RECORD

@@ -1,4 +1,4 @@
-"""``plan=true``: what a command would do, cell by cell, before anything is loaded."""
+"""Table of ``plan=true``: state and predicted cost of every cell, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from q2n.records.notes import State
 from q2n.records.schema import CellRef
 
 MARKS = {"records": "", "scaled": " *", "estimate": " ?"}
-"""Beside a time: where it comes from."""
+"""Marks after a time, by :attr:`.Duration.source`."""
 
 RUN = (State.TO_RUN, State.FAILED_BEFORE, State.FORCED)
 """States of cells that would be computed."""
@@ -28,8 +28,17 @@ RUN = (State.TO_RUN, State.FAILED_BEFORE, State.FORCED)
 
 @dataclass(frozen=True)
 class Planned:
-    """One cell. ``why`` is for states outside of :data:`RUN`; the predictions are there for cells that would
-    be computed."""
+    """One cell of the plan.
+
+    Attributes:
+        ref: names and identity of the cell.
+        state: planned action.
+        why: reason of the state, or empty.
+        memory: predicted memory; this and the next fields only for states in :data:`RUN`.
+        disk: predicted bytes on disk.
+        time: predicted wall time.
+        too_large: shortage of memory with advice, or empty if the cell fits.
+    """
 
     ref: CellRef
     state: State
@@ -41,12 +50,13 @@ class Planned:
 
 
 def plan(cells: Sequence[RunConfig]) -> list[Planned]:
-    """What would become of each cell."""
+    """Return state and predictions of each cell."""
     past = {folder: read_past(folder) for folder in {config.scalars.results_dir for config in cells}}
     return [_planned(config, past[config.scalars.results_dir]) for config in cells]
 
 
 def _planned(config: RunConfig, past: Sequence[Past]) -> Planned:
+    """Return the plan of one cell."""
     error = misfit(config)
     if error is not None:
         return Planned(config.ref(), State.UNSUPPORTED, str(error))
@@ -73,6 +83,7 @@ def _planned(config: RunConfig, past: Sequence[Past]) -> Planned:
 
 
 def _state(config: RunConfig, ref: CellRef) -> tuple[State, str]:
+    """Return the state of a cell by records, failures and leases in its folder, and the reason."""
     scalars = config.scalars
     folder = failures.folder_of(scalars.results_dir, ref)
     try:
@@ -93,7 +104,10 @@ def _state(config: RunConfig, ref: CellRef) -> tuple[State, str]:
 
 
 def show_plan(cells: Sequence[Planned], complete: bool) -> int:
-    """Print the plan; the exit code: 1 if a cell cannot run or cannot fit."""
+    """Print the plan and return the exit code, 1 if a cell cannot run or does not fit.
+
+    ``complete`` is False if a sweeper chooses further cells during the sweep.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -114,6 +128,7 @@ def show_plan(cells: Sequence[Planned], complete: bool) -> int:
 
 
 def _row(cell: Planned, on_device: bool) -> list[str]:
+    """Return the row of a cell, with a column for the device if ``on_device``."""
     from rich.markup import escape
 
     memory, time = cell.memory, cell.time
@@ -129,6 +144,7 @@ def _row(cell: Planned, on_device: bool) -> list[str]:
 
 
 def _notes(cells: Sequence[Planned], complete: bool) -> list[str]:
+    """Return the lines below the table: reasons, totals and the meaning of the marks."""
     counts = Counter(cell.state for cell in cells)
     lines = [f"{cell.state}: {cell.ref.label}: {cell.why}" for cell in cells if cell.why]
     lines += [f"DOES NOT FIT: {cell.ref.label}: {cell.too_large}" for cell in cells if cell.too_large]
@@ -136,22 +152,22 @@ def _notes(cells: Sequence[Planned], complete: bool) -> list[str]:
     largest = max((cell.memory.host for cell in cells if cell.memory), default=0)
     lines.append("cells    " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     if seconds:
-        lines.append(f"in all   {clock(seconds)} one after the other, at most {size(largest)} of memory")
+        lines.append(f"total    {clock(seconds)} one after the other, at most {size(largest)} of memory")
     sources = {cell.time.source for cell in cells if cell.time}
     if "scaled" in sources:
-        lines.append("*        from records of like cells here, scaled by the number of tokens")
+        lines.append("*        from records of similar cells here, scaled by the number of tokens")
     if "estimate" in sources:
         lines.append(
-            "?        estimate: operations over a guessed rate, searches of a method not counted; finished"
+            "?        estimate: operations divided by an assumed rate, without a method's searches; measured"
         )
-        lines.append("         cells of this machine replace it")
+        lines.append("         times replace it once similar cells have finished on this machine")
     if not complete:
-        lines.append("the sweeper chooses the cells as it goes: this is what one of them takes")
+        lines.append("the sweeper chooses the cells during the sweep: these numbers are for one cell")
     return lines
 
 
 def clock(seconds: float) -> str:
-    """``45 s``, ``3 min``, ``2 h 05 min``."""
+    """Return seconds as text: ``45 s``, ``3 min``, ``2 h 05 min``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""How long a cell will take: as long as like cells took here, or a count of operations over a stated rate."""
+"""Predicted wall time of a cell: that of similar cells, or operations divided by an assumed rate."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from q2n.records.provenance import cpu_model
 from q2n.records.store import FILE_NAME
 
 RATES = {"cpu": 40e9, "cuda": 60e12, "mps": 2e12}
-"""Multiply-adds counted as two operations, a second: of one thread of a processor, of one device. A guess for
-machines without records."""
+"""Floating-point operations per second (a multiply-add is two): per thread for ``cpu``, else per device. A
+guess, used only on machines without records."""
 EIGEN_SLOWER = 10
-"""How much slower an eigendecomposition's operations are than a matrix product's."""
+"""Time of an eigendecomposition's operation, relative to an operation of a matrix product."""
 NEWEST = 200
-"""Records that are looked at."""
+"""Maximum number of records read, newest first."""
 
 
 @dataclass(frozen=True)
 class Duration:
-    """Seconds, and where they come from: ``records`` (of like cells), ``scaled`` (of records with other
-    numbers of tokens), or ``estimate``."""
+    """Predicted seconds and their source.
+
+    The source is ``records`` (similar cells), ``scaled`` (similar cells with other numbers of tokens) or
+    ``estimate`` (operations divided by a rate).
+    """
 
     seconds: float
     source: str
@@ -35,7 +38,13 @@ class Duration:
 
 @dataclass(frozen=True)
 class Past:
-    """What a record says of its time. ``amounts``: tokens of calibration, tokens of evaluation's windows."""
+    """Measured time of one record.
+
+    Attributes:
+        like: what similar cells have in common.
+        amounts: tokens of calibration, and tokens of the evaluation's windows.
+        seconds: wall time of all stages.
+    """
 
     like: tuple[str, ...]
     amounts: tuple[int, int]
@@ -43,7 +52,7 @@ class Past:
 
 
 def read_past(results_dir: str | Path) -> list[Past]:
-    """The newest records of cells this processor computed."""
+    """Return the times of the newest records that were computed on this kind of processor."""
     paths = list(Path(results_dir).glob(f"*/*/{FILE_NAME}"))
     newest = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)[:NEWEST]
     found = (_past(path) for path in newest)
@@ -51,7 +60,10 @@ def read_past(results_dir: str | Path) -> list[Past]:
 
 
 def _past(path: Path) -> Past | None:
-    """Read without its schema: of a hundred records only a few numbers are of interest."""
+    """Return the time of one record, or None if it is unreadable or from another processor.
+
+    Only a few numbers are needed, so the record is not validated by its schema.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         provenance, config = record["provenance"], record["config"]
@@ -66,8 +78,12 @@ def _past(path: Path) -> Past | None:
 def duration(
     config: RunConfig, work: Workload, hardware: Mapping[str, str], past: Iterable[Past]
 ) -> Duration:
-    """The cell's time: the median of like cells (same model, baseline, correction and device),
-    scaled by tokens where they had others, else operations over :data:`RATES`."""
+    """Return the predicted time of a cell.
+
+    This is the median over similar cells (same model, baseline, correction, stages and device), scaled by
+    tokens if none has the same number of tokens, or operations divided by :data:`RATES` if there are no
+    similar cells.
+    """
     like = [item for item in past if item.like == _like(config.tree, hardware)]
     amounts = _amounts(config.tree)
     same = [item.seconds for item in like if item.amounts == amounts]
@@ -80,13 +96,14 @@ def duration(
 
 
 def rate(device: str) -> float:
-    """Operations a second of what a cell runs on."""
+    """Return the assumed operations per second of a device, for the CPU times its threads."""
     kind = device.partition(":")[0]
     threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))) if kind == "cpu" else 1
     return RATES.get(kind, RATES["cpu"]) * threads
 
 
 def _like(config: Mapping[str, Any], hardware: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what similar cells have in common."""
     return (
         json.dumps(config["model"], sort_keys=True),
         config["baseline"]["_target_"],
@@ -97,11 +114,13 @@ def _like(config: Mapping[str, Any], hardware: Mapping[str, str]) -> tuple[str, 
 
 
 def _amounts(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return tokens of calibration and tokens of evaluation."""
     calibration = config["calibration"]
     return calibration["nsamples"] * calibration["seqlen"], sum(_windows(config["evaluation"]))
 
 
 def _windows(tree: Mapping[str, Any]) -> Iterable[int]:
+    """Yield the tokens of each evaluation; for tasks their limit, since their tokens are unknown."""
     if "parts" in tree:
         for part in tree["parts"].values():
             yield from _windows(part)
@@ -112,7 +131,7 @@ def _windows(tree: Mapping[str, Any]) -> Iterable[int]:
 
 
 def operations(work: Workload) -> float:
-    """Floating-point operations that must be done; a method's own searches are not counted."""
+    """Return the number of floating-point operations of a cell, without a method's own searches."""
     shapes = work.shapes
     forward = 2.0 * sum(rows * columns for rows, columns in shapes.linears.values()) * shapes.num_blocks
     widths = (shapes.hidden, shapes.heads * shapes.head_dim, shapes.hidden, shapes.intermediate)

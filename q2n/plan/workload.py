@@ -1,4 +1,4 @@
-"""The sizes of a cell that decide what it takes: model, calibration, evaluation, where things are kept."""
+"""Sizes that determine the cost of a cell: model, calibration, evaluation and storage."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from q2n.models.spec import TinyModel
 from q2n.runtime.memory import MEMORY_SHARE, available_memory
 
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes per number."""
 
 TEXTS = {
     ("wiki", "calibration"): 2_142_818,
@@ -23,15 +24,15 @@ TEXTS = {
     ("news", "calibration"): 253_227,
     ("news", "evaluation"): 123_146,
 }
-"""Characters of the bundled text."""
+"""Characters of the bundled texts, per side."""
 
 CHARACTERS_A_TOKEN = 4.5
-"""Of English in a usual vocabulary (the bundled model: 4.5 to 4.8)."""
+"""Characters per token of English text with a common vocabulary (bundled model: 4.5 to 4.8)."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text that is cut into tokens as a whole."""
+    """A text that is tokenized as a whole, with its number of characters and (estimated) tokens."""
 
     name: str
     characters: int
@@ -40,24 +41,40 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Windows:
-    """An evaluation's forward passes: ``count`` windows of ``length`` tokens, ``batch`` at a time."""
+    """Forward passes of an evaluation: ``count`` windows of ``length`` tokens, ``batch`` at a time."""
 
     count: int
     length: int
     batch: int
     keeps: bool = False
-    """Whether the unquantized model's states and head stay in memory (divergence)."""
+    """True if the unquantized model's states and head stay in memory (divergence)."""
 
     @property
     def tokens(self) -> int:
+        """Tokens of all windows."""
         return self.count * self.length
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What :mod:`q2n.plan.memory` and :mod:`q2n.plan.time` compute with. ``element`` is the size of one
-    number of the model in bytes, ``forwards`` how often calibration goes through each block, ``corrected``
-    the input widths whose second moment a correction decomposes."""
+    """Input of :mod:`q2n.plan.memory` and :mod:`q2n.plan.time`.
+
+    Attributes:
+        shapes: sizes of the model.
+        element: bytes per number of the model.
+        device: device of the forward passes.
+        sequences: calibration sequences, held-out ones included.
+        length: tokens per calibration sequence.
+        micro_batch: sequences per forward pass.
+        forwards: forward passes of calibration through each block.
+        on_disk: True if activations are kept in files.
+        streamed: True if blocks are read from disk one at a time.
+        streamable: True if the model could be streamed, i.e. is read from a file.
+        corrected: input widths whose second moment the correction decomposes.
+        calibration_text: text of the calibration sequences.
+        evaluation_texts: texts of the evaluations.
+        windows: windows of each evaluation and data set.
+    """
 
     shapes: ModelShapes
     element: int
@@ -76,21 +93,25 @@ class Workload:
 
     @property
     def tokens(self) -> int:
+        """Tokens of all calibration sequences."""
         return self.sequences * self.length
 
     @property
     def waiting(self) -> int:
-        """Bytes of all sequences' activations between two stages of a block: its input, the residual stream
-        inside it, and the input and output of its widest group."""
+        """Bytes of all activations that wait between two stages of a block.
+
+        These are the block's input, the residual stream inside it, and the input and output of its widest
+        group.
+        """
         return self.element * self.tokens * (3 * self.shapes.hidden + self.shapes.intermediate)
 
 
 def workload(config: RunConfig, shapes: ModelShapes, hardware: dict[str, str]) -> Workload:
-    """The workload of a cell on ``hardware`` (``device``, ``dtype``)."""
+    """Return the workload of a cell on ``hardware`` (keys ``device`` and ``dtype``)."""
     calibration, streaming = config.calibration, config.scalars.streaming
     sequences = calibration.nsamples + config.heldout
     element = ELEMENT[hardware["dtype"]]
-    tiny = isinstance(config.model, TinyModel)  # not read from a file; its tokens are bytes
+    tiny = isinstance(config.model, TinyModel)  # random weights, not read from a file; a token is a byte
     large = (
         not tiny and streaming == "auto" and element * shapes.parameters > MEMORY_SHARE * available_memory()
     )
@@ -119,7 +140,7 @@ def workload(config: RunConfig, shapes: ModelShapes, hardware: dict[str, str]) -
 
 
 def _parts(evaluation: Evaluation) -> Iterator[WindowedText]:
-    """Evaluations on windows; lm-eval's tasks are not predicted (their requests are only known to it)."""
+    """Yield the evaluations on windows; tasks are not predicted, since only lm-eval knows their requests."""
     if isinstance(evaluation, Composite):
         for part in evaluation.parts.values():
             yield from _parts(part)
@@ -128,13 +149,14 @@ def _parts(evaluation: Evaluation) -> Iterator[WindowedText]:
 
 
 def _text(name: str, split: str, needed: int, bytes_as_tokens: bool) -> Corpus:
+    """Return a text with known size if it is bundled, else just as many tokens as are needed."""
     characters = TEXTS.get((name, split), int(needed * CHARACTERS_A_TOKEN))
     tokens = characters if bytes_as_tokens else int(characters / CHARACTERS_A_TOKEN)
     return Corpus(f"{name} {split}", characters, tokens)
 
 
 def _corrected(config: RunConfig, shapes: ModelShapes) -> tuple[int, ...]:
-    """Widths whose eigendecomposition the correction asks for: all but those of layers it skips."""
+    """Return the input widths of all layers that the correction decomposes, those it skips left out."""
     if not config.correction.requires:
         return ()
     skip = getattr(config.correction, "skip", ["*down_proj"])

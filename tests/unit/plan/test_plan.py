@@ -100,12 +100,14 @@ def test_remedies_are_settings_that_fit_and_one_is_named_in_the_plan(tmp_path, m
     room = int(0.8 * predict(work).needed)
     assert fit.shortages(predict(work), room, None)
     assert not fit.shortages(predict(work), room * 2, None)
-    assert re.match(r"what would make it fit: (.* or )?streaming=on \(", fit.advice(work, room, None))
+    assert re.match(
+        r"settings that would make it fit: (.* or )?streaming=on \(", fit.advice(work, room, None)
+    )
     assert "no setting makes it fit" in fit.advice(work, 2**20, None)
     (tiny,) = cells(tmp_path, "model=tiny_llama", "group_size=32", "calibration=news")
     monkeypatch.setattr(table, "host_memory", lambda: 2**20)
     (planned,) = table.plan([tiny])
-    assert "of memory (most in: " in planned.too_large
+    assert "of memory (peak in " in planned.too_large
     assert table.show_plan([planned], True) == 1
 
 
