@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import AfterValidator, Field, StringConstraints
 
 from q2n.baselines.base import Bits, GroupSize
@@ -134,7 +134,8 @@ class RunConfig:
             written = OmegaConf.to_container(composed, resolve=False)
         except OmegaConfBaseException as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigurationError(f"{error.full_key or 'configuration'}: {first}") from None
+            rule = "is required" if isinstance(error, MissingMandatoryValue) else first
+            raise ConfigurationError(f"{error.full_key or 'configuration'}: {rule}") from None
         assert isinstance(tree, dict)
         named = {str(key): value for key, value in tree.items()}
         return cls(named, choices, overrides, _sources(cast(dict[str, Any], written), as_read(named)))

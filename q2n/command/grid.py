@@ -157,6 +157,4 @@ class Grid:
         ]
         if self.unread:
             dropped.append(f"not set where it is not read (equal cells run once): {'; '.join(self.unread)}")
-        # of pydantic's complaint about a whole option only the rule: its values are the line's beginning
-        rules = {cell: why.rpartition("value error, ")[2] for cell, why in self.left_out.items()}
-        return dropped + [f"left out: {' '.join(sorted(cell))}: {why}" for cell, why in rules.items()]
+        return dropped + [f"left out: {' '.join(sorted(cell))}: {why}" for cell, why in self.left_out.items()]

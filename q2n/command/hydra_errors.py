@@ -24,7 +24,9 @@ def explain(error: Exception, folders: Sequence[Path], overrides: Sequence[str])
         return str(error.__cause__)  # of a launcher or sweeper, which names its setting
     text = str(error).strip()
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be parsed as key=value ({text.splitlines()[0]})"
+        found = re.search("'(.*)'", text.splitlines()[0])  # the rest of the line is the parser's own terms
+        near = "at its end" if found is None or "EOF" in found[1] else f"near {found[1]!r}"
+        return f"{error.override}: cannot be parsed as key=value, {near}"
     unknown_key = re.search(r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text)
     if unknown_key:
         return _unknown_key(unknown_key.group(1), folders, overrides)
@@ -36,7 +38,9 @@ def explain(error: Exception, folders: Sequence[Path], overrides: Sequence[str])
         return f"{group}={name}: no such option{hint} (options: {', '.join(options)})"
     if text.startswith("Ambiguous value for argument"):
         return f"{text.splitlines()[0].split()[-1]}: several values make a sweep; add -m (run.py -m ...)"
-    return (text or type(error).__name__).splitlines()[0]
+    first = (text or type(error).__name__).splitlines()[0]
+    key = getattr(error, "full_key", None)  # of OmegaConf
+    return f"{key}: {first}" if key else first
 
 
 def _unknown_key(key: str, folders: Sequence[Path], overrides: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -15,6 +16,7 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import SearchPathException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -121,7 +123,32 @@ def _composing(folders: Sequence[Path], name: str) -> Iterator[Compose]:
                 f"--config-name={name}: there is no {name}.yaml in {' or '.join(map(str, folders))}"
                 f"{did_you_mean(name, names)} (there: {', '.join(names) or 'none'})"
             )
-        yield lambda overrides: compose(name, list(overrides), return_hydra_config=True)
+
+        def composed(overrides: Sequence[str]) -> DictConfig:
+            for override in overrides:
+                _refuse_nameless(override, folders)
+            return compose(name, list(overrides), return_hydra_config=True)
+
+        yield composed
+
+
+@cache
+def _names_an_option(override: str) -> bool:
+    parsed = OverridesParser.create().parse_overrides([override])[0]
+    unusual = parsed.is_delete() or parsed.is_sweep_override()  # Hydra has messages of its own for them
+    return unusual or isinstance(parsed.value(), (str, list, QuotedString))
+
+
+def _refuse_nameless(override: str, folders: Sequence[Path]) -> None:
+    """Refuse a group's value that is no name, for which Hydra has only a traceback (``tracking=null``).
+
+    Raises:
+        ConfigurationError: names the group's options.
+    """
+    group = key_of(override)
+    if group in GROUPS and not _names_an_option(override):
+        names = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        raise ConfigurationError(f"{override}: must be the name of an option (options: {', '.join(names)})")
 
 
 def _product(base: DictConfig, overrides: list[str]) -> tuple[list[Combination], bool]:

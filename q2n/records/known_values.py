@@ -11,11 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationError
 
 from q2n.exceptions import ConfigurationError, DepartureError
+from q2n.options import complaints
 from q2n.records.fingerprint import fingerprint
 from q2n.records.schema import Frozen, Metric, RunRecord
 from q2n.records.store import read_all
@@ -84,13 +85,13 @@ def known_values(path: str | None) -> tuple[KnownValue, ...]:
 
     file = SHIPPED if path is None else Path(path).expanduser()
     try:
-        return _File.model_validate(OmegaConf.to_container(OmegaConf.load(file))).values
+        tree = OmegaConf.to_container(OmegaConf.load(file))
+        return _File.model_validate(tree).values
     except OSError as error:
-        raise ConfigurationError(f"known={path}: cannot be read: {error}") from error
+        raise ConfigurationError(f"known={path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigurationError(f"known={file}: {where}: {first['msg']}") from error
+        fields = cast(Mapping[str, Any], tree)
+        raise ConfigurationError(f"known={file}: {complaints(error, fields)[0]}") from error
 
 
 def earlier_values(records: Sequence[RunRecord]) -> list[KnownValue]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from q2n.exceptions import IncompleteRecordError, RecordError
+from q2n.options import complaints
 from q2n.records import values as record_values
 from q2n.records.fingerprint import canonical_json, plain
 from q2n.records.schema import SCHEMA_VERSION, Metric
@@ -119,7 +120,7 @@ def load(path: str | Path) -> RunRecord:
     try:
         whole = _whole_tree(tree, Path(path))
     except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path}: its parts do not fit together ({error!r})") from None
+        raise RecordError(f"{path}: its parts do not fit together ({error})") from None
     return _fitted(path, whole, RunRecord)
 
 
@@ -192,9 +193,9 @@ def _fitted(path: str | Path, tree: dict[str, Any], model: type[Versioned]) -> V
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{path}: {where}: {first['msg']} ({error.error_count()} faults)") from None
+        faults = complaints(error, tree)
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        raise RecordError(f"{path}: {faults[0]}{more}") from None
 
 
 def look_up(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord | None:

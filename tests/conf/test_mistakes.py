@@ -35,14 +35,29 @@ MISTAKES = {
     "q2n.t=-1": ["q2n.t=-1", "greater than or equal to 0"],
     "q2n.skip=down": ["q2n.skip", "list"],
     "+foo=1": ["foo: no such key"],
-    "model=path": ["model.path"],
+    "model=path": ["model.path: is required"],
     "evaluation.datasets=[wikki]": ["evaluation.datasets", "'wikki'", "did you mean 'wiki'"],
-    "evaluation.datasets=[text]": ["evaluation", "paths"],
+    "evaluation.datasets=[text]": ["evaluation: the data set 'text'", "paths"],
+    "checkpoint_every=x": ["checkpoint_every='x': must be 'auto' or a valid integer"],
+    "tracking=null": ["tracking=null", "options: none, wandb_offline"],
+    "bits=${nothing}": ["'nothing' not found"],
     "baseline._target_=os.system": ["baseline._target_", "inside the package q2n"],
     "baseline._target_=q2n.cli.main": ["baseline._target_", "not a configurable option"],
     "q2n=on,off": ["q2n=on,off", "-m"],
-    "bits=[": ["bits=[", "cannot be parsed"],
+    "bits=[": ["bits=[: cannot be parsed as key=value, near '['"],
+    "q2n.t=[1": ["q2n.t=[1: cannot be parsed as key=value, near '[1'"],
 }
+FOREIGN = (
+    "ArgsKwargs",
+    "value error",
+    "NoneType",
+    "constrained",
+    "nput should",
+    "viable",
+    "<EOF>",
+    "Mandatory",
+)
+"""Terms of pydantic and of Hydra's parser, which mean nothing to a user."""
 
 
 @pytest.mark.parametrize("override", MISTAKES)
@@ -60,6 +75,7 @@ def test_a_mistake_is_named_before_anything_heavy_is_loaded(override, tmp_path):
     for part in MISTAKES[override]:
         assert part in done.stderr
     assert "Traceback" not in done.stderr
+    assert not [term for term in FOREIGN if term in done.stderr]
     assert "torch loaded: False" in done.stdout
     assert not (tmp_path / "r").exists()
 

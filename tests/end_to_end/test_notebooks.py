@@ -65,7 +65,7 @@ def test_null_space_of_one_layer(tmp_path):
 def test_your_own_correction(tmp_path):
     text = shown(execute(FOLDER / "your_own_correction.ipynb", tmp_path / "out.ipynb"))
     assert "8 computed" in text
-    assert "q2n.strength=1.5: input should be less than or equal to 1" in text
+    assert "q2n.strength=1.5: must be less than or equal to 1" in text
     assert "2 reused, 2 computed" in text or "2 computed, 2 reused" in text
 
 

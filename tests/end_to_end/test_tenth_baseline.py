@@ -86,7 +86,7 @@ def test_the_example_is_swept_beside_the_others(added, tmp_path):
 def test_its_settings_are_checked_like_all_others(added, tmp_path):
     done = run(tmp_path, added, "-m", "baseline=plain_ldlq", "baseline.npasses=0,-1")
     assert done.returncode == 2
-    assert "baseline.npasses=-1: input should be greater than or equal to 0" in done.stderr
+    assert "baseline.npasses=-1: must be greater than or equal to 0" in done.stderr
     done = run(tmp_path, added, "baseline=plain_ldlq", "baseline.percdmp=1")
     assert done.returncode == 2
     assert "did you mean 'percdamp'" in done.stderr

@@ -100,7 +100,7 @@ def test_values_that_exclude_each_other_are_left_out_with_the_rule():
     ]
     (remark,) = command.grid.remarks
     assert remark.startswith(
-        "left out: q2n.decomposition=partial q2n.rank_rule=adam_nscl: rank_rule=adam_nscl"
+        "left out: q2n.decomposition=partial q2n.rank_rule=adam_nscl: q2n: rank_rule=adam_nscl"
     )
 
 

@@ -85,7 +85,7 @@ def test_a_record_is_frozen_and_strict() -> None:
         ("{", "is not JSON"),
         ("[]", "is not a record"),
         ('{"schema_version": 99}', "has schema 99.*update q2n"),
-        ('{"schema_version": 1}', "Field required"),
+        ('{"schema_version": 1}', "is required"),
         ('{"schema_version": 2}', "has no digest of layers.parquet"),
         (b"\xff\xfe", "is not JSON"),
     ],
