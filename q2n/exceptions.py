@@ -1,6 +1,6 @@
-"""Every error a user can cause or must understand. All derive from :class:`Q2NError`.
+"""Errors that a user can cause or must understand, all derived from :class:`Q2NError`.
 
-The command line turns them into one readable message and an exit code; nothing else does.
+Only the command line turns them into one readable message and an exit code.
 """
 
 from __future__ import annotations
@@ -10,53 +10,54 @@ class Q2NError(Exception):
     """Base of all errors raised on purpose by this package."""
 
     exit_code = 1
+    """Exit code of a command for just one cell."""
 
 
 class ConfigurationError(Q2NError):
-    """The configuration cannot be run: names the dotted key, the value, the rule, the alternatives."""
+    """Configuration that cannot be run; the message has dotted key, value, rule and alternatives."""
 
     exit_code = 2
 
 
 class UnsupportedError(ConfigurationError):
-    """A valid method and a valid model that do not fit each other; says what would fit."""
+    """Valid method and valid model that do not fit each other; the message has what would fit."""
 
 
 class StoppedEarly(Q2NError):  # noqa: N818 (nothing is wrong)
-    """A sweeper has seen enough of the cell: it will not be among the best."""
+    """Cell that a sweeper stops early, because it will not be among the best; no error."""
 
 
 class DataError(Q2NError):
-    """Text is missing, too short, or not what its fingerprint says."""
+    """Text that is missing, too short, or different from its fingerprint."""
 
 
 class ModelError(Q2NError):
-    """A model cannot be found, read, or is of an architecture no adapter knows."""
+    """Model that cannot be found or read, or whose architecture has no adapter."""
 
 
 class DepartureError(Q2NError):
-    """The unquantized model does not score what it is known to score; says by which protocol field."""
+    """Score of the unquantized model that departs from its known value under the same protocol."""
 
 
 class NumericalError(Q2NError):
-    """A factorisation, an eigendecomposition or a loss is not finite or does not exist."""
+    """Factorisation, eigendecomposition or loss that is not finite or does not exist."""
 
 
 class OutOfMemoryError(Q2NError):
-    """Host or device has too little memory for a cell; says what would make it fit."""
+    """Too little memory on host or device for a cell; the message has settings that would make it fit."""
 
 
 class StorageError(Q2NError, OSError):
-    """A file cannot be written; says which, why, and how much room there was. ``errno`` is the system's."""
+    """File that cannot be written; the message has path, reason and free space, ``errno`` is the system's."""
 
 
 class CheckpointError(Q2NError):
-    """A checkpoint that must be used is missing, damaged or another cell's."""
+    """Required checkpoint that is missing, damaged or another cell's."""
 
 
 class RecordError(Q2NError):
-    """A record is unreadable or of a schema this version does not know."""
+    """Record that is unreadable or has a schema this version does not know."""
 
 
 class IncompleteRecordError(RecordError):
-    """A record's values per layer and window are missing or others: it counts as no record."""
+    """Record whose values per layer and window are missing or do not match it; it counts as no record."""

@@ -1,0 +1,1 @@
+"""Access to the machine: clock, device, files, memory, progress and signals."""

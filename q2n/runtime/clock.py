@@ -1,7 +1,7 @@
 """Time of a quantization: seconds by kind of work, summed over all blocks.
 
-Code says what it does with :func:`timed`; nothing is measured unless somebody listens (:func:`clocked`). On
-an accelerator, whose work is not waited for, seconds count where the host waits.
+Code names its work with :func:`timed`; nothing is measured outside :func:`clocked`. Work on an accelerator is
+asynchronous, so its seconds count where the host waits.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from contextvars import ContextVar
 from typing import Literal
 
 WorkKind = Literal["forward", "statistics", "solve", "factorise", "correct", "measure"]
-"""``solve`` is the solver without ``factorise``, the factorisation of its Hessian; ``correct`` contains what
-the correction decomposes; ``measure`` is what the record says of layers."""
+"""``solve`` is the solver without ``factorise``, the factorisation of its Hessian; ``correct`` includes the
+correction's decompositions; ``measure`` computes the record's errors per layer."""
 
 
 class WorkClock:
-    """Wall seconds by work. Work begun inside other work is not counted as the outer one."""
+    """Wall seconds by kind of work; work inside other work counts only as the inner kind."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -49,7 +49,7 @@ _listening: ContextVar[WorkClock | None] = ContextVar("_listening", default=None
 
 @contextmanager
 def clocked(clock: WorkClock) -> Iterator[None]:
-    """Inside the block of code, ``clock`` counts the work of this thread."""
+    """Count this thread's work with ``clock``, inside the block of code."""
     token = _listening.set(clock)
     try:
         yield
@@ -58,6 +58,6 @@ def clocked(clock: WorkClock) -> Iterator[None]:
 
 
 def timed(work: WorkKind) -> AbstractContextManager[None]:
-    """Count the block of code as work of this kind, where somebody listens."""
+    """Count the block of code as work of this kind; outside :func:`clocked` do nothing."""
     clock = _listening.get()
     return nullcontext() if clock is None else clock.counting(work)

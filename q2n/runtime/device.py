@@ -10,14 +10,14 @@ from pathlib import Path
 from q2n.exceptions import ConfigurationError
 
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""One of these is there where Linux can have a CUDA (or ROCm) device; asking torch takes a second or more."""
+"""Files of which Linux has one wherever it has a CUDA or ROCm device; asking torch takes a second or more."""
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` is the first CUDA device if there is one, else the CPU.
+    """Resolve ``auto`` to the first CUDA device if there is one, else to the CPU.
 
     Raises:
-        ConfigurationError: the device asked for is not there.
+        ConfigurationError: torch sees no such device.
     """
     surely_none = sys.platform == "linux" and not any(os.path.exists(path) for path in DRIVERS)
     if device == "cpu" or (device == "auto" and surely_none):
@@ -38,13 +38,15 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """``auto`` is bfloat16 where the device multiplies bfloat16 natively, else float32.
+    """Resolve ``auto`` to bfloat16 where the device multiplies bfloat16 natively, else to float32 or float16.
 
     A CPU without such instructions emulates them and is several times slower in bfloat16 than in float32.
     """
     if dtype != "auto":
         return dtype
-    if device == "cpu" and "flags" in (fields := processor_fields()):  # of Intel's family
+    if device == "cpu" and "flags" in (
+        fields := processor_fields()
+    ):  # x86: other processors call this field otherwise
         return "bfloat16" if {"amx_tile", "avx512_bf16"} & {*fields["flags"].split()} else "float32"
     import torch
 
@@ -58,7 +60,7 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 @cache
 def processor_fields() -> dict[str, str]:
-    """First value of each field of ``/proc/cpuinfo`` that is not empty, in order; none but on Linux."""
+    """Return the first non-empty value of each field of ``/proc/cpuinfo``; empty where it does not exist."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent, and the folder where what can be rebuilt is kept.
+"""Files and folders that are written atomically: a reader sees the whole or nothing.
 
-A process killed at any moment must leave the old file or the new one, never half of either: text is
-written beside its destination, flushed to the disk, and moved into place in one step.
+A process killed at any moment leaves the old file or the new one, never half of either: a file is written
+beside its destination, flushed to the disk, and moved into place in one step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from q2n.exceptions import StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says where there is no room."""
+"""The system's error numbers for a full disk and an exhausted quota."""
 
 
 def _read_umask() -> int:
@@ -38,10 +38,12 @@ _UMASK = _read_umask()  # read once: the mask can only be read by setting it, wh
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Make ``path`` (and the folders above it) with ``write``, so that no reader ever sees a part of it.
+    """Create ``path`` (and the folders above it) with ``write``, so that no reader ever sees a part of it.
 
-    ``write`` is given the name of an empty file beside ``path``, which is moved into place when it is on the
-    disk.
+    Args:
+        path: destination.
+        write: called with the path of an empty file beside ``path``, which is then flushed to the disk and
+            moved into place.
 
     Raises:
         StorageError: the folder cannot be written; the former file, if any, is untouched.
@@ -71,10 +73,11 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 
 @contextlib.contextmanager
 def explained(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Inside, what the system says goes wrong with writing below ``path`` is raised as :class:`StorageError`.
+    """Turn the system's errors of writing below ``path`` into :class:`StorageError`, inside the block.
 
     Args:
-        needed: bytes that are written, if that is known.
+        path: file or folder that is written.
+        needed: bytes that are written, or None if unknown.
     """
     try:
         yield
@@ -99,7 +102,7 @@ def _unwritten(path: Path, number: int, needed: int | None) -> StorageError:
 
 
 def _number_of(error: Exception) -> int | None:
-    """The system's number of an error; safetensors, whose errors are no ``OSError``, has it in the text."""
+    """Return the system's number of an error; safetensors has it in the text of its own errors."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
@@ -116,7 +119,7 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """``value`` as JSON for people: indented, with as many short items in a line as fit.
+    """Format ``value`` as JSON for people: indented, with as many short items per line as fit.
 
     Raises:
         ValueError: a number is not finite, which JSON does not have.
@@ -150,21 +153,27 @@ def _filled(items: Iterable[str], width: int) -> list[str]:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_text(text: str) -> str:
-    """Hexadecimal SHA-256 of the UTF-8 bytes of ``text``."""
+    """Return the hexadecimal SHA-256 of the UTF-8 bytes of ``text``."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def make_folder_atomic(target: Path, fill: Callable[[Path], None], valid: Callable[[Path], bool]) -> Path:
-    """A folder that ``fill`` writes once, whoever gets there first.
+    """Create the folder ``target`` once, even if several processes try at the same time.
 
-    ``fill`` writes into a private folder that is then moved into place. If another process finished
-    meanwhile and its folder is ``valid``, that one is kept; a folder that is not valid is replaced.
+    Args:
+        target: destination.
+        fill: writes the files into a private folder, which is then moved into place.
+        valid: tells whether a folder is complete. A valid ``target``, also one that another process has
+            finished in the meantime, is kept; an invalid one is replaced.
+
+    Returns:
+        ``target``.
 
     Raises:
         StorageError: the parent folder cannot be written.
@@ -185,7 +194,7 @@ def make_folder_atomic(target: Path, fill: Callable[[Path], None], valid: Callab
 
 
 def _settle(folder: Path) -> None:
-    """Everything in ``folder`` on the disk, and readable by whom the user's mask lets read."""
+    """Flush everything in ``folder`` to the disk, with the permissions that the user's umask allows."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             _settle_file(path)
@@ -202,7 +211,7 @@ def _settle_file(path: Path) -> None:
 
 
 def _move_into_place(private: Path, target: Path, valid: Callable[[Path], bool]) -> None:
-    """``private`` becomes ``target`` unless a valid folder is there by now."""
+    """Move ``private`` to ``target`` unless a valid folder is there by now."""
     with _alone(target.parent):  # or else one could take away what another has just put there
         if not valid(target):
             _take_away(target)
@@ -211,7 +220,7 @@ def _move_into_place(private: Path, target: Path, valid: Callable[[Path], bool])
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One thread of one process at a time is inside, where folders can be locked (not on Windows)."""
+    """Let one thread of one process at a time inside, where folders can be locked (not on Windows)."""
     if sys.platform == "win32":
         yield
         return
@@ -227,7 +236,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _take_away(target: Path) -> None:
-    """Delete ``target`` so that no reader sees a half of it; it may be gone by now."""
+    """Delete ``target`` so that no reader sees half of it; it may be gone by now."""
     grave = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
     try:
         with contextlib.suppress(FileNotFoundError):

@@ -12,25 +12,25 @@ from pathlib import Path
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 MEMORY_SHARE = 0.5
-"""With ``streaming='auto'``: a larger model is streamed. What is left is for activations and the solver."""
+"""Share of free memory above which ``streaming=auto`` streams a model; activations and the solver need the
+rest."""
 
 MAPPED = 32 << 20
-"""Bytes from which a block is still mapped by itself and given back at once; the most the library takes."""
+"""Bytes from which malloc maps a block separately and returns it when freed: glibc's largest threshold."""
 
 TRIMMED = 256 << 20
-"""Bytes that stay at the end of the heap."""
+"""Free bytes at the end of the heap that malloc keeps rather than return."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Keep freed memory with the process, so that its pages need not be cleared again; whether that could be
-    set (glibc only).
+    """Keep freed memory in the process, so that its pages are not zeroed again; False if that is impossible.
 
-    The C library gives every large block back to the system when it is freed. A forward pass frees and takes
-    the same few megabytes thousands of times, and a page that comes from the system is zeroed first. Without
-    this, cells take more time and nothing else changes (speed only, see :mod:`q2n.linalg`).
+    The C library (glibc) returns every large block to the system when it is freed. A forward pass frees and
+    takes the same few megabytes thousands of times, and the system zeroes each page it hands out. The setting
+    saves time and changes nothing else (speed only, see :mod:`q2n.linalg`).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -38,13 +38,16 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    # Either limit alone would switch off that the library adapts the other.
+    # Both limits: setting either one stops glibc from adapting the other.
     return bool(mallopt(_MMAP_THRESHOLD, MAPPED)) and bool(mallopt(_TRIM_THRESHOLD, TRIMMED))
 
 
 def available_memory() -> int:
-    """Bytes of memory this process may still fill: what the machine has free, or less where a control group
-    (a container, a batch system's job) or a limit of the process allows less."""
+    """Return the bytes of memory that this process may still fill.
+
+    That is the machine's free memory, or less where a control group (a container, a batch system's job) or a
+    limit of the process allows less.
+    """
     import psutil
 
     free = [psutil.virtual_memory().available, *_room_in_groups(), *_room_in_limits()]
@@ -52,9 +55,11 @@ def available_memory() -> int:
 
 
 def control_groups() -> Iterator[tuple[Path, bool]]:
-    """Folders of the control groups that may count this process's memory, and whether they are of version 1.
+    """Yield the folders of the control groups that may count this process's memory; none except on Linux.
 
-    A container sees its own group as the root of the tree, so the root follows each. None but on Linux.
+    Yields:
+        ``(folder, is_version_1)``. A container sees its own group as the root of the tree, so the root
+        follows each group.
     """
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()

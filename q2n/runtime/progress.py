@@ -11,15 +11,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from q2n.runtime import signals as interruption
 
 LOGGER = logging.getLogger(__name__)
-"""Told of every step that begins."""
+"""Logger of every step that begins."""
 _NOTES = logging.getLogger("q2n.notes")
 
 
 class CellProgress:
-    """A context manager: the cell's title on a line that stays, below it one bar for the phase at work."""
+    """Context manager that shows the cell's title on a line that stays and below it a bar for the phase."""
 
     bars: ClassVar[bool] = True
-    """False in workers, several of which may share a terminal."""
+    """Show bars; False in workers, several of which may share a terminal."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -46,21 +46,21 @@ class CellProgress:
         self._bar.stop()
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         _NOTES.info("%s", text)
         self._bar.console.print(text, markup=False, highlight=False)
 
     def begin(self, phase: str) -> None:
-        """A new phase (``quantize``): the bar starts again."""
+        """Start the bar again for a new phase (``quantize``)."""
         self._bar.reset(self._task, description=phase, total=1.0, stage="")
         self._phase, self._stage = phase, ""
         LOGGER.info("%s", phase)
 
     def advance(self, fraction: float, stage: str) -> None:
-        """``fraction`` of the phase is done; ``stage`` (``block 3/30 mlp.down``) is what comes now.
+        """Show that ``fraction`` of the phase is done and ``stage`` (``block 3/30 mlp.down``) begins.
 
         Raises:
-            Interrupted: a signal came, and its own exception was lost in a callback.
+            Interrupted: a signal arrived, and its own exception was lost in a callback.
         """
         interruption.check()
         self._bar.update(self._task, completed=fraction, stage=stage)

@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM (a batch system's time limit) as an exception that leaves time to save what is done.
 
-The first signal raises :class:`Interrupted` wherever the main thread is, or at the end of a
-:func:`shielded` section; whoever holds something worth keeping saves it on the way out. A second signal has
-the system's own effect: the process is gone at once.
+The first signal raises :class:`Interrupted` wherever the main thread is, or at the end of a :func:`shielded`
+section; finished work is saved while the exception propagates. A second signal has the system's own effect:
+the process ends at once.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 EXIT_CODE = 75
-"""``EX_TEMPFAIL`` of sysexits.h: nothing is wrong, the same command may be given again."""
+"""``EX_TEMPFAIL`` of sysexits.h: a temporary failure, the same command may be repeated."""
 
 NOTICED = b"!"
-"""What another process is told when the first signal has taken effect."""
+"""Byte written to another process when the first signal has taken effect."""
 
-_NOTICE = b"\ninterrupted: saving what is done (once more: leave at once)\n"
+_NOTICE = b"\ninterrupted: saving finished work (a second signal exits at once)\n"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the process to end. Not an ``Exception``: no handler for errors may swallow it."""
+    """Signal to end the process; not an ``Exception``, so that no handler of errors swallows it."""
 
 
 class _Process:
-    """State of this process: the signal that came, how many shielded sections are open, and whom to tell."""
+    """State of this process: the signal received, the count of open shielded sections, the pipe to notify."""
 
     requested: int | None = None
     shields: int = 0
@@ -39,9 +39,9 @@ class _Process:
 
 @contextmanager
 def graceful() -> Iterator[None]:
-    """Inside the block the first SIGINT or SIGTERM raises :class:`Interrupted`.
+    """Raise :class:`Interrupted` at the first SIGINT or SIGTERM inside the block.
 
-    Does nothing in a thread that is not the main one (signals go elsewhere), or inside another such block.
+    Does nothing outside the main thread, which alone receives signals, or inside another such block.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is _first:
         yield
@@ -58,14 +58,14 @@ def graceful() -> Iterator[None]:
 
 
 def tell(pipe: int) -> int:
-    """Let whoever reads ``pipe`` know of the first signal (:data:`NOTICED`); the pipe itself."""
+    """Write :data:`NOTICED` to ``pipe`` at the first signal, from now on; returns ``pipe``."""
     _Process.witness = pipe
     return pipe
 
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """A signal that comes inside the block takes effect at its end."""
+    """Delay a signal that arrives inside the block to its end."""
     before = _Process.requested
     _Process.shields += 1
     try:
@@ -77,7 +77,11 @@ def shielded() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise if a signal came and its exception was swallowed (by a callback of a library, say)."""
+    """Raise if a signal arrived and its exception was swallowed, for example by a library's callback.
+
+    Raises:
+        Interrupted: a signal arrived and no section is shielded.
+    """
     if _Process.requested is not None and not _Process.shields:
         raise Interrupted(f"signal {_Process.requested}")
 
