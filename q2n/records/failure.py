@@ -1,7 +1,7 @@
-"""Failures, why cells have no result: written where a record would be, read back, shown in the tables.
+"""Failures, the reasons why cells have no result: written beside the record's place, shown in the tables.
 
-``<results_dir>/<name>/<fingerprint>/failure.json`` says what went wrong the last time the cell was tried;
-a later success removes it. ``cell.log`` beside it is what the cell said while it ran.
+``<results_dir>/<name>/<fingerprint>/failure.json`` describes the error of the last try; a later success
+removes it. ``cell.log`` beside it is the log of the cell.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SCHEMA_VERSION = 2
 
 
 class Failure(Frozen):
-    """A cell that was tried and has no record of that try.
+    """Cell whose last try left no record.
 
-    ``error_type`` is the exception's class, or ``Killed`` where the process ended without a word; ``stage``
-    is what was being done; ``log`` is a path relative to the results folder; ``seconds`` is how long the try
-    took; ``exit_code`` is that of a command for just this cell; ``unexpected`` errors are nobody's mistake in
-    a configuration, and only their traceback explains them.
+    ``error_type`` is the exception's class, or ``Killed`` if the process ended without one; ``stage`` is the
+    step at which it happened; ``log`` is a path relative to the results folder; ``seconds`` is the time of
+    the try; ``exit_code`` belongs to a command for just this cell; an ``unexpected`` error is no mistake in
+    the configuration, and only its traceback explains it.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -57,7 +57,7 @@ class Failure(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _of_version_1(cls, fields: Any) -> Any:
-        """Its description of the cell was among the other fields."""
+        """Move the description of the cell, in version 1 among the other fields, into ``ref``."""
         if not isinstance(fields, Mapping) or "ref" in fields:
             return fields
         own = {"name", "label", "cell", "config", "identity", "fingerprint"}
@@ -69,7 +69,7 @@ class Failure(Frozen):
 
     @property
     def reason(self) -> str:
-        """One line: ``NumericalError: ... (while block 3/30 mlp.down)``."""
+        """Reason in one line: ``NumericalError: ... (while: block 3/30 mlp.down)``."""
         while_ = f" (while: {self.stage})" if self.stage else ""
         return f"{self.error_type}: {self.message}{while_}"
 
@@ -83,7 +83,7 @@ def of_error(
     stage: str,
     seconds: float,
 ) -> Failure:
-    """The failure of a cell that raised ``error``."""
+    """Return the failure of a cell that raised ``error`` after ``seconds``, during ``stage``."""
     return Failure(
         ref=ref,
         overrides=overrides,
@@ -100,17 +100,17 @@ def of_error(
 
 
 def folder_of(results_dir: str | Path, ref: CellRef) -> Path:
-    """The folder of everything about one cell."""
+    """Return the folder of everything about one cell."""
     return Path(results_dir) / ref.name / ref.fingerprint
 
 
 def log_of(ref: CellRef) -> str:
-    """Path of a cell's log, relative to the results folder."""
+    """Return the path of a cell's log, relative to the results folder."""
     return f"{ref.name}/{ref.fingerprint}/{LOG_NAME}"
 
 
 def save(failure: Failure, results_dir: str | Path) -> Path:
-    """Write the failure atomically to its place; a finished record beside it is not touched.
+    """Write the failure atomically and return its path; a finished record beside it is not touched.
 
     Raises:
         OSError: the folder cannot be written.
@@ -124,40 +124,40 @@ def load(path: str | Path) -> Failure:
     """Read one failure.
 
     Raises:
-        RecordError: no such file, not JSON, a schema of the future, or fields that do not fit; names it.
+        RecordError: the file is missing, is not JSON, or has a newer schema or wrong fields; names it.
     """
     return read_versioned(path, Failure, SCHEMA_VERSION, "failure")
 
 
 def find(results_dir: str | Path, ref: CellRef) -> Failure | None:
-    """The last try's failure, or ``None`` if the cell was not tried or succeeded.
+    """Return the failure of the last try, or None if the cell was not tried or succeeded.
 
     Raises:
-        RecordError: there is a file and it cannot be read.
+        RecordError: the file exists and cannot be read.
     """
     path = folder_of(results_dir, ref) / FILE_NAME
     return load(path) if path.exists() else None
 
 
 def of_config(results_dir: str | Path, ref: CellRef) -> list[Failure]:
-    """Every failure of a configuration, oldest first, whatever code, data or libraries it was tried with."""
+    """Return all failures of a configuration, oldest first, with any code, data and libraries."""
     wanted = relevant(ref.configuration)
     failures, _ = read_all(results_dir, ref.name)
     return [failure for failure in failures if relevant(failure.ref.configuration) == wanted]
 
 
 def clear(results_dir: str | Path, ref: CellRef) -> None:
-    """Forget the failures of a configuration that now has a record."""
+    """Delete the failures of a configuration that now has a record."""
     for failure in of_config(results_dir, ref):
         folder = folder_of(results_dir, failure.ref)
         (folder / FILE_NAME).unlink(missing_ok=True)
-        if not (folder / RECORD_NAME).exists():  # of other code: nothing there is of use any more
+        if not (folder / RECORD_NAME).exists():  # a try with other code, whose log is of no use any more
             (folder / LOG_NAME).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty after all
                 folder.rmdir()
 
 
 def read_all(results_dir: str | Path, name: str | None = None) -> tuple[list[Failure], list[str]]:
-    """All failures (of one experiment) by name and time, and one sentence per unreadable file."""
+    """Return all failures (of one experiment) by name and time, and one sentence per unreadable file."""
     failures, faults = read_each(results_dir, name, FILE_NAME, load)
     return sorted(failures, key=lambda it: (it.ref.name, it.created, it.ref.fingerprint)), faults

@@ -1,9 +1,8 @@
-"""Identities of cells: two are the same cell by a digest of everything that can change the number.
+"""Identities of cells: everything that can change a cell's number, and its digest.
 
-The identity of a cell is a plain dictionary: its resolved configuration, the versions of the libraries and
-whatever else the caller adds: the key of the code it depends on (:mod:`q2n.records.source_code`), data,
-weights. Commits are not part of it: a commit that changes only documentation must not throw finished cells
-away.
+The identity of a cell is a plain dictionary: its resolved configuration, the versions of the libraries, the
+key of the code it depends on (:mod:`q2n.records.source_code`), data, weights and hardware. The commit is not
+part of it, because a commit that changes only documentation must not invalidate finished cells.
 """
 
 from __future__ import annotations
@@ -57,23 +56,22 @@ NEUTRAL_KEYS = frozenset(
         "hydra",
     }
 )
-"""Top-level configuration keys that say where results go, how they are shown or which are refused, not what
-they are."""
+"""Top-level configuration keys that decide where results go, how they are shown or which are refused, but not
+their numbers."""
 
 SOURCES = frozenset({"bits", "group_size"})
-"""Top-level configuration keys that only serve options to refer to (``${bits}``): what counts is the option's
-own key."""
+"""Top-level configuration keys to which options only refer (``${bits}``): the option's own key counts."""
 
 _ABSENT = "absent"
 
 
 def plain(value: Any) -> Any:
-    """``value`` as the tree that JSON can hold: tuples become lists, enums their value, paths text.
+    """Convert ``value`` to a JSON tree: tuples become lists, enums their value, paths text.
 
     Non-finite floats become ``"inf"``, ``"-inf"`` and ``"nan"``, because JSON has no such numbers.
 
     Raises:
-        TypeError: a value has no such form (a tensor, a class).
+        TypeError: a value has no JSON form (a tensor, a class).
     """
     if isinstance(value, Enum):
         value = value.value
@@ -93,34 +91,37 @@ def plain(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """The one text of ``value``: sorted keys, no spaces, ASCII, no NaN."""
+    """Return the canonical JSON text of ``value``: sorted keys, no spaces, ASCII, no NaN."""
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
-    """16 hexadecimal characters of the SHA-256 of the identity; key order does not matter."""
+    """Return the first 16 hexadecimal digits of the identity's SHA-256; key order does not matter."""
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that says what is computed: what the options read, without
-    :data:`NEUTRAL_KEYS` and :data:`SOURCES`."""
+    """Return the part of a configuration that decides a cell's numbers.
+
+    These are the keys that the options read, without :data:`NEUTRAL_KEYS` and :data:`SOURCES`.
+    """
     left = {key: value for key, value in config.items() if key not in NEUTRAL_KEYS | SOURCES}
     return {key: plain(value) for key, value in as_read(left).items()}
 
 
 def identity(config: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
-    """The identity of a cell: what is :func:`relevant` of ``config``, versions and ``parts``.
+    """Return the identity of a cell: the :func:`relevant` part of ``config``, versions and ``parts``.
 
-    ``parts`` are what the caller knows besides: ``code``, ``data`` (text fingerprints), ``weights``, and
-    ``hardware``.
+    Args:
+        config: the resolved configuration.
+        parts: ``code``, ``data`` (text fingerprints), ``weights`` and ``hardware``.
     """
     whole = {"config": relevant(config), "versions": library_versions(), **parts}
     return {key: plain(value) for key, value in whole.items()}
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of :data:`LIBRARIES`, read from metadata: importing them takes seconds."""
+    """Return the installed versions of :data:`LIBRARIES` from metadata: importing them takes seconds."""
     return {name: _version(name) for name in LIBRARIES}
 
 
@@ -133,7 +134,7 @@ def _version(name: str) -> str:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key (``config.q2n.t``); lists are leaves; an empty mapping is the leaf ``{}``."""
+    """Return the leaves by dotted key (``config.q2n.t``); lists and empty mappings are leaves."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
@@ -145,7 +146,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """List what changed from identity ``a`` to ``b``, one line per dotted key, sorted.
+    """List the changes from identity ``a`` to ``b``, one line per dotted key, sorted.
 
     ``config.bits: 2 -> 3``, ``versions.torch 2.12 -> 2.13``, ``sources.q2n/linalg/dense.py changed``.
     """
@@ -154,7 +155,7 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return [
         _change(key, old.get(key, _ABSENT), new.get(key, _ABSENT))
         for key in keys
-        # compared as canonical text: 1 == True == 1.0 in Python, and they are different settings
+        # compared as canonical text: 1 == True == 1.0 in Python, but they are different settings
         if key not in old or key not in new or canonical_json(old[key]) != canonical_json(new[key])
     ]
 

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def identify(config: RunConfig) -> dict[str, Any]:
-    """The identity of the cell that ``config`` describes; loads no weights.
+    """Return the identity of the cell that ``config`` describes, without loading weights.
 
     Raises:
         UnsupportedError: the correction is not defined after the baseline.
-        ConfigurationError: the device is not there.
-        ModelError, DataError: weights or text are not where the configuration says.
+        ConfigurationError: torch does not see the device.
+        ModelError, DataError: weights or text are not in the configured place.
     """
     config.correction.bind(config.baseline)
     device = resolve_device(config.scalars.device)

@@ -1,7 +1,7 @@
-"""The code that records were computed by: ``<results_dir>/code/<key>.json``, a digest per function.
+"""Digests per function of the code that computed records: ``<results_dir>/code/<key>.json``.
 
-A fingerprint has only the key of the code. These files tell which functions differ between two keys, for
-explaining why a cell is computed again.
+A fingerprint has only the key of the code. From these files :mod:`q2n.explain` lists the functions that
+differ between two keys.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from q2n.records.source_code import Code, Parts
 from q2n.runtime.files import write_text_atomic
 
 FOLDER = "code"
-"""Folder below the results, one file per version."""
+"""Folder below the results folder, one file per version of the code."""
 
 
 def keep(code: Code, results_dir: str | Path) -> None:
-    """Write down what the functions of ``code`` digest to, once per results folder and version.
+    """Write the digests of the functions of ``code``, once per results folder and version.
 
     Raises:
         OSError: the folder cannot be written.
@@ -30,7 +30,7 @@ def keep(code: Code, results_dir: str | Path) -> None:
 
 
 def kept(results_dir: str | Path, key: str) -> dict[str, Parts] | None:
-    """The digests by module and function of the code ``key``, or None if they are not there."""
+    """Return the digests by module and function of the code ``key``, or None if they were not kept."""
     try:
         tree = json.loads(_place(results_dir, key).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -39,7 +39,7 @@ def kept(results_dir: str | Path, key: str) -> dict[str, Parts] | None:
 
 
 def changes(old: Mapping[str, Parts], new: Mapping[str, Parts]) -> list[str]:
-    """Modules that differ, a line each with the functions that do: ``q2n.linalg.dense: cholesky, solve``."""
+    """List the modules that differ, each with the functions: ``q2n.linalg.dense: cholesky, solve``."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
         if name not in new or name not in old:

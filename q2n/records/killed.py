@@ -1,4 +1,4 @@
-"""A cell whose process ended without a word: what is written down in its place, and when it is next tried."""
+"""Cells whose process was killed: the failure that is written for them, and the order of the next try."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from q2n.runtime.memory import control_groups
 from q2n.runtime.progress import LOGGER as PROGRESS
 
 ERROR_TYPE = "Killed"
-UNKNOWN = "ended without a word, signal unknown"
+UNKNOWN = "ended without an error message, signal unknown"
 
 
 def failure_of(note: Note, results_dir: str | Path, sweep: str, how: str) -> Failure:
-    """The failure of a cell that ``note`` says was started, by a process that is no more.
+    """Return the failure of a cell whose process has ended.
 
     Args:
-        how: what is known of the process's end.
+        note: the note written when the cell was started.
+        results_dir: folder of the records.
+        sweep: id of the command.
+        how: description of the process's end.
     """
     return Failure(
         ref=note.ref,
@@ -40,7 +43,7 @@ def failure_of(note: Note, results_dir: str | Path, sweep: str, how: str) -> Fai
 
 
 def give_up(note: Note, results_dir: str | Path, sweep: str, how: str) -> Failure:
-    """Write down that a cell's process is no more (:func:`failure_of`), where there is room for that."""
+    """Write the failure of a cell whose process has ended (:func:`failure_of`), if the disk has room."""
     failure = failure_of(note, results_dir, sweep, how)
     with contextlib.suppress(OSError):
         failures.save(failure, results_dir)
@@ -50,10 +53,11 @@ def give_up(note: Note, results_dir: str | Path, sweep: str, how: str) -> Failur
 
 
 def by_signal(number: int, starved: int | None) -> str:
-    """``was killed by SIGSEGV (signal 11, segmentation fault)``, and what the kernel says of memory.
+    """Describe a death: ``was killed by SIGSEGV (signal 11, segmentation fault)``, and if memory ran out.
 
     Args:
-        starved: :func:`ended_for_memory` before.
+        number: of the signal.
+        starved: :func:`ended_for_memory` before the process was started.
     """
     try:
         name = signal.Signals(number).name
@@ -63,17 +67,20 @@ def by_signal(number: int, starved: int | None) -> str:
     said = f"was killed by {name} (signal {number}{f', {what}' if what else ''})"
     now = ended_for_memory()
     if now is not None and starved is not None and now > starved:
-        return f"{said}: out of memory, for which the kernel ended {now - starved} here meanwhile"
+        return f"{said}: out of memory (processes ended by the kernel in the meantime: {now - starved})"
     if number != signal.SIGKILL:
         return said
     if now is None or starved is None:
-        return f"{said}; whether memory ran out is in the kernel's log (dmesg)"
-    return f"{said}; by the kernel's count not for want of memory"
+        return f"{said}; the kernel's log (dmesg) tells whether memory ran out"
+    return f"{said}; memory did not run out, by the kernel's count"
 
 
 def ended_for_memory() -> int | None:
-    """Number of processes the kernel has ended so far for want of memory, in this control group or, where
-    that does not say, on this machine; None where nothing does."""
+    """Return the number of processes that the kernel has ended so far because memory ran out.
+
+    The count is that of this control group or, where the group has none, of this machine; None where neither
+    has one.
+    """
     files = (
         folder / ("memory.oom_control" if first else "memory.events") for folder, first in control_groups()
     )
@@ -87,7 +94,7 @@ def ended_for_memory() -> int | None:
 
 
 def last_stage(log: Path) -> str:
-    """The last step that a cell's log says had begun."""
+    """Return the last step that began according to a cell's log; empty if unknown."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -97,11 +104,13 @@ def last_stage(log: Path) -> str:
 
 
 def last_tries(results_dir: str | Path) -> dict[str, str]:
-    """Time of the last try of each configuration (:func:`key_of`) whose process was killed: such cells are
-    better tried after all others."""
+    """Return the time of the last try of each configuration (:func:`key_of`) whose process was killed.
+
+    Such cells are tried after all others.
+    """
     found, _ = failures.read_all(results_dir)
     tries = {key_of(it.ref.configuration): it.created for it in found if it.error_type == ERROR_TYPE}
-    # Where nobody was left to write a failure, as after a power cut, there is the lease of the dead.
+    # After a power cut no process was left to write a failure, but the lease of the cell is still there.
     held = {path.parent.name for path in Path(results_dir).glob(f"*/*/{lease.PREFIX}*")}
     if held:
         for note in sweeps.read_notes(results_dir):
@@ -111,5 +120,5 @@ def last_tries(results_dir: str | Path) -> dict[str, str]:
 
 
 def key_of(config: Mapping[str, Any]) -> str:
-    """Digest of what a configuration computes."""
+    """Return the digest of the part of a configuration that decides a cell's numbers."""
     return fingerprint({"config": relevant(config)})

@@ -1,8 +1,8 @@
-"""Known scores of unquantized models, and a stop where ours departs from them.
+"""Known scores of unquantized models, and a stop where a measured score departs from them.
 
-Weights, code or libraries that are not what they were move every number of a table alike, which is never
-noticed in the table. It is noticed in the unquantized model's score, before hours of quantization. Numbers
-are compared within one protocol only: another text, tokenizer, dtype or place of BOS makes another number.
+Changed weights, code or libraries move every number of a table alike, so the table does not show the change.
+The unquantized model's score does, before hours of quantization. Numbers are compared within one protocol
+only: another text, tokenizer, dtype or placement of BOS gives another number.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ from q2n.records.schema import Frozen, Metric, RunRecord
 from q2n.records.store import read_all
 
 SHIPPED = Path(__file__).resolve().parents[2] / "conf" / "known.yaml"
+"""Known numbers that come with the project."""
 
 EARLIER_TOLERANCE = 0.01
+"""Relative tolerance against earlier records."""
 
 _WAY_OUT = (
-    "If the new number is right: sanity=warn goes on with a warning, sanity=off compares nothing, known=FILE "
-    "has numbers of your own, name=NAME begins other records."
+    "If the new number is right: sanity=warn only warns, sanity=off skips the comparison, known=FILE reads "
+    "other known numbers, name=NAME starts a new set of records."
 )
 
 Action = Literal["stop", "warn", "off"]
 
 
 class KnownValue(Frozen):
-    """One number: whose, of what, by which protocol (the fields that are known), how exact, where from.
+    """One known number with model, metric, protocol (the known fields), tolerance and source.
 
-    ``weights`` are entries of the weights' identity that must be the same, ``tolerance`` is relative.
+    ``weights`` are entries of the weights' identity that must be equal, ``tolerance`` is relative.
     """
 
     model: str
@@ -49,8 +51,7 @@ class KnownValue(Frozen):
     protocol: dict[str, Any] = Field(default_factory=dict)
 
     def concerns(self, model: str, weights: Mapping[str, Any], metric: Metric) -> bool:
-        """Tell whether this number is one of that quantity of that model, by the same protocol as far as
-        known."""
+        """Tell whether this is a known value of ``metric`` of ``model``: no known field differs."""
         protocol = metric.protocol.model_dump()
         return (
             (self.model, self.metric, self.dataset) == (model, metric.name, metric.dataset)
@@ -59,14 +60,14 @@ class KnownValue(Frozen):
         )
 
     def departure(self, metric: Metric) -> str | None:
-        """Say what is wrong with a measured number this one concerns, or None if nothing is."""
+        """Describe how a measured number departs from this one, or return None if it does not."""
         if math.isclose(metric.value, self.value, rel_tol=self.tolerance):
             return None
         protocol = f" ({metric.protocol.label()})" if self.protocol else ""
         return (
-            f"unquantized {metric.dataset} {metric.name} of {self.model} is {metric.value:.6g}, known is "
+            f"unquantized {metric.dataset} {metric.name} of {self.model} is {metric.value:.6g}, known value "
             f"{self.value:.6g} within {100 * self.tolerance:g} % ({self.source}): no known protocol field "
-            f"differs{protocol}: look at weights, code and libraries"
+            f"differs{protocol}; check weights, code and libraries"
         )
 
 
@@ -76,10 +77,10 @@ class _File(Frozen):
 
 @lru_cache(maxsize=8)
 def known_values(path: str | None) -> tuple[KnownValue, ...]:
-    """The numbers under ``values`` in a YAML file; None: those that come with the project.
+    """Return the numbers under ``values`` in a YAML file, or the project's own if ``path`` is None.
 
     Raises:
-        ConfigurationError: the file cannot be read, or an entry is not as it should be.
+        ConfigurationError: the file cannot be read, or an entry is wrong.
     """
     from omegaconf import OmegaConf
 
@@ -95,7 +96,7 @@ def known_values(path: str | None) -> tuple[KnownValue, ...]:
 
 
 def earlier_values(records: Sequence[RunRecord]) -> list[KnownValue]:
-    """The unquantized models' numbers in finished records, the newest of each quantity."""
+    """Return the unquantized models' numbers in finished records, the newest of each quantity."""
     newest: dict[tuple[Any, ...], KnownValue] = {}
     for record in sorted(records, key=lambda item: item.created):
         for metric in record.metrics:
@@ -119,10 +120,10 @@ def earlier_values(records: Sequence[RunRecord]) -> list[KnownValue]:
 def check_reference(
     metrics: Sequence[Metric], model: str, weights: Mapping[str, Any], known: Sequence[KnownValue]
 ) -> None:
-    """Compare the unquantized model's metrics with what is known.
+    """Compare the unquantized model's metrics with the known values.
 
     Raises:
-        DepartureError: a number departs; names the way out.
+        DepartureError: a number departs; the message has the settings that help.
     """
     departures = [
         departure
@@ -143,8 +144,15 @@ def guard(
     path: str | None,
     results: tuple[str, str],
 ) -> None:
-    """:func:`check_reference` against the file ``path`` and against earlier records of ``results`` (folder
-    and name), or a warning, or nothing.
+    """Call :func:`check_reference` with the file ``path`` and with earlier records.
+
+    Args:
+        metrics: of the unquantized model.
+        model: its name.
+        weights: identity of its weights.
+        action: raise (``stop``), print a warning (``warn``), or compare nothing (``off``).
+        path: file of known values, or None for the project's own.
+        results: results folder and name of the earlier records.
 
     Raises:
         DepartureError: ``action`` is ``stop`` and a number departs.
@@ -163,5 +171,5 @@ def guard(
 
 @lru_cache(maxsize=8)
 def _earlier(results_dir: str, name: str) -> tuple[KnownValue, ...]:
-    """Read once a process: what a sweep itself adds is checked already."""
+    """Return the earlier values, read once per process: the sweep's own records are checked already."""
     return tuple(earlier_values(read_all(results_dir, name)[0]))

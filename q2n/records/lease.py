@@ -1,11 +1,12 @@
-"""One process at a time works on a cell, whichever machines share the results folder.
+"""Leases: one process at a time runs a cell, whichever machines share the results folder.
 
-A lease is a file ``lease.<n>`` in the cell's folder, made with ``O_EXCL``, that says who holds it; the
-holder touches it every few seconds. The highest number counts. A lease is stale when its process is dead
-(seen at once on the same machine) or when it was not touched for :data:`LAPSE` seconds of the observer's own
-clock, so that clocks need not agree. Whoever finds a stale lease makes the next number: of several only one
-can, and nobody ever removes what another may hold. (Locks of the operating system would not do: many shared
-file systems have none, or cannot swap two files, which the stale locks of the library filelock need.)
+A lease is a file ``lease.<n>`` in the cell's folder, made with ``O_EXCL``, that names its holder; the holder
+touches it every few seconds. The highest number counts. A lease is stale when its process is dead (seen at
+once on the same machine) or when it was not touched for :data:`LAPSE` seconds of the observer's own clock, so
+that clocks need not agree. A process that finds a stale lease makes the next number: only one of several
+processes can, and no process ever removes a lease that another may hold. (Locks of the operating system would
+not do: many shared file systems have none, or cannot swap two files, which the library filelock needs for
+stale locks.)
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ LAPSE = 120.0
 
 
 class Holder(NamedTuple):
-    """Holder of a lease: ``host`` names the machine and what tells its process numbers apart, ``start`` is
-    when the process started (in the machine's own units; empty where that is not known)."""
+    """Process that holds a lease.
+
+    ``host`` names the machine, its boot and its container; ``start`` is the start of the process in the
+    machine's own units, empty if unknown.
+    """
 
     host: str
     pid: int
@@ -42,9 +46,9 @@ class Holder(NamedTuple):
 
 
 class Lease:
-    """A lease held by this process; a context manager that keeps it alive inside and gives it back.
+    """Lease held by this process; a context manager that keeps the lease alive inside and returns it.
 
-    ``lost`` tells that another process took it for stale (this one was stopped for long, say).
+    ``lost`` is True if another process took the lease for stale (because this one was stopped for long, say).
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,17 +75,17 @@ class Lease:
                 self.lost = True
                 return
             except OSError:
-                pass  # a file server that is away for a moment
+                pass  # a file server that does not answer for a moment
 
 
 class Observer:
-    """Takes leases; remembers since when each of others' was not touched."""
+    """Takes leases, and remembers since when each lease of other processes was not touched."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[int, float]] = {}
 
     def take(self, folder: Path) -> Lease | None:
-        """The lease on ``folder`` (which is made), or None while another process holds it.
+        """Take the lease on ``folder`` (which is created), or return None while another process holds it.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -99,13 +103,13 @@ class Observer:
             try:
                 with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
                     stream.write(json.dumps(this_process()._asdict()))
-            except OSError:  # an empty one would stand in everybody's way until it lapses
+            except OSError:  # an empty lease would block all processes until it lapses
                 path.unlink(missing_ok=True)
                 raise
             now = _numbers(folder)
             older = [folder / f"{PREFIX}{number}" for number in now if number <= last]
-            # The first list may have been out of date by then: somebody may hold a lower number, if all were
-            # given back meanwhile, or may have taken this one for an old one and removed it.
+            # The first list may be out of date: if all leases were returned in the meantime, another process
+            # may hold a lower number, or may have taken this lease for an old one and removed it.
             if max(now, default=0) != last + 1 or not all(self.stale(other) for other in older):
                 path.unlink(missing_ok=True)
                 return None
@@ -116,7 +120,7 @@ class Observer:
     def stale(self, path: Path) -> bool:
         """Tell whether the holder of the lease ``path`` is gone."""
         try:
-            # Opened, not only looked at: network file systems then ask the server.
+            # Opened, because network file systems then ask the server; a stat may come from a cache.
             with path.open(encoding="utf-8") as stream:
                 text, touched = stream.read(), os.fstat(stream.fileno()).st_mtime_ns
         except FileNotFoundError:
@@ -132,7 +136,7 @@ class Observer:
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Holder of the lease on ``folder``, which may have died since, or None."""
+    """Return the holder of the lease on ``folder``, which may have died since, or None."""
     numbers = _numbers(folder)
     if not numbers:
         return None
@@ -149,7 +153,7 @@ def abandoned(folder: Path) -> bool:
 
 
 def this_process() -> Holder:
-    """The holder that this process is."""
+    """Return this process as a holder."""
     return Holder(_host(), os.getpid(), _start(os.getpid()))
 
 
@@ -163,7 +167,7 @@ def _parse(text: str) -> Holder | None:
         fields = json.loads(text)
         return Holder(str(fields["host"]), int(fields["pid"]), str(fields["start"]))
     except (ValueError, KeyError, TypeError):
-        return None  # being written, or not ours: judged by its touches alone
+        return None  # being written, or of another program: judged by its touches alone
 
 
 def _is_alive(holder: Holder) -> bool:
@@ -172,14 +176,14 @@ def _is_alive(holder: Holder) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # another user's
-    # The number may have gone to another process since.
+        pass  # another user's process
+    # The number may have been given to another process since.
     return not holder.start or _start(holder.pid) in ("", holder.start)
 
 
 @cache
 def _host() -> str:
-    """The host's name, and what tells two boots and two containers of that name apart (Linux)."""
+    """Return the host's name, and on Linux the ids of its boot and of its container's process namespace."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
@@ -189,11 +193,14 @@ def _host() -> str:
 
 
 def _start(pid: int) -> str:
-    """Start of a process, in clock ticks since the boot; empty where ``/proc`` does not say, and a word
-    for one that has ended and was not yet waited for."""
+    """Return the start of a process in clock ticks since the boot.
+
+    The text is empty where there is no ``/proc``, and ``ended`` for a process that its parent has not yet
+    waited for.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    fields = text.rpartition(")")[2].split()  # the name before may hold anything
+    fields = text.rpartition(")")[2].split()  # the name before it may contain spaces and parentheses
     return "ended" if fields[0] in "ZX" else fields[19]

@@ -1,7 +1,7 @@
-"""The log file of a cell: what it was about to do, warnings, and how it ended.
+"""Log file of a cell: its steps, its warnings, and its end.
 
-A progress bar is of no use on a machine nobody watches, and of a cell that was killed the last line of its
-log is all there is.
+A progress bar is of no use on an unattended machine, and the last line of the log is all that is known of a
+cell that was killed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class CellLog:
-    """A context manager: inside, what the package and its libraries log is appended to ``path``.
+    """Context manager that appends the log of the package and its libraries to ``path``.
 
-    ``stage`` is the last step that began. A warning goes to standard error as well, unless logging is set up
-    to do something else. A log that cannot be written is said once, and the cell goes on without.
+    ``stage`` is the last step that began. Warnings go to standard error as well, unless logging is configured
+    otherwise. A log that cannot be written is reported once, and the cell continues without it.
     """
 
     def __init__(self, path: Path, label: str) -> None:
@@ -39,14 +39,16 @@ class CellLog:
 
     @property
     def seconds(self) -> float:
-        """Since the cell began."""
+        """Seconds since the cell began."""
         return time.perf_counter() - self._began
 
     def __enter__(self) -> CellLog:
         self._began = time.perf_counter()
         self._handlers = [_StageHandler(self, self._path)]
         root, package = logging.getLogger(), logging.getLogger("q2n")
-        if not root.handlers:  # or else the first handler would silence what is printed without any
+        if (
+            not root.handlers
+        ):  # without a handler logging prints warnings itself; with the one above it would not
             to_terminal = logging.StreamHandler()
             to_terminal.setLevel(logging.WARNING)
             self._handlers.append(to_terminal)
@@ -68,7 +70,7 @@ class CellLog:
         if error is None:
             _LOG.info("%s: finished after %.1f s", self._label, self.seconds)
         else:
-            # Not for the terminal, where the command says it once, in the end.
+            # Not for the terminal, where the command prints the error once, at its end.
             _LOG.info("%s: ended after %.1f s", self._label, self.seconds, exc_info=error)
         logging.captureWarnings(False)
         logging.getLogger("q2n").setLevel(self._level)
@@ -78,7 +80,7 @@ class CellLog:
 
 
 class _StageHandler(logging.FileHandler):
-    """Writes to the cell's file, as long as that is possible, and remembers the step that began last."""
+    """Writes to the cell's file, as long as that is possible, and keeps the step that began last."""
 
     def __init__(self, log: CellLog, path: Path) -> None:
         super().__init__(path, encoding="utf-8", delay=True)
@@ -87,6 +89,7 @@ class _StageHandler(logging.FileHandler):
         self._usable = True
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write ``record``, and keep its text as the stage if it is a step of the progress."""
         if record.name == PROGRESS.name:
             self._log.stage = record.getMessage()
         if self._usable:
@@ -100,11 +103,12 @@ class _StageHandler(logging.FileHandler):
         return super()._open()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Stop writing, with one message, after an error of the file; leave others to logging."""
         error = sys.exception()
         if not isinstance(error, OSError):
             super().handleError(record)
             return
         self._usable = False
-        with contextlib.suppress(OSError):  # what it could not write before it cannot write now
+        with contextlib.suppress(OSError):  # what could not be written before cannot be written now
             self.close()
-        print(f"no log is written any more: {error.strerror}: {self.baseFilename}", file=sys.stderr)
+        print(f"the log cannot be written any more: {error.strerror}: {self.baseFilename}", file=sys.stderr)

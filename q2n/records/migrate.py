@@ -1,8 +1,8 @@
-"""``python -m q2n.records.migrate FOLDER``: records of former versions become the two files of today.
+"""Conversion of former records to the current two files: ``python -m q2n.records.migrate FOLDER``.
 
-Each is written elsewhere first, read back and compared, so that none is replaced that would not come back
-whole. An interrupted command leaves a folder of both kinds, which every command reads; the same command again
-goes on.
+Each record is first written elsewhere, read back and compared, so that no record is replaced that would not
+be read back whole. An interrupted command leaves records of both kinds, which every command reads; repeating
+the command converts the rest.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from q2n.runtime.files import write_json_atomic
 
 
 def migrate(results_dir: Path) -> tuple[int, list[str]]:
-    """Convert every record below the folder that is not as today's are.
+    """Convert every record below the folder that has a former version.
 
     Returns:
-        How many were converted, and a sentence for each that cannot be read.
+        The number of converted records, and a sentence for each that cannot be read.
 
     Raises:
-        RecordError: a converted record would not be read as the former one; the former one is there still.
-        OSError: the folder cannot be written, likewise.
+        RecordError: a converted record would differ from the former one, which is kept.
+        OSError: the folder cannot be written; the former records are kept.
     """
     converted, faults = 0, []
     for path in sorted(results_dir.glob(f"*/*/{FILE_NAME}")):
@@ -49,12 +49,12 @@ def _convert(record: RunRecord, path: Path, results_dir: Path) -> None:
         trial = Path(folder) / FILE_NAME
         write(new, trial)
         if canonical_json(load(trial).model_dump()) != canonical_json(new.model_dump()):
-            raise RecordError(f"{path}: would not be the same after conversion; left as it is")
+            raise RecordError(f"{path}: would differ after conversion; left as it is")
     write(new, path)
 
 
 def _with_sources_kept(record: RunRecord, results_dir: Path) -> RunRecord:
-    """The record with the digests of the source files, which many share, in a file of their own."""
+    """Move the digests of the source files, which many records share, to a file of their own."""
     sources = record.identity.get("sources")
     if not isinstance(sources, Mapping):
         return record
@@ -66,15 +66,16 @@ def _with_sources_kept(record: RunRecord, results_dir: Path) -> RunRecord:
 
 
 def _size(results_dir: Path) -> int:
-    """Bytes of the records."""
+    """Return the bytes of all records."""
     names = (f"*/*/{FILE_NAME}", f"*/*/{record_values.FILE_NAME}", f"{kept_code.FOLDER}/*.json")
     return sum(path.stat().st_size for name in names for path in results_dir.glob(name))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
-        "python -m q2n.records.migrate", description="records of former versions become today's two files"
+        "python -m q2n.records.migrate",
+        description="convert records of former versions to the current two files",
     )
     parser.add_argument("results", type=Path, help="folder of the records")
     folder = parser.parse_args(arguments).results
@@ -86,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         converted, faults = migrate(folder)
     except OSError as error:
         print(
-            f"{error.filename or folder}: {error.strerror}; the same command again goes on", file=sys.stderr
+            f"{error.filename or folder}: {error.strerror}; repeat the command to convert the rest",
+            file=sys.stderr,
         )
         return 1
     for fault in faults:

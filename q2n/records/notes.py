@@ -1,8 +1,8 @@
-"""Notes on what a command was asked to run and what became of each cell: ``<results_dir>/sweeps/<id>/``.
+"""Notes on the cells of a command and their outcomes: ``<results_dir>/sweeps/<id>/``.
 
-Any process may run a cell, on any machine that sees the results folder, so what is known of a sweep lives
-there and nowhere else: ``sweep.json`` lists the cells that were asked for, and whoever takes a cell up
-leaves a note in a file of its own (no lock is needed, which not every shared file system has).
+Any process may run a cell, on any machine that sees the results folder, so the state of a sweep is kept there
+and nowhere else: ``sweep.json`` lists the cells of the command, and the process that starts a cell writes a
+note in a file of its own (which needs no lock; not every shared file system has locks).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from q2n.runtime.files import write_json_atomic
 class State(StrEnum):
     """State of a cell in a command or a plan.
 
-    ``word`` stands in its place in a table without a value, ``sentence`` is for explaining. ``started`` and
+    ``word`` stands in a table in place of the value, ``sentence`` is the explanation. ``started`` and
     ``busy`` are replaced when the cell ends; where ``started`` stays, the process was killed.
     """
 
@@ -34,19 +34,20 @@ class State(StrEnum):
     sentence: str
 
     def __new__(cls, value: str, sentence: str = "", word: str = "not run") -> State:
+        """Make a state whose text is ``value``, with its explanation and its word in tables."""
         state = str.__new__(cls, value)
         state._value_, state.sentence, state.word = value, sentence or value, word
         return state
 
-    REUSED = "reused", "reused: a finished record with the same identity was there"
+    REUSED = "reused", "reused: a finished record with the same identity exists"
     COMPUTED = "computed", "computed: no finished record had this identity"
     FORCED = (
         "forced",
-        "computed again because force=true, although a finished record may have been there",
+        "computed again because force=true, although a finished record may exist",
     )
     FAILED = (
         "failed",
-        "failed: it left no record, so the next sweep runs it again (but with retry=none)",
+        "failed: no record was written; the next sweep runs the cell again, unless retry=none",
         "failed",
     )
     UNSUPPORTED = (
@@ -54,13 +55,13 @@ class State(StrEnum):
         "not run: the method does not fit the model or the correction",
         "does not fit",
     )
-    SKIPPED = "skipped", "left out on purpose"  # retry
-    STOPPED = "stopped", "stopped early by the sweeper: it would not have been among the best"
-    STARTED = "started", "taken up, and not ended: at work still, or its process was killed"
-    INTERRUPTED = "interrupted", "interrupted by a signal: goes on from its checkpoint, if it has one"
-    BUSY = "busy", "not run: another process is at it"
-    MISSING = "missing", "nobody took it up"
-    # of a plan only
+    SKIPPED = "skipped", "not run, because of the setting retry"
+    STOPPED = "stopped", "stopped early by the sweeper: the cell would not be among the best"
+    STARTED = "started", "started and not ended: still running, or its process was killed"
+    INTERRUPTED = "interrupted", "interrupted by a signal: resumed from its checkpoint, if there is one"
+    BUSY = "busy", "not run: another process runs this cell"
+    MISSING = "missing", "not started"
+    # states of a plan only
     TO_RUN = "to run"
     FAILED_BEFORE = "failed before"
     CANNOT_RUN = "cannot run"
@@ -72,20 +73,22 @@ FINISHED = (State.REUSED, State.COMPUTED, State.FORCED)
 FOLDER = "sweeps"
 ANNOUNCEMENT = "sweep.json"
 VARIABLE = "Q2N_SWEEP"
-"""Environment variable by which a cell's process learns which sweep it belongs to."""
+"""Environment variable with the id of the sweep to which a cell's process belongs."""
 
 KEPT = 20
-"""Sweeps whose notes are kept."""
+"""Number of sweeps whose notes are kept."""
 
 
 def now() -> str:
-    """The time in UTC to the millisecond, ISO 8601: sorts as text."""
+    """Return the time in UTC to the millisecond, in ISO 8601, which sorts as text."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class Note(Frozen):
-    """Decision about one cell. ``reason`` says why there is no record; ``exit_code`` is that of a
-    command for just it."""
+    """State of one cell in a command.
+
+    ``reason`` explains why there is no record; ``exit_code`` belongs to a command for just this cell.
+    """
 
     ref: CellRef
     decision: State
@@ -97,7 +100,7 @@ class Note(Frozen):
 
 
 class AnnouncedCell(Frozen):
-    """A cell that a command asked for."""
+    """Cell of a command, before it is started."""
 
     key: str
     label: str
@@ -105,7 +108,7 @@ class AnnouncedCell(Frozen):
 
 
 class Sweep(Frozen):
-    """A command. ``cells`` is empty where a sweeper decides on them as it goes; ``alone``: a single cell."""
+    """Command; ``cells`` is empty where a sweeper chooses them later, ``alone`` marks a single cell."""
 
     id: str
     created: str = Field(default_factory=now)
@@ -114,18 +117,18 @@ class Sweep(Frozen):
 
 
 def new_id() -> str:
-    """``20260105T101500Z-node3-4711``: no two commands have the same."""
+    """Return a unique id for a command: ``20260105T101500Z-node3-4711``."""
     host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname()).strip("-")
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{host}-{os.getpid()}"
 
 
 def group_of(sweep: str) -> str:
-    """Name of the sweep for trackers: its id without the machine's name, which is nobody's business there."""
+    """Return the sweep's name for trackers: its id without the machine's name, which is private."""
     return "-".join((sweep.partition("-")[0], sweep.rpartition("-")[2]))
 
 
 def announce(results_dir: str | Path, sweep: Sweep) -> None:
-    """Write down what a command is about to run; the notes of long past sweeps go.
+    """Write the list of a command's cells, and delete the notes of all but the last :data:`KEPT` sweeps.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -137,12 +140,14 @@ def announce(results_dir: str | Path, sweep: Sweep) -> None:
 
 
 UNWRITTEN: dict[Path, Note] = {}
-"""Notes for which there was no room, by where they belong: this process remembers them."""
+"""Notes for which the disk had no room, by path: kept in the memory of this process."""
 
 
 def leave_note(results_dir: str | Path, sweep: str, note: Note) -> None:
-    """Remember a decision; an earlier one on this cell is replaced. A note is not worth a finished cell: one
-    that cannot be written is kept in :data:`UNWRITTEN`."""
+    """Write a note, which replaces an earlier one on the same cell.
+
+    A note that cannot be written is kept in :data:`UNWRITTEN`, so that it never costs a finished cell.
+    """
     path = (Path(results_dir) / FOLDER / sweep / f"{note.ref.key}.json").absolute()
     try:
         write_json_atomic(path, plain(note.model_dump()))
@@ -152,12 +157,12 @@ def leave_note(results_dir: str | Path, sweep: str, note: Note) -> None:
 
 
 def read_note(results_dir: str | Path, sweep: str, key: str) -> Note | None:
-    """The note on one cell, if there is a readable one."""
+    """Return the note on one cell, or None if there is no readable one."""
     return _read((Path(results_dir) / FOLDER / sweep / f"{key}.json").absolute())
 
 
 def read_notes(results_dir: str | Path, sweep: str | None = None) -> list[Note]:
-    """Every readable note of a sweep, or of all that are remembered, in the order they were made."""
+    """Return all readable notes of a sweep, or of all sweeps, in the order of their time."""
     root = (Path(results_dir) / FOLDER).absolute()
     folders = [root / sweep] if sweep else [*root.glob("*")]
     paths = {path for folder in folders for path in folder.glob("*.json") if path.name != ANNOUNCEMENT}
@@ -169,13 +174,15 @@ def read_notes(results_dir: str | Path, sweep: str | None = None) -> list[Note]:
 def _read(path: Path) -> Note | None:
     if path in UNWRITTEN:
         return UNWRITTEN[path]
-    with contextlib.suppress(OSError, ValidationError):  # a convenience, never a reason to stop
+    with contextlib.suppress(
+        OSError, ValidationError
+    ):  # notes are a convenience: an unreadable one stops nothing
         return Note.model_validate_json(path.read_text(encoding="utf-8"))
     return None
 
 
 def read_sweep(results_dir: str | Path, sweep: str) -> Sweep | None:
-    """The sweep that was announced under an id, or None if it cannot be read."""
+    """Return the sweep with an id, or None if it cannot be read."""
     try:
         path = Path(results_dir) / FOLDER / sweep / ANNOUNCEMENT
         return Sweep.model_validate_json(path.read_text(encoding="utf-8"))
@@ -184,7 +191,7 @@ def read_sweep(results_dir: str | Path, sweep: str) -> Sweep | None:
 
 
 def last_sweep(results_dir: str | Path) -> Sweep | None:
-    """The sweep that was started last, if any is known."""
+    """Return the sweep that was started last, or None if there is none."""
     folders = (Path(results_dir) / FOLDER).glob(f"*/{ANNOUNCEMENT}")
     sweeps = [sweep for path in folders if (sweep := read_sweep(results_dir, path.parent.name))]
     return max(sweeps, key=lambda sweep: (sweep.created, sweep.id), default=None)

@@ -1,4 +1,4 @@
-"""What became of one cell of a command."""
+"""Outcome of one cell of a command."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from q2n.records.schema import CellRef, RunRecord
 
 @dataclass(frozen=True)
 class Outcome:
-    """One cell. ``failure`` is what was left of the last try where that one did not succeed; ``reason`` is
-    why there is no record."""
+    """Outcome of one cell.
+
+    ``failure`` is the failure of the last try, if it did not succeed; ``reason`` explains why there is no
+    record.
+    """
 
     ref: CellRef
     decision: State
@@ -24,5 +27,5 @@ class Outcome:
 
     @property
     def why(self) -> str:
-        """Why there is no record."""
+        """Reason why there is no record; empty if there is one."""
         return self.reason or (self.failure.reason if self.failure else "")

@@ -1,7 +1,7 @@
 """Origin of a number: the code, the machine, the versions, the seeds, the weights.
 
-Nothing here is part of a cell's identity. Environment variables, command lines of other programs and
-remote addresses are never read: a record may be published.
+Nothing here is part of a cell's identity. Environment variables, command lines of other programs and remote
+addresses are never read, because a record may be published.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def collect(
     """Collect the provenance of a cell that runs in this process now.
 
     Args:
-        device: the device the cell really ran on, not ``auto``.
-        dtype: the dtype of the forward passes.
-        seeds: every seed by what it seeds.
-        weights: a sentence for the reader: where the model's weights come from.
-        root: folder of the git checkout; default: the one that holds this package.
+        device: device the cell ran on, never ``auto``.
+        dtype: dtype of the forward passes.
+        seeds: every seed, by its purpose.
+        weights: origin of the model's weights, a sentence for the reader.
+        root: folder of the git checkout, or None for the one that holds this package.
     """
     commit, dirty = git_state(root or PACKAGE.parent)
     torch = sys.modules.get("torch")
@@ -51,10 +51,10 @@ def collect(
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:
-    """``(commit, dirty)`` of the checkout at ``root``; ``(None, None)`` without git or outside one.
+    """Return ``(commit, dirty)`` of the checkout at ``root``, or ``(None, None)`` without git or outside one.
 
-    Dirty means the code or its configuration departs from the commit; new results do not count. A
-    package installed somewhere inside another project's checkout has no commit of its own.
+    Dirty means that the code or its configuration departs from the commit; new results do not count. A
+    package installed inside another project's checkout has no commit of its own.
     """
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
@@ -64,7 +64,7 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    # optional locks off: a status that refreshes the index would disturb a user's own git at work
+    # no optional locks: refreshing the index would disturb a git command of the user
     command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -74,15 +74,15 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """The processor's name, for reading wall times; the bare architecture where it is not known."""
+    """Return the processor's name, for reading wall times, or its architecture if the name is unknown."""
     names = (name for key, name in processor_fields().items() if key in ("model name", "Model", "Processor"))
     return next(names, platform.processor() or platform.machine())
 
 
 def reset_peak_memory() -> bool:
-    """Start a new peak for :func:`peak_memory_bytes`; false where only the process's peak can be had.
+    """Start a new peak for :func:`peak_memory_bytes`; return False if only the process's peak is known.
 
-    Without it the second cell of a sweep would report the first one's peak.
+    Without a reset the second cell of a sweep would report the first cell's peak.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -95,7 +95,7 @@ def reset_peak_memory() -> bool:
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident host memory, in bytes, since :func:`reset_peak_memory` or the process's start."""
+    """Return the peak resident host memory in bytes, since :func:`reset_peak_memory` or the start."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -109,7 +109,7 @@ def peak_memory_bytes() -> int:
 
 
 def peak_device_memory_bytes() -> int | None:
-    """Peak memory allocated by torch on the CUDA devices together; ``None`` where none was used."""
+    """Return the peak bytes that torch allocated on all CUDA devices together, or None if none was used."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return None

@@ -1,6 +1,6 @@
-"""Parts of a record: frozen objects with every field typed, so that a file that does not fit is noticed.
+"""Parts of a record: frozen objects with typed fields, so that a file with wrong fields is noticed.
 
-A field may be added with a default; anything else raises ``SCHEMA_VERSION``.
+A field may be added with a default; any other change must raise ``SCHEMA_VERSION``.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from q2n.types import LayerReport
 SCHEMA_VERSION = 2
 
 JsonTree = Annotated[dict[str, Any], BeforeValidator(plain)]
-"""A plain JSON tree; made plain when the record is built, so that it equals what is read back."""
+"""Plain JSON tree; made plain when the record is built, so that it equals the tree that is read back."""
 
 
 LAYER_TIMES = ("solve_seconds", "correct_seconds")
-"""Fields of a :class:`LayerReport` that are kept to a microsecond."""
+"""Fields of a :class:`LayerReport` that are rounded to a microsecond."""
 
 
 def _fields(report: Any) -> Any:
-    # pydantic takes a finished dataclass as it is; a NumPy scalar inside would only fail when written
+    # pydantic accepts a finished dataclass unchecked; a NumPy scalar inside would only fail when written
     fields = dataclasses.asdict(report) if isinstance(report, LayerReport) else report
     if not isinstance(fields, dict):
         return fields
-    # below a microsecond is noise, which nothing packs: in a file it would take as much room as the errors
+    # digits below a microsecond are noise, which does not compress: it would need as much room as the errors
     times = {key: fields[key] for key in LAYER_TIMES if isinstance(fields.get(key), float)}
     return {**fields, **{key: round(value, 6) for key, value in times.items()}}
 
 
 Layer = Annotated[LayerReport, BeforeValidator(_fields)]
-"""A :class:`LayerReport` whose fields are checked, and times rounded, when the record is built."""
+""":class:`LayerReport` whose fields are checked, and times rounded, when the record is built."""
 
 
 class Frozen(BaseModel):
-    """Base of everything that is written to disk as JSON: fixed fields, each checked when it is read."""
+    """Base of all objects that are written to disk as JSON: fixed fields, each checked when it is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,29 +54,34 @@ class _Protocol(Frozen):
     """Fields that older records do not have."""
 
     def key(self) -> str:
-        """Short digest of all fields; those that older records do not have count only where they say
-        something, so that it is the same for older records."""
+        """Return a digest of 8 digits of all fields.
+
+        Fields that older records lack count only where they are not empty, so that the key of an older record
+        stays the same.
+        """
         unsaid = {name for name in self._later if not getattr(self, name)}
         return digest(self.model_dump(exclude=unsaid))[:8]
 
     def parts(self) -> tuple[str, ...]:
-        """The label's parts after the data set or task."""
+        """Return the parts of the label after the data set or task."""
         raise NotImplementedError
 
     def label(self) -> str:
-        """One line for people, as ``wiki · 32 x 512 tokens · BOS none · float32`` or
-        ``piqa · 1838 items · 0-shot · version 1.0 · lm-eval 0.4.13 · float32``."""
+        """Return one line for people: ``wiki · 32 x 512 tokens · BOS none · float32``.
+
+        For a task: ``piqa · 1838 items · 0-shot · version 1.0 · lm-eval 0.4.13 · float32``.
+        """
         return " · ".join((self.dataset, *self.parts()))
 
 
 class EvaluationProtocol(_Protocol):
-    """Everything that must agree before two perplexities may stand in one column.
+    """Conditions that must agree before two perplexities may stand in one column.
 
-    ``stride`` equal to ``seqlen`` means windows that do not overlap; ``bos`` says who put a BOS
-    token where (``tokenizer``, ``each_window``, ``none``: see :mod:`q2n.data.text`). ``variant`` names the
-    rule by which a data set of the hub is read (:mod:`q2n.data.hub`); empty where there is only one.
-    ``positions`` is the model's context length where ``seqlen`` exceeds it; ``calibrated`` tells that the
-    model was calibrated on this text.
+    ``stride`` equal to ``seqlen`` means windows that do not overlap; ``bos`` is the rule for BOS tokens
+    (``tokenizer``, ``each_window``, ``none``: see :mod:`q2n.data.text`). ``variant`` names the rule by which
+    a data set of the hub is read (:mod:`q2n.data.hub`), empty where there is only one. ``positions`` is the
+    model's context length where ``seqlen`` exceeds it; ``calibrated`` is True if the model was calibrated on
+    this text.
     """
 
     text_sha256: str
@@ -94,6 +99,7 @@ class EvaluationProtocol(_Protocol):
     _later: ClassVar = ("positions", "calibrated")
 
     def parts(self) -> tuple[str, ...]:
+        """Return windows, stride, variant, BOS rule, dtypes, and remarks that limit a comparison."""
         stride = () if self.stride == self.seqlen else (f"stride {self.stride}",)
         same = self.loss_dtype == self.forward_dtype
         dtype = self.loss_dtype if same else f"{self.forward_dtype}, loss {self.loss_dtype}"
@@ -105,12 +111,12 @@ class EvaluationProtocol(_Protocol):
 
 
 class TaskProtocol(_Protocol):
-    """Everything that must agree before two scores of a task may stand in one column.
+    """Conditions that must agree before two scores of a task may stand in one column.
 
-    ``items_sha256`` is the digest of every item with the prompts and answers the model was really given,
-    few-shot examples and generation settings included. Before every context stand the special tokens that the
-    tokenizer puts before a text; ``left_out`` are those that it would append, as text. ``cut`` items lost the
-    beginning of a prompt that is longer than the model's ``window`` (0 where nothing was cut).
+    ``items_sha256`` is the digest of every item with the prompts and answers given to the model, few-shot
+    examples and generation settings included. Every context begins with the special tokens that the tokenizer
+    puts before a text; ``left_out`` is the text of those that it would append. ``cut`` is the number of items
+    that lost the beginning of a prompt longer than the model's ``window`` (both 0 where nothing was cut).
     """
 
     items_sha256: str
@@ -129,10 +135,11 @@ class TaskProtocol(_Protocol):
 
     @property
     def windows(self) -> int:
-        """Number of items (the name that :class:`EvaluationProtocol` has for it)."""
+        """Number of items, under the name that :class:`EvaluationProtocol` has for its windows."""
         return self.items
 
     def parts(self) -> tuple[str, ...]:
+        """Return items, shots, chat template, task version, harness, dtype, and remarks on the prompts."""
         chat = ("chat template",) if self.chat_template else ()
         rule = f"version {self.task_version}"
         bare = (f"without the tokenizer's {self.left_out}",) if self.left_out else ()
@@ -148,17 +155,17 @@ _EXPONENTIAL = re.compile(r"perplexity( \(.*\))?$")
 
 
 class Metric(Frozen):
-    """One measured number and what it is the mean of.
+    """One measured number, and the values whose mean it is.
 
-    ``per_window`` holds each window's (or item's) value: for a perplexity its mean negative log-likelihood.
-    ``weights`` says how many predictions each of them is the mean of; empty: equally many. ``per_item`` is
-    what a share of right answers is made of, one character an item, ``1`` for right; then ``count_unit`` is
-    ``items``. ``difference`` of two values: their ``ratio``, where the value is the exponential of the mean
-    of its parts, or in its ``unit``, where it is the mean itself; an aggregation of its own has no parts.
-    ``reference`` is the unquantized model's value under the same protocol; ``stderr`` has the unit
-    of ``value``. ``tokens`` and ``seconds`` say what the measurement took. ``special_tokens`` stood before
-    every context, as text (None: not noted). On ``undefined`` windows or items the model's output is not a
-    number: the loss is infinite there, a continuation has no probability.
+    ``per_window`` has the value of each window or item: for a perplexity its mean negative log-likelihood.
+    ``weights`` is the number of predictions in each of these means, empty if all have equally many.
+    ``per_item`` has one character per item for a share of right answers, ``1`` for right; then ``count_unit``
+    is ``items``. ``difference`` is how two values are compared: by their ``ratio``, if the value is the
+    exponential of the mean of its parts, or in its ``unit``, if it is the mean itself; another aggregation
+    has no parts. ``reference`` is the unquantized model's value under the same protocol; ``stderr`` has the
+    unit of ``value``. ``tokens`` and ``seconds`` are those of the measurement. ``special_tokens`` is the text
+    that stood before every context, or None if unknown. ``undefined`` counts the windows or items on which
+    the model's output is not a number: the loss is infinite there, and a continuation has no probability.
     """
 
     name: str
@@ -185,8 +192,10 @@ class Metric(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _of_before_the_field(cls, fields: Any) -> Any:
-        """Records of before the field ``difference``: the scores called perplexity were exponentials of a
-        mean, all others means."""
+        """Add the field ``difference`` to records that lack it.
+
+        In these records scores named perplexity were exponentials of a mean, and all others means.
+        """
         if isinstance(fields, Mapping) and "difference" not in fields:
             return {
                 **fields,
@@ -196,12 +205,12 @@ class Metric(Frozen):
 
     @property
     def parts(self) -> tuple[float, ...]:
-        """The values, one a window or item, that two cells are compared by; empty if there are none."""
+        """Values per window or item by which two cells are compared; empty if there are none."""
         return tuple(float(mark) for mark in self.per_item) or self.per_window
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences for record and tables about what makes this number hard to compare."""
+        """Sentences for record and tables about limits of a comparison with this number."""
         protocol = self.protocol
         cut = (
             f"{protocol.cut} of {protocol.items} items of {protocol.dataset} are longer than the model's "
@@ -223,7 +232,7 @@ class Metric(Frozen):
         return ours == theirs
 
     def with_reference(self, reference: Metric) -> Metric:
-        """This metric with the unquantized model's value and parts beside its own."""
+        """Return this metric with the unquantized model's value and parts added."""
         return self.model_copy(
             update={
                 "reference": reference.value,
@@ -234,8 +243,10 @@ class Metric(Frozen):
 
 
 class Reuse(Frozen):
-    """Results that a cell found of one stage: ``found`` of its ``parts`` (blocks, layers, matrices), which
-    once took ``saved_seconds`` to make."""
+    """Results of one stage that a cell has reused.
+
+    ``found`` of the ``parts`` (blocks, layers, matrices) were in the cache, which saved ``saved_seconds``.
+    """
 
     key: str
     parts: int
@@ -244,13 +255,13 @@ class Reuse(Frozen):
 
 
 class ReuseTally:
-    """Counts what a cell finds of each stage while it runs."""
+    """Counts the results of each stage that a cell reuses while it runs."""
 
     def __init__(self) -> None:
         self._stages: dict[str, Reuse] = {}
 
     def note(self, stage: str, key: str, found: bool, seconds: float = 0.0) -> None:
-        """Count one part of ``stage``: it was ``found``, which saved ``seconds``, or had to be made."""
+        """Count one part of ``stage``: it was ``found``, which saved ``seconds``, or had to be computed."""
         known = self._stages.get(stage, Reuse(key=key, parts=0, found=0, saved_seconds=0.0))
         self._stages[stage] = Reuse(
             key=key,
@@ -261,12 +272,12 @@ class ReuseTally:
 
     @property
     def reused(self) -> dict[str, Reuse]:
-        """Stages of which anything was found."""
+        """Stages of which at least one part was found."""
         return {stage: reuse for stage, reuse in self._stages.items() if reuse.found}
 
 
 class Cell(Frozen):
-    """A cell's place in the tables: the labels of its choices. ``correction`` is the choice of ``q2n``."""
+    """Place of a cell in the tables: the labels of its options; ``correction`` is the option of ``q2n``."""
 
     model: str
     baseline: str
@@ -277,11 +288,11 @@ class Cell(Frozen):
 
 
 class CellRef(Frozen):
-    """A cell wherever it is spoken of: in notes, failures, outcomes and plans.
+    """Reference to a cell in notes, failures, outcomes and plans.
 
-    ``name`` is the experiment its record belongs to, ``label`` what progress lines call it, ``axes`` its
-    place in the tables. ``identity`` is everything that can change its number; before weights and text have
-    been looked up, only the configuration.
+    ``name`` is the experiment of its record, ``label`` its name in progress lines, ``axes`` its place in the
+    tables. ``identity`` is everything that can change its number, or only the configuration as long as
+    weights and text have not been looked up.
     """
 
     name: str
@@ -292,18 +303,17 @@ class CellRef(Frozen):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the identity: the folder of the record."""
+        """Digest of the identity, the name of the record's folder."""
         return digest(self.identity)
 
     @cached_property
     def key(self) -> str:
-        """Digest of the configuration alone, known before anything is looked up."""
+        """Digest of the configuration alone, known before weights and text are looked up."""
         return digest({"config": self.configuration})
 
 
 class Provenance(Frozen):
-    """Origin of a number (:func:`q2n.records.provenance.collect`). Any part that cannot be known is
-    ``None``, never a guess."""
+    """Origin of a number (:func:`q2n.records.provenance.collect`); unknown parts are None, never a guess."""
 
     git_commit: str | None = None
     git_dirty: bool | None = None
@@ -319,10 +329,13 @@ class Provenance(Frozen):
 
 
 class RunRecord(Frozen):
-    """A finished cell. ``bits_per_weight`` is the average over the quantized linears, scales included;
-    ``identity`` is what ``fingerprint`` is the digest of. ``resumed_at`` are the blocks at which another
-    process went on from a checkpoint: the times are then those of several processes. ``work_seconds`` shares
-    out the stage ``quantize`` of ``seconds`` by kind of work (:mod:`q2n.runtime.clock`)."""
+    """Finished cell.
+
+    ``bits_per_weight`` is the average over the quantized linears, scales included. ``fingerprint`` is the
+    digest of ``identity``. ``resumed_at`` are the blocks at which another process resumed from a checkpoint:
+    the times are then sums over several processes. ``work_seconds`` divides the stage ``quantize`` of
+    ``seconds`` by kind of work (:mod:`q2n.runtime.clock`).
+    """
 
     schema_version: int = SCHEMA_VERSION
     fingerprint: str = Field(pattern=r"^[0-9a-f]{16}$")
@@ -347,4 +360,5 @@ class RunRecord(Frozen):
 
     @property
     def protocols(self) -> tuple[AnyProtocol, ...]:
+        """Protocols of the metrics, each once."""
         return tuple(dict.fromkeys(metric.protocol for metric in self.metrics))

@@ -1,10 +1,10 @@
-"""The code a number depends on: which modules, and a digest of what each of their functions does.
+"""Code that a number depends on: its modules, and a digest per function.
 
 A cell depends on the modules that its options import, transitively, imports inside functions included, and on
 :mod:`q2n.pipeline.cell`, which drives them. Modules that store, show or schedule a number
-(:data:`BOOKKEEPING`) cannot change it: they neither count nor are followed. A digest is that of the syntax
+(:data:`BOOKKEEPING`) cannot change it: they neither count nor are followed. The digest is taken of the syntax
 tree without comments, docstrings and the annotations of functions, so that rewording an explanation keeps
-every record. Annotations in the body of a class count: options are pydantic classes, which validate by them.
+every record. Annotations in the body of a class count, because pydantic validates options by them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parent.parent
 
 DRIVER = "q2n.pipeline.cell"
-"""The module that computes a cell, whatever its options are."""
+"""Module that computes every cell."""
 
 BOOKKEEPING = frozenset(
     f"q2n.{name}"
@@ -45,14 +45,15 @@ NEUTRAL_GROUPS = frozenset({"tracking", "hydra"})
 """Groups of the configuration whose options cannot change a number."""
 
 SHORT = 12
-"""Hexadecimal digits of a function's digest: two of a package's few thousand functions do not meet."""
+"""Hexadecimal digits of a function's digest: enough for a few thousand functions without a collision."""
 
 Parts = Mapping[str, str]
-"""Digests by function (``solve``), method (``GPTQ.quantize``) and class body (``GPTQ``); ``""``: the rest."""
+"""Digests by function (``solve``), method (``GPTQ.quantize``) and class body (``GPTQ``); the key ``""`` has
+the rest of the module."""
 
 
 def targets(tree: Any) -> Iterator[str]:
-    """The modules of every ``_target_`` in a configuration, those of :data:`NEUTRAL_GROUPS` left out."""
+    """Yield the module of every ``_target_`` in a configuration, except in :data:`NEUTRAL_GROUPS`."""
     if isinstance(tree, Mapping):
         if isinstance(target := tree.get("_target_"), str):
             yield target.rpartition(".")[0]
@@ -66,14 +67,14 @@ def targets(tree: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Module:
-    """Digests of what a module does, and the modules of the package it needs for that."""
+    """Digests of a module's parts, and the modules of the package that it imports."""
 
     parts: Parts
     imports: tuple[str, ...]
 
     @classmethod
     def parse(cls, source: str, name: str, is_package: bool) -> Module:
-        """The module ``name`` with the given source text; line endings do not matter."""
+        """Parse the source text of the module ``name``; line endings do not matter."""
         body = ast.parse(source).body
         package = name if is_package else name.rpartition(".")[0]
         imports = [found for statement in body for found in _imports(statement, package)]
@@ -81,32 +82,33 @@ class Module:
 
     @cached_property
     def digest(self) -> str:
+        """Digest of all parts, :data:`SHORT` hexadecimal digits."""
         return _hash(sorted(self.parts.items()))
 
 
 class Code(dict[str, Module]):
-    """Modules by name; ``key`` stands for what all of them do. Not changed once it is made."""
+    """Modules by name, not changed after creation; ``key`` is the digest of all of them."""
 
     @cached_property
     def key(self) -> str:
-        """16 hexadecimal digits."""
+        """Digest of all modules, 16 hexadecimal digits."""
         return _hash([(name, self[name].digest) for name in sorted(self)], 16)
 
     def without(self, packages: Iterable[str]) -> Code:
-        """The modules that are neither one of ``packages`` nor inside one."""
+        """Return the modules that are neither one of ``packages`` nor inside one."""
         return Code({name: module for name, module in self.items() if not _within(name, packages)})
 
     @property
     def parts(self) -> dict[str, Parts]:
-        """Every function's digest, by module."""
+        """Digests of all functions, by module."""
         return {name: self[name].parts for name in sorted(self)}
 
 
 class Checkout:
-    """The modules of a checkout, each read once.
+    """Modules of a checkout, each read once.
 
     Args:
-        folder: that of the package ``q2n``.
+        folder: folder of the package ``q2n``.
     """
 
     def __init__(self, folder: Path = PACKAGE) -> None:
@@ -115,14 +117,14 @@ class Checkout:
         self._codes: dict[frozenset[str], Code] = {}
 
     def code(self, *entries: str) -> Code:
-        """Every module that the modules ``entries`` need, themselves and their packages included."""
+        """Return the modules ``entries``, their packages, and all modules that they import, transitively."""
         wanted = frozenset(entries)
         if wanted not in self._codes:
             self._codes[wanted] = Code(self._closure(wanted))
         return self._codes[wanted]
 
     def of_cell(self, tree: Mapping[str, Any]) -> Code:
-        """The modules that the cell with the resolved configuration ``tree`` depends on."""
+        """Return the modules that the cell with the resolved configuration ``tree`` depends on."""
         return self.code(DRIVER, *targets(tree))
 
     def _closure(self, entries: Iterable[str]) -> dict[str, Module]:
@@ -134,7 +136,7 @@ class Checkout:
             if module is None:
                 continue
             found[name] = module
-            parent = name.rpartition(".")[0]  # imported before its module is
+            parent = name.rpartition(".")[0]  # Python imports a package before its module
             waiting += [*module.imports, parent] if parent else module.imports
         return found
 
@@ -148,7 +150,7 @@ class Checkout:
         return self._modules[name]
 
     def _file(self, name: str) -> Path | None:
-        """A module's file; None if ``name`` is none (but a function, say)."""
+        """Return a module's file, or None if ``name`` is no module (but a function, say)."""
         own = self._folder.joinpath(*name.split(".")[1:])
         places = [own, *_added(name)] if self._folder == PACKAGE else [own]
         files = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
@@ -156,11 +158,11 @@ class Checkout:
 
 
 CHECKOUT = Checkout()
-"""The code that is running; read at the first use, so that later edits of files do not count."""
+"""Code that is running; read at the first use, so that later edits of files do not count."""
 
 
 def _added(name: str) -> list[Path]:
-    """Places of a module that somebody has put on the path of one of the package's packages."""
+    """Return the places of a module on paths that were added to one of the package's packages."""
     parent, _, leaf = name.rpartition(".")
     return [Path(folder) / leaf for folder in getattr(sys.modules.get(parent), "__path__", ())]
 
@@ -171,7 +173,7 @@ def _within(name: str, packages: Iterable[str]) -> bool:
 
 
 def _imports(node: ast.AST, package: str) -> Iterator[str]:
-    """Names of the package's modules that a statement imports, or may (``from q2n import linalg``)."""
+    """Yield the package's modules that a statement imports or may import (``from q2n import linalg``)."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if _is_own(alias.name))
     elif isinstance(node, ast.ImportFrom):
@@ -197,7 +199,7 @@ def _is_for_checkers(node: ast.If) -> bool:
 
 
 def _parts(body: Iterable[ast.stmt], owner: str = "") -> dict[str, str]:
-    """The digest of each part of a module, or of the body of its class ``owner``."""
+    """Return the digest of each part of a module, or of the body of its class ``owner``."""
     named: dict[str, list[str]] = {}
     inner: dict[str, str] = {}
     for statement in body:
@@ -218,9 +220,9 @@ def _parts(body: Iterable[ast.stmt], owner: str = "") -> dict[str, str]:
 
 
 def _text(node: Any) -> str:
-    """Write what a syntax tree does, in one line that no version of Python writes otherwise.
+    """Write a syntax tree in one line that is the same in every version of Python.
 
-    (Neither :func:`ast.dump` nor :func:`ast.unparse` is: both have changed with the language.)
+    (The output of :func:`ast.dump` and :func:`ast.unparse` has changed with the language.)
     """
     if isinstance(node, list):
         return f"[{','.join(text for item in node if (text := _text(item)))}]"
@@ -239,7 +241,7 @@ def _text(node: Any) -> str:
 
 
 def _is_docstring(node: ast.AST) -> bool:
-    """A string that stands by itself, at the head of a definition or below an assignment."""
+    """Tell whether a node is a string by itself, at the head of a definition or below an assignment."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)

@@ -1,11 +1,11 @@
-"""The result of a cell and its provenance: written whole, read back exactly, queried as a table.
+"""Records, the results of cells with provenance: written atomically, read exactly, queried as a table.
 
-The record is the result: tables and figures are rendered from records, never from memory. One cell is a
-folder of two files, ``<results_dir>/<name>/<fingerprint>/``. ``record.json`` is for people too:
-configuration, provenance, metrics and totals, strict JSON; a loss that is not finite is written as ``"inf"``,
-``"-inf"`` or ``"nan"`` and read back as that number. ``layers.parquet`` has the values per layer and window
-(:mod:`q2n.records.values`). ``record.json`` has its digest: without exactly that file it counts as no record.
-What a record is made of is in :mod:`q2n.records.schema`; the record itself is importable from here.
+Tables and figures are rendered from records, never from memory. The record of a cell is a folder of two
+files, ``<results_dir>/<name>/<fingerprint>/``. ``record.json`` has configuration, provenance, metrics and
+totals as strict JSON that people can read; a loss that is not finite is written as ``"inf"``, ``"-inf"`` or
+``"nan"`` and read back as that number. ``layers.parquet`` has the values per layer and window
+(:mod:`q2n.records.values`). ``record.json`` has the digest of this file: without exactly that file the record
+counts as missing. The parts of a record are defined in :mod:`q2n.records.schema`.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ Versioned = TypeVar("Versioned", bound=BaseModel)
 
 
 class UnreadableRecordWarning(UserWarning):
-    """A file under results/ is not a record this version can read; it was left out."""
+    """File under the results folder that this version cannot read as a record; the file is left out."""
 
 
 def path_of(results_dir: str | Path, name: str, fingerprint: str) -> Path:
-    """Path of a cell's record, finished or not."""
+    """Return the path of a cell's record, finished or not."""
     return Path(results_dir) / name / fingerprint / FILE_NAME
 
 
 def checkpoint_folder(results_dir: str | Path, name: str, fingerprint: str) -> Path:
-    """Folder in which an unfinished cell keeps what it has."""
+    """Return the folder of an unfinished cell's checkpoint."""
     return path_of(results_dir, name, fingerprint).with_name("checkpoint")
 
 
 def save(record: RunRecord, results_dir: str | Path) -> Path:
-    """Write the record atomically to its place and return the path of its ``record.json``.
+    """Write the record atomically and return the path of its ``record.json``.
 
     Raises:
         StorageError: the folder cannot be written; a former record is untouched.
@@ -69,7 +69,7 @@ def write(record: RunRecord, path: Path) -> None:
     text = json_text(_short_tree(record, hashlib.sha256(values).hexdigest()))
 
     def write_both(file: Path) -> None:
-        # the JSON comes last, and is written before the former values go: a full disk takes neither
+        # The JSON is written first and moved into place last: a full disk costs no former record.
         file.write_text(text, encoding="utf-8", newline="\n")
         write_atomic(path.with_name(record_values.FILE_NAME), lambda other: other.write_bytes(values))
 
@@ -77,11 +77,11 @@ def write(record: RunRecord, path: Path) -> None:
 
 
 def _short_tree(record: RunRecord, digest: str) -> dict[str, Any]:
-    """The content of ``record.json``: nothing twice.
+    """Return the content of ``record.json``, without repetitions.
 
-    In the identity, keys of the configuration stand for their values, and ``provenance`` for the versions
-    there. In a metric, its key stands for the protocol, which several metrics may share. Fields of metrics
-    and protocols that have their defaults are left out.
+    In the identity, the keys of the configuration stand for their values, and ``provenance`` for the
+    versions. In a metric, a key stands for the protocol, which several metrics may share. Fields of metrics
+    and protocols with their default values are left out.
     """
     tree: dict[str, Any] = plain(record.model_dump(exclude={"layers", "metrics"}))
     tree["metrics"] = [plain(_short_metric(metric)) for metric in record.metrics]
@@ -97,7 +97,7 @@ def _short_tree(record: RunRecord, digest: str) -> dict[str, Any]:
 
 
 def _short_metric(metric: Metric) -> dict[str, Any]:
-    # A difference that is not said is told from the name, as in records of former versions.
+    # Always written: where the difference is missing, as in former records, it is derived from the name.
     said = {"difference": metric.difference, "count_unit": metric.count_unit}
     fields = metric.model_dump(exclude=set(record_values.WINDOW_COLUMNS), exclude_defaults=True)
     return {**fields, **said, "protocol": metric.protocol.key()}
@@ -111,11 +111,11 @@ def load(path: str | Path) -> RunRecord:
     """Read one record.
 
     Raises:
-        IncompleteRecordError: the values per layer and window are missing or others.
-        RecordError: no such file, not JSON, a schema of the future, or fields that do not fit; names it.
+        IncompleteRecordError: the values per layer and window are missing or do not match the record.
+        RecordError: the file is missing, is not JSON, or has a newer schema or wrong fields; names it.
     """
     tree = read_tree(path, SCHEMA_VERSION, "record")
-    if tree["schema_version"] == 1:  # all of it was in ``record.json``; its fields are still the same
+    if tree["schema_version"] == 1:  # one file with the same fields
         return _fitted(path, {**tree, "schema_version": SCHEMA_VERSION}, RunRecord)
     try:
         whole = _whole_tree(tree, Path(path))
@@ -125,7 +125,7 @@ def load(path: str | Path) -> RunRecord:
 
 
 def _whole_tree(tree: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Undo :func:`_short_tree`."""
+    """Return the fields of a record from :func:`_short_tree` and the values beside ``path``."""
     tree["layers"], windows = record_values.unpack(_values(tree, path))
     protocols = tree.pop("protocols")
     for place, metric in enumerate(tree["metrics"]):
@@ -139,7 +139,7 @@ def _whole_tree(tree: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _values(tree: Mapping[str, Any], path: Path) -> bytes:
-    """The bytes of the other file of the record at ``path``."""
+    """Read the other file of the record at ``path``, and compare its digest."""
     noted = tree.get("layers")
     if not isinstance(noted, dict) or "sha256" not in noted:
         raise RecordError(f"{path}: has no digest of {record_values.FILE_NAME}")
@@ -149,28 +149,32 @@ def _values(tree: Mapping[str, Any], path: Path) -> bytes:
     except OSError as error:
         raise IncompleteRecordError(f"{path}: {other.name} cannot be read: {error.strerror}") from None
     if hashlib.sha256(values).hexdigest() != noted["sha256"]:
-        raise IncompleteRecordError(f"{path}: {other.name} beside it is not the one it was written with")
+        raise IncompleteRecordError(
+            f"{path}: {other.name} beside it does not have the digest noted in the record"
+        )
     return values
 
 
 def read_versioned(path: str | Path, model: type[Versioned], newest: int, what: str) -> Versioned:
-    """A file of JSON with a ``schema_version``, as an object of ``model``.
+    """Read a JSON file with a ``schema_version`` as an object of ``model``.
 
     Args:
+        path: the file.
+        model: class of the object.
         newest: the last version this code can read.
-        what: the object in a message's words.
+        what: name of the object in messages.
 
     Raises:
-        RecordError: see :func:`load`.
+        RecordError: as in :func:`load`.
     """
     return _fitted(path, read_tree(path, newest, what), model)
 
 
 def read_tree(path: str | Path, newest: int, what: str) -> dict[str, Any]:
-    """The fields that :func:`read_versioned` would make an object of.
+    """Read the fields of a JSON file with a ``schema_version``, for :func:`read_versioned`.
 
     Raises:
-        RecordError: no such file, not JSON, no version, or one of the future; names it.
+        RecordError: the file is missing, is not JSON, or has no version or a newer one; names it.
     """
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -199,15 +203,15 @@ def _fitted(path: str | Path, tree: dict[str, Any], model: type[Versioned]) -> V
 
 
 def look_up(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord | None:
-    """The finished record of a cell, or ``None``; nothing is written.
+    """Return the finished record of a cell, or None if there is none; nothing is written.
 
-    A fingerprint says all that decides a number and nothing of the study it belongs to. So where this study
-    has no record, one that another study of the same folder has is the cell's: it is returned under this
-    ``name`` (its ``config`` still says where it was computed). One that cannot be read is passed over. A
-    record without its values is none; it costs a :class:`UnreadableRecordWarning`.
+    A fingerprint depends on everything that decides a number, but not on the study. Where this study has no
+    record, the record of another study in the same folder is therefore returned under this ``name`` (its
+    ``config`` still names the study that computed it). An unreadable record of another study is ignored. A
+    record without its values counts as missing, with an :class:`UnreadableRecordWarning`.
 
     Raises:
-        RecordError: the study's own file cannot be read; running the cell over it is the user's choice.
+        RecordError: the study's own file cannot be read; whether to overwrite it is the user's choice.
     """
     return _own(results_dir, name, fingerprint) or _shared(results_dir, name, fingerprint)
 
@@ -229,8 +233,9 @@ def _shared(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord |
 
 
 def find(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord | None:
-    """:func:`look_up`, and a record that another study made is written under this name as well, so that a
-    study's folder holds all its cells and a cell shared by studies is computed once.
+    """Return the record as :func:`look_up` does, and save one of another study under this name as well.
+
+    A study's folder thus holds all its cells, and a cell that studies share is computed once.
 
     Raises:
         RecordError: the study's own file cannot be read.
@@ -244,9 +249,9 @@ def find(results_dir: str | Path, name: str, fingerprint: str) -> RunRecord | No
 
 
 def load_all(results_dir: str | Path, name: str | None = None) -> list[RunRecord]:
-    """All readable records (of one experiment), by name, time and fingerprint.
+    """Return all readable records (of one experiment), by name, time and fingerprint.
 
-    A file that cannot be read costs a :class:`UnreadableRecordWarning` that names it, not the others.
+    Each unreadable file is named by an :class:`UnreadableRecordWarning` and left out.
     """
     records, faults = read_all(results_dir, name)
     for fault in faults:
@@ -255,7 +260,7 @@ def load_all(results_dir: str | Path, name: str | None = None) -> list[RunRecord
 
 
 def read_all(results_dir: str | Path, name: str | None = None) -> tuple[list[RunRecord], list[str]]:
-    """:func:`load_all` with the complaints returned: ``(records, one sentence per unreadable file)``."""
+    """Return the records as :func:`load_all` does, and one sentence per unreadable file."""
     records, faults = read_each(results_dir, name, FILE_NAME, load)
     return sorted(records, key=lambda record: (record.name, record.created, record.fingerprint)), faults
 
@@ -263,7 +268,7 @@ def read_all(results_dir: str | Path, name: str | None = None) -> tuple[list[Run
 def read_each(
     results_dir: str | Path, name: str | None, file_name: str, read: Callable[[Path], T]
 ) -> tuple[list[T], list[str]]:
-    """Read every file of that name (of one experiment); also one sentence per unreadable file."""
+    """Read all files of a name (of one experiment); also return one sentence per unreadable file."""
     found: list[T] = []
     faults: list[str] = []
     for path in sorted(Path(results_dir).glob(f"{escape(name) if name else '*'}/*/{file_name}")):
@@ -277,11 +282,12 @@ def read_each(
 def to_frame(
     records: Iterable[RunRecord], per: Literal["metric", "layer", "window"] = "metric"
 ) -> pd.DataFrame:
-    """Flat columns; the cell's own come first.
+    """Convert records to a table with flat columns, those of the cell first.
 
     Args:
-        per: what has a row: each metric of a cell (a cell without metrics has one row too), each layer, or
-            each window or item of each metric.
+        records: the finished cells.
+        per: one row per metric (and one for a cell without metrics), per layer, or per window or item of each
+            metric.
     """
     import pandas as pd
 
@@ -294,7 +300,7 @@ def to_frame(
 
 def _rows(record: RunRecord, per: str) -> Iterable[Mapping[str, Any]]:
     if per == "layer":
-        # the cell has a name and bits per weight as well
+        # renamed, because the cell has columns of these names
         renamed = {"name": "layer", "bits_per_weight": "layer_bits_per_weight"}
         layers = record_values.layer_rows(record)
         return [{renamed.get(key, key): value for key, value in row.items()} for row in layers]

@@ -1,10 +1,10 @@
-"""The long half of a record: the values of every layer, and of every window or item of its metrics.
+"""Values of a record per layer, and per window or item of its metrics: ``layers.parquet``.
 
-They are the table ``layers.parquet`` beside ``record.json``. A row is either a layer of the model or a window
-(item) of a metric: ``metric`` is that metric's place in the record, null in the rows of layers. A layer's
-measures of the null space are the columns ``null_space.*``, a method's own numbers ``extra.*``. A column that
-would be null in all rows is left out. Windows are in their order. Numbers are kept to the last bit, so that
-tables come out the same; times of layers to a microsecond.
+A row of the table is either a layer of the model or a window (item) of a metric: ``metric`` is the position
+of the metric in the record, null in the rows of layers. A layer's measures of the null space are the columns
+``null_space.*``, a method's own numbers ``extra.*``. A column that would be null in all rows is left out.
+Windows are in their order. Numbers are exact, so that tables come out the same; times of layers are rounded
+to a microsecond.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ ValueRow = dict[str, Any]
 
 
 def layer_rows(record: RunRecord) -> list[ValueRow]:
-    """A row per layer."""
+    """Return one row per layer."""
     return [_flat(layer) for layer in record.model_dump(include={"layers"})["layers"]]
 
 
 def window_rows(record: RunRecord) -> list[ValueRow]:
-    """A row per metric and window or item."""
+    """Return one row per metric and window or item."""
     rows: list[ValueRow] = []
     for place, metric in enumerate(record.metrics):
         found = {column: _values(getattr(metric, name)) for name, column in WINDOW_COLUMNS.items()}
@@ -58,7 +58,7 @@ def window_rows(record: RunRecord) -> list[ValueRow]:
 
 
 def pack(record: RunRecord) -> bytes:
-    """The file's bytes; the same for equal values and one version of Arrow."""
+    """Return the file's bytes, which are the same for equal values and one version of Arrow."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -72,7 +72,7 @@ def pack(record: RunRecord) -> bytes:
         stream,
         compression="zstd",
         compression_level=19,
-        # nearly all is numbers that never repeat: dictionaries of them and statistics only take room
+        # most numbers never repeat: dictionaries and statistics of them would only take room
         use_dictionary=False,
         use_byte_stream_split=[name for name in table.column_names if _is_noise(table[name])],
         write_statistics=False,
@@ -82,10 +82,10 @@ def pack(record: RunRecord) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[list[ValueRow], dict[int, ValueRow]]:
-    """Fields of the layers, and by place of a metric those of its fields that have a value per window.
+    """Return the fields of the layers, and by position of a metric its fields per window.
 
     Raises:
-        RecordError: it is no such table.
+        RecordError: the bytes are no such table.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -105,8 +105,7 @@ def unpack(data: bytes) -> tuple[list[ValueRow], dict[int, ValueRow]]:
 
 
 def _packed(row: ValueRow) -> ValueRow:
-    """The row of a layer with its times as whole microseconds (:mod:`q2n.records.schema` has rounded them
-    so)."""
+    """Return a layer's row with its times as whole microseconds, as :mod:`q2n.records.schema` rounds them."""
     return {
         _MICROSECONDS.get(name, name): round(value * 1e6) if name in _MICROSECONDS else value
         for name, value in row.items()
@@ -146,7 +145,7 @@ def _metric(rows: Sequence[ValueRow]) -> ValueRow:
 
 
 def _is_noise(column: pa.ChunkedArray) -> bool:
-    """Tell whether hardly a number occurs twice, so that only its exponent can be packed."""
+    """Tell whether most numbers occur only once, so that only their exponents compress."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

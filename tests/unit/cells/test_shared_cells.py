@@ -79,7 +79,7 @@ def test_the_second_study_reuses_the_first_ones_cell(tmp_path: Path, computed: l
     assert record.load_all(tmp_path, "second") == [outcome.record]
     assert [item.decision for item in second.outcomes()] == ["reused"]
     told = explain.explain_cell(tmp_path, outcome.record.fingerprint)
-    assert "reused: a finished record with the same identity was there" in told
+    assert "reused: a finished record with the same identity exists" in told
 
 
 def test_another_cell_of_another_study_is_not_taken(tmp_path: Path, computed: list[str]) -> None:

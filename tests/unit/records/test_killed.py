@@ -39,19 +39,19 @@ def taken_up(command, number):
             signal.SIGKILL,
             2,
             2,
-            "was killed by SIGKILL (signal 9, killed); by the kernel's count not for want",
+            "was killed by SIGKILL (signal 9, killed); memory did not run out",
         ),
         (
             signal.SIGKILL,
             2,
             3,
-            "was killed by SIGKILL (signal 9, killed): out of memory, for which the kernel",
+            "was killed by SIGKILL (signal 9, killed): out of memory (processes ended by the kernel",
         ),
         (
             signal.SIGKILL,
             None,
             None,
-            "was killed by SIGKILL (signal 9, killed); whether memory ran out is in",
+            "was killed by SIGKILL (signal 9, killed); the kernel's log",
         ),
         (signal.SIGRTMIN + 3, 2, 2, "was killed by a signal"),
     ],
@@ -108,4 +108,4 @@ def test_of_a_process_that_others_ran_the_signal_is_not_known(command, monkeypat
     note = taken_up(command, 0)
     assert lease.Observer().take(failure.folder_of(command.folders[0], note.ref))
     monkeypatch.setattr(lease, "_is_alive", lambda holder: False)
-    assert "ended without a word, signal unknown" in command.outcomes()[0].why
+    assert "ended without an error message, signal unknown" in command.outcomes()[0].why

@@ -93,7 +93,7 @@ def test_a_record_that_would_change_or_cannot_be_read_is_left_as_it_is(
     )
     assert migrate.main([str(folder)]) == 1
     said = capsys.readouterr().err
-    assert said.count("would not be the same after conversion") == 2
+    assert said.count("would differ after conversion") == 2
     assert f"{bad}: is not JSON" in said
     after = contents(folder)
     assert {name: after[name] for name in before} == before
@@ -109,5 +109,5 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     monkeypatch.setattr(migrate, "write_json_atomic", full)
     assert migrate.main([str(folder)]) == 1
     said = capsys.readouterr().err
-    assert said == "x.json: No space left on device; the same command again goes on\n"
+    assert said == "x.json: No space left on device; repeat the command to convert the rest\n"
     assert migrate.main([str(folder / "none")]) == 1
