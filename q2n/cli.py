@@ -1,4 +1,4 @@
-"""The command line: check everything, hand over to Hydra, show the table, leave with an honest exit code.
+"""Command line: check all cells, hand over to Hydra, print the table, return the exit code.
 
 Exit codes:
 
@@ -6,7 +6,7 @@ Exit codes:
 * 1: a cell failed
 * 2: the configuration cannot be run
 * 75: interrupted by SIGINT (Ctrl-C) or SIGTERM (a batch system's time limit); finished cells and the
-  checkpoint of the unfinished one are kept, and the same command goes on from there
+  checkpoint of the unfinished cell are kept, and the same command resumes from there
 * 130, 143 (as a shell shows them): a second such signal, which does not wait for a checkpoint
 """
 
@@ -43,15 +43,15 @@ from q2n.runtime.files import FULL
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 INTERRUPTED = (
-    "interrupted; finished cells are kept and will be reused, the unfinished one goes on from its checkpoint"
+    "interrupted; finished cells are kept, the same command resumes the unfinished cell from its checkpoint"
 )
 
 _busy: list[tuple[RunConfig, str, str | None]] = []
-"""Cells to come back to: configuration, title, group."""
+"""Cells that other processes were running at their turn: configuration, title, group."""
 
 
 def main() -> None:
-    """Entry point of ``run.py``."""
+    """Run the command line of ``run.py`` and exit the process with its code."""
     # Hydra then raises instead of printing a traceback of its own and leaving with code 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     arguments = sys.argv[1:]
@@ -74,7 +74,7 @@ def main() -> None:
                 if not death:
                     command.announce(misfits)
                 sys.argv.append(f"+hydra.job.env_set.{VARIABLE}={command.sweep}")
-            # Hydra would look for a relative one beside this file.
+            # Hydra would resolve a relative path beside this file.
             sys.argv.append(f"--config-path={config_folders(CONFIG_DIR, arguments)[0]}")
             GridSweeper.chosen = command.to_run(misfits)
             _hydra_main()
@@ -86,7 +86,7 @@ def main() -> None:
         _leave(command, f"ConfigurationError: {message}", 2)
     except KeyboardInterrupt:  # Interrupted, too
         _leave(command, INTERRUPTED, interruption.EXIT_CODE)
-    except Exception as error:  # of a launcher, or of Hydra's own files: cells may have run all the same
+    except Exception as error:  # of a launcher or of Hydra's own files: cells may have finished nevertheless
         message = traceback.format_exc()
         if isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS, errno.EACCES):
             where = f"{error.filename or Path.cwd()} (Hydra's copy of the configuration)"
@@ -99,10 +99,10 @@ def main() -> None:
 
 
 def _misfits(command: Command) -> list[tuple[RunConfig, UnsupportedError]]:
-    """The cells of a grid that can never run, and why.
+    """Return the cells of a grid that can never run, each with the reason.
 
     Raises:
-        UnsupportedError: it is the only cell.
+        UnsupportedError: the command has one cell, and it is such a cell.
     """
     found = [(config, error) for config in command.cells if (error := misfit(config))]
     if found and not command.multirun:
@@ -111,17 +111,17 @@ def _misfits(command: Command) -> list[tuple[RunConfig, UnsupportedError]]:
 
 
 def run_composed(composed: DictConfig) -> float | None:
-    """One cell, in whichever process Hydra's launcher runs it; returns what a sweeper optimises."""
+    """Run one cell, in the process that Hydra's launcher chose, and return the number a sweeper optimises."""
     from q2n.cells.run import objective, run_cell
 
     runtime = HydraConfig.get()
     sweep, group = os.environ.get(VARIABLE), None
-    # All paths are meant from there, whatever hydra.job.chdir says.
+    # All paths are relative to the command's folder, whatever hydra.job.chdir is.
     with contextlib.chdir(runtime.runtime.cwd):
         watch = trial_of(runtime.sweeper)
         config = RunConfig.from_hydra(composed, runtime)
         title = f"[1/1] {config.label}"
-        comes_back = False  # to a cell that another process is at, having run all others itself
+        comes_back = False  # to a cell that another process runs, after all other cells
         if runtime.mode == RunMode.MULTIRUN:
             launcher, sweeper = str(runtime.launcher._target_), str(runtime.sweeper._target_)
             comes_back = launcher.endswith(".BasicLauncher") and sweeper.endswith(".GridSweeper")
@@ -142,7 +142,7 @@ def run_composed(composed: DictConfig) -> float | None:
 
 
 def _visit_busy_again(sweep: str) -> None:
-    """Cells that another sweep was at when their turn came: reused where it has finished them by now."""
+    """Run the cells that another process was running at their turn, or reuse its records."""
     from q2n.cells.run import run_cell
 
     for config, title, group in _busy:
@@ -150,7 +150,7 @@ def _visit_busy_again(sweep: str) -> None:
     _busy.clear()
 
 
-# Undecorated, the function can be pickled by name for the workers of an engine.
+# Undecorated, the function can be pickled by name for the workers of a launcher.
 _hydra_main = hydra.main(config_path=str(CONFIG_DIR), config_name="config", version_base="1.3")(run_composed)
 
 

@@ -1,4 +1,4 @@
-"""The validated configuration of one cell, built from what Hydra composed before anything heavy loads."""
+"""Validated configuration of one cell, built from Hydra's before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 GROUPS = ("model", "baseline", "q2n", "calibration", "evaluation", "diagnostics", "tracking")
 
 LABELLED = ("model=", "baseline=", "q2n=", "bits=")
-"""Overrides that a cell's label has in words."""
+"""Overrides that the first words of a cell's label stand for."""
 
 AXES = r"^baseline\.(?=(bits|group_size)=)"
-"""What a label leaves away: ``bits=2`` and ``baseline.bits=2`` are one cell."""
+"""Prefix that a label omits: ``bits=2`` and ``baseline.bits=2`` are one cell."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
@@ -46,7 +46,7 @@ def _device(value: str) -> str:
 
 @option
 class Scalars:
-    """The top-level keys of ``conf/config.yaml``."""
+    """Top-level keys of ``conf/config.yaml``."""
 
     name: Name
     bits: Bits
@@ -71,12 +71,12 @@ class Scalars:
 
 
 class RunConfig:
-    """One cell: the scalars, one built object per group, and the plain resolved tree of what it reads.
+    """Configuration of one cell: the scalars, one built object per group, and the resolved tree it reads.
 
-    ``choices`` says which option of each group was chosen (``{"q2n": "on", ...}``): the labels of tables.
-    ``asked`` are the command line's overrides, ``overrides`` those of them that the cell reads. ``unread``
-    are the settings that it does not read, by dotted key: why, or nothing for a top-level key that no option
-    refers to.
+    ``choices`` has the chosen option of each group (``{"q2n": "on", ...}``): the labels in tables. ``asked``
+    are the command line's overrides, ``overrides`` the ones that the cell reads. ``unread`` are the settings
+    that the cell does not read, by dotted key, with the reason (empty for a top-level key that no option
+    refers to).
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class RunConfig:
         self.scalars = construct(
             Scalars, {key: value for key, value in tree.items() if key not in GROUPS}, ""
         )
-        known_values(self.scalars.known)  # a mistake in the file should not wait for the first cell
+        known_values(self.scalars.known)  # reports a mistake in the file before the first cell runs
         self.model: ModelSpec = build(tree.get("model"), "model")
         self.baseline: Baseline = build(tree.get("baseline"), "baseline")
         self.correction: Correction = build(tree.get("q2n"), "q2n")
@@ -112,16 +112,17 @@ class RunConfig:
         self.tracking: Tracking = build(tree.get("tracking"), "tracking")
         if self.correction.heldout and not self.heldout:
             raise ConfigurationError(
-                f"calibration.heldout=0: q2n={choices.get('q2n')} chooses by held-out sequences and needs at "
-                f"least one; null takes {self.correction.heldout}"
+                f"calibration.heldout=0: q2n={choices.get('q2n')} is chosen on held-out sequences and needs "
+                f"at least one; calibration.heldout=null uses {self.correction.heldout}"
             )
 
     @classmethod
     def from_hydra(cls, composed: DictConfig, hydra: Any) -> RunConfig:
-        """Validate what Hydra composed.
+        """Validate a configuration that Hydra has composed.
 
         Args:
-            hydra: its own section, which ``composed`` may still have; it is taken out.
+            composed: the configuration; its section ``hydra``, if it has one, is removed.
+            hydra: Hydra's own section.
 
         Raises:
             ConfigurationError: a key is missing, unknown or out of range, or an interpolation fails.
@@ -141,21 +142,20 @@ class RunConfig:
         return cls(named, choices, overrides, _sources(cast(dict[str, Any], written), as_read(named)))
 
     def unread_settings(self) -> dict[str, str]:
-        """The overrides that the cell does not read, by key, with a sentence that says so."""
+        """Return the overrides that the cell does not read, by key, each with the reason as a sentence."""
         otherwise = f"is not read with baseline={self.choices['baseline']}"
         keys = (key_of(override) for override in self.asked)
         return {key: f"{key} {self.unread[key] or otherwise}" for key in keys if key in self.unread}
 
     @property
     def heldout(self) -> int:
-        """Held-out calibration sequences: as many as configured, else as many as correction and
-        diagnostics ask for."""
+        """Number of held-out calibration sequences, as configured or as correction and diagnostics need."""
         chosen = self.calibration.heldout
         return max(self.correction.heldout, self.diagnostics.heldout) if chosen is None else chosen
 
     @property
     def cell(self) -> Cell:
-        """The cell's place in the tables."""
+        """Place of the cell in the tables."""
         bits = self.baseline.code_bits
         return Cell(
             model=self.model.name,
@@ -168,14 +168,14 @@ class RunConfig:
 
     @property
     def key(self) -> str:
-        """See :attr:`CellRef.key`."""
+        """Digest of the configuration alone (:attr:`CellRef.key`)."""
         return self.ref().key
 
     def ref(self, identity: Mapping[str, Any] | None = None) -> CellRef:
-        """The cell as it is spoken of.
+        """Return the reference by which notes, failures and plans name the cell.
 
         Args:
-            identity: None: it is not known yet.
+            identity: the cell's identity, or None if weights and text have not been looked up.
         """
         return CellRef(
             name=self.scalars.name,
@@ -187,8 +187,10 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """For progress lines: ``smollm2_135m gptq q2n=on 3 bit``, then what else was set of all that can
-        change a number: ``seed=1 q2n.t=0.05``."""
+        """Label for progress lines: ``smollm2_135m gptq q2n=on 3 bit seed=1 q2n.t=0.05``.
+
+        After the bits come the overrides that can change a number.
+        """
         choice = self.choices.get
         words = [f"{choice('model')} {choice('baseline')} q2n={choice('q2n')} {self.cell.bits:g} bit"]
         for override in self.overrides:
@@ -200,12 +202,12 @@ class RunConfig:
 
 
 def key_of(override: str) -> str:
-    """The key that an override sets or deletes: ``q2n.t`` of ``+q2n.t=0.1``."""
+    """Return the key that an override sets or deletes: ``q2n.t`` of ``+q2n.t=0.1``."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def _sources(written: Mapping[str, Any], read: Mapping[str, Any]) -> set[str]:
-    """The :data:`SOURCES` that a key of ``read`` refers to in the configuration as it is ``written``."""
+    """Return the :data:`SOURCES` that keys of ``read`` refer to in the unresolved tree ``written``."""
     keys = flatten(read).keys()
     texts = [canonical_json(value) for key, value in flatten(written).items() if key in keys]
     references = {name for text in texts if "${" in text for name in re.findall(r"[A-Za-z_]+", text)}

@@ -1,9 +1,8 @@
-"""Explain why a cell was computed, or not: ``python -m q2n.explain <fingerprint|prefix|last>``.
+"""Explain why a cell was computed or reused: ``python -m q2n.explain <fingerprint|prefix|last>``.
 
-A finished cell is reused when its identity (configuration, code, versions, data) is unchanged. When it is not
-reused although one expected it, the answer is what differs from the nearest finished cell: dotted keys, and
-of the code the functions. Cells with one answer are listed together. The runner leaves its decisions below
-``<results_dir>/sweeps/``.
+A finished cell is reused when its identity (configuration, code, versions, data) is unchanged. For a computed
+cell, the differences from the nearest finished cell are listed: keys of settings, functions of the code.
+Cells with the same answer are listed together. The decisions are read from ``<results_dir>/sweeps/``.
 """
 
 from __future__ import annotations
@@ -24,20 +23,21 @@ from q2n.records.source_code import CHECKOUT, Parts
 from q2n.records.store import RunRecord, read_all
 
 _LINES = 8
-"""Lines of one list without ``--all``."""
+"""Lines per list without ``--all``."""
 
 _CELLS = 3
-"""Cells named of one answer without ``--all``."""
+"""Cells named per answer without ``--all``."""
 
 _KINDS = 3
-"""Answers shown without ``--all``: with their lines about a screen."""
+"""Answers shown without ``--all``: with their lines they fill about one screen."""
 
 
 def explain_last(results_dir: str | Path, everything: bool = False) -> str:
-    """Tell what happened to the cells of the last sweep, and for those computed or failed, why.
+    """Describe the outcome of each cell of the last sweep, with the reasons for computed and failed cells.
 
     Args:
-        everything: all answers, cells and lines, however many.
+        results_dir: folder of the records.
+        everything: list all answers, cells and lines, however many.
     """
     sweep = last_sweep(results_dir)
     if sweep is None:
@@ -45,7 +45,7 @@ def explain_last(results_dir: str | Path, everything: bool = False) -> str:
     notes = read_notes(results_dir, sweep.id)
     records, faults = read_all(results_dir)
     asked = max(len(sweep.cells), len(notes))
-    untouched = f", {asked - len(notes)} of them not taken up" if asked > len(notes) else ""
+    untouched = f", {asked - len(notes)} of them not started" if asked > len(notes) else ""
     cells = f"{asked} cell{'' if asked == 1 else 's'}{untouched}"
     title = "Last run, one cell:" if sweep.alone else f"Last sweep ({sweep.id}), {cells}:"
     neighbours = _Neighbours(records, results_dir)
@@ -61,7 +61,7 @@ def explain_last(results_dir: str | Path, everything: bool = False) -> str:
 
 
 def _of_kind(answer: Sequence[str], cells: Sequence[Note], everything: bool) -> list[str]:
-    """The cells with one answer, and the answer."""
+    """Format the cells with one answer, and the answer."""
     named = [f"  {note.ref.fingerprint}  {note.ref.name}: {note.ref.label}" for note in cells]
     shown = _limited(named, everything, _CELLS)
     return [f"{len(cells)} {answer[0]}", *shown, *_limited(answer[1:], everything)]
@@ -75,7 +75,7 @@ def _answer(note: Note, neighbours: _Neighbours) -> tuple[str, ...]:
 
 
 class _Neighbours:
-    """Finished cells, of which the one nearest to another cell is asked for."""
+    """Finished cells, in which the one nearest to another cell is looked up."""
 
     def __init__(self, records: Sequence[RunRecord], results_dir: str | Path) -> None:
         # studies that share a cell have a record of it each
@@ -84,18 +84,18 @@ class _Neighbours:
         self._results_dir = results_dir
 
     def reasons(self, note: Note) -> list[str]:
-        """List what tells the cell from the nearest one, a line each."""
+        """List the differences between the cell and the nearest finished one, a line each."""
         own = _leaves(note.ref.identity)
         others = (
             (len(own ^ leaves), key) for key, leaves in self._leaves.items() if key != note.ref.fingerprint
         )
         _, nearest = min(others, default=(0, ""))
         if not nearest:
-            return ["  there is no other record to compare it with"]
+            return ["  no other record exists to compare this cell with"]
         record = self._records[nearest]
         changes = _changes(record.identity, note.ref.identity, self._results_dir)
         return [
-            f"  from the nearest record, {_title(record)}, it differs in:",
+            f"  differences from the nearest record, {_title(record)}:",
             *(f"    {line}" for line in changes),
         ]
 
@@ -105,33 +105,38 @@ def _leaves(identity: Mapping[str, Any]) -> set[tuple[str, str]]:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], results_dir: str | Path) -> list[str]:
-    """:func:`difference`, with what is known of the code in place of its key."""
+    """List :func:`difference`, with the functions that changed in place of the key of the code."""
     whole_files = {key: value for key, value in old.items() if key != "sources"}
     lines = [line for line in difference(whole_files, new) if not line.startswith("code")]
     if old.get("code") == new.get("code"):
         return lines
     if "code" not in old or "code" not in new:
-        return [*lines, "code: one of them is of a version that kept no digests by function"]
+        return [*lines, "code: one of the two versions kept no digests per function"]
     before, after = (_parts(item, results_dir) for item in (old, new))
     if before is None or after is None:
-        return [*lines, f"code: changed (its functions are not in {Path(results_dir) / kept_code.FOLDER})"]
+        return [
+            *lines,
+            f"code: changed (the digests of its functions are not in {Path(results_dir) / kept_code.FOLDER})",
+        ]
     return [*lines, *(f"code: {line}" for line in kept_code.changes(before, after))]
 
 
 def _parts(identity: Mapping[str, Any], results_dir: str | Path) -> Mapping[str, Parts] | None:
-    """Digests by function of the code in an identity: today's, or one that has left a record."""
+    """Digests per function of an identity's code, or None if it is not current and has left no record."""
     key, today = identity["code"], CHECKOUT.of_cell(identity.get("config", {}))
     return today.parts if today.key == key else kept_code.kept(results_dir, key)
 
 
 def explain_cell(results_dir: str | Path, prefix: str, everything: bool = False) -> str:
-    """Tell what is known of the cell whose fingerprint starts with ``prefix``.
+    """Describe the record and the last outcome of the cell whose fingerprint starts with ``prefix``.
 
     Args:
-        everything: all lines, however many.
+        results_dir: folder of the records.
+        prefix: the first digits of a fingerprint.
+        everything: list all lines, however many.
 
     Raises:
-        ConfigurationError: no cell or several cells start so; names the alternatives.
+        ConfigurationError: no cell or several cells match; names the alternatives.
     """
     records, faults = read_all(results_dir)
     sweep = last_sweep(results_dir)
@@ -182,20 +187,22 @@ def _explain_record(record: RunRecord, results_dir: str | Path, everything: bool
     config = {"config": record.config}
     changes = _changes({**stored, **config}, {**today, **config}, results_dir)
     if not changes:
-        lines.append("  its code and versions are today's: the same configuration and data reuse it")
+        lines.append(
+            "  code and library versions are current: the same configuration and data reuse this record"
+        )
     else:
         shown = _limited([f"    {change}" for change in changes], everything)
-        lines += ["  not reused by today's code and libraries:", *shown]
+        lines += ["  not reused, because code or libraries have changed:", *shown]
     return "\n".join([*lines, *_found(record)])
 
 
 def _found(record: RunRecord) -> list[str]:
-    """List what the cell did not have to make itself."""
+    """List the stages whose results the cell reused."""
     lines = [
         f"    {stage} {tally.key}: {tally.found} of {tally.parts}, saved {tally.saved_seconds:.1f} s"
         for stage, tally in record.reused.items()
     ]
-    return ["  stages it found ready made:", *lines] if lines else []
+    return ["  stages reused from the cache:", *lines] if lines else []
 
 
 def _limited(lines: Sequence[str], everything: bool, most: int = _LINES) -> list[str]:
@@ -209,7 +216,7 @@ def _complaints(faults: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser("python -m q2n.explain", description="why a cell was or was not reused")
     parser.add_argument("cell", help="a fingerprint, the beginning of one, or 'last' for the last sweep")
     parser.add_argument("--results", default="results", help="folder of the records (default: %(default)s)")

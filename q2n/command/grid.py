@@ -1,10 +1,9 @@
-"""Hydra's grid sweep without what makes no sense in it.
+"""Hydra's grid sweep without cells that are equal or cannot run.
 
-A grid is a plain product of its axes, and has cells that a person would not have written down. A setting
-that only some options of a group have (``q2n=off,on q2n.t=0.1,0.2``), or that a cell does not read
-(``baseline=gptq,quip group_size=32,64``), is taken from the cells of the others, which then are equal and run
-once. A cell whose values exclude each other is left out, if other cells use each of them. No job is started
-for cells that are known not to run.
+A grid is the product of its axes. A setting that only some options of a group have (``q2n=off,on
+q2n.t=0.1,0.2``), or that a cell does not read (``baseline=gptq,quip group_size=32,64``), is removed from the
+other cells, which are then equal and run once. A cell whose values exclude each other is left out, if other
+cells use each of these values. No job is started for cells that are known not to run.
 """
 
 from __future__ import annotations
@@ -25,21 +24,24 @@ from q2n.launchers.base import BatchSweeper
 from q2n.launchers.space import by_key
 
 Combination = list[str]
-"""The overrides of one job."""
+"""Overrides of one job."""
 
 
 class GridSweeper(BatchSweeper):
-    """``hydra/sweeper=grid``: jobs for the cells that were chosen before, ``max_batch_size`` of them at a
-    time; see ``conf/hydra/sweeper/grid.yaml``.
+    """Sweeper ``hydra/sweeper=grid``: jobs for the cells that were chosen before, in batches.
+
+    Settings: ``conf/hydra/sweeper/grid.yaml``.
 
     Raises:
         ConfigurationError: ``max_batch_size`` is below 1.
     """
 
     chosen: ClassVar[Sequence[Combination] | None] = None
-    """The cells to run; None: every combination. Of the class, because Hydra makes the sweeper itself, from
-    nothing but its configuration. The cells have been composed when they were chosen, so that they need not
-    be composed once more before the first one starts."""
+    """Cells to run, or None for every combination.
+
+    An attribute of the class, because Hydra creates the sweeper from its configuration alone. The cells were
+    composed when they were chosen, so that they need not be composed again before the first one starts.
+    """
 
     def __init__(self, max_batch_size: int | None = None, params: Mapping[str, Any] | None = None) -> None:
         if max_batch_size is not None and max_batch_size < 1:
@@ -47,7 +49,7 @@ class GridSweeper(BatchSweeper):
         self.max_batch_size, self.params = max_batch_size, params or {}
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Launch the batches one after the other; a job that raised ends the sweep with its batch."""
+        """Launch the batches one after the other; a job that raises ends the sweep after its batch."""
         cells = self.chosen
         if cells is None:
             cells = combinations(self.params, arguments, self._loader)
@@ -67,7 +69,12 @@ class GridSweeper(BatchSweeper):
 def combinations(
     params: Mapping[str, Any], overrides: Sequence[str], loader: ConfigLoader
 ) -> list[Combination]:
-    """The product of the values of all keys in the sweeper's ``params`` and on the command line, which wins.
+    """Return the product of the values of all keys in ``params`` and on the command line, which wins.
+
+    Args:
+        params: the sweeper's axes (values as text, by key).
+        overrides: the command line's.
+        loader: Hydra's, to resolve ``glob()``.
 
     Raises:
         ConfigurationError: the values of a key cannot be listed.
@@ -87,17 +94,19 @@ def combinations(
 
 
 def task_overrides(overrides: Iterable[str]) -> frozenset[str]:
-    """What tells cells of one sweep apart: their overrides without those for Hydra itself."""
+    """Return the overrides that distinguish the cells of one sweep: all but those for Hydra itself."""
     return frozenset(item for item in overrides if not item.lstrip("+~").startswith(("hydra.", "hydra/")))
 
 
 def foreign_settings(
     product: Sequence[Combination], groups: Iterable[str], has: Callable[[str, str], bool]
 ) -> dict[str, frozenset[str]]:
-    """For options of a sweep (``q2n=off``) the settings (``q2n.t``) that only others of the same group have.
+    """Return, by option of a sweep (``q2n=off``), the settings that only other options of its group have.
 
     Args:
-        has: whether an option of a group has a setting, ``has("q2n=off", "q2n.t")``.
+        product: the combinations.
+        groups: names of the configuration's groups.
+        has: tells whether an option of a group has a setting, ``has("q2n=off", "q2n.t")``.
     """
     items = dict.fromkeys(item for cell in product for item in cell)
     found: dict[str, frozenset[str]] = {}
@@ -113,17 +122,17 @@ def foreign_settings(
 
 @dataclass(frozen=True)
 class Grid:
-    """What of a product makes no cell, or no cell of its own."""
+    """Combinations of a product that are no cell, or equal to another cell."""
 
     foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """See :func:`foreign_settings`."""
+    """Settings that an option does not have (:func:`foreign_settings`)."""
     unread: Sequence[str] = ()
-    """Why settings of some cells are not read by them."""
+    """Reasons why cells do not read some of their settings."""
     left_out: Mapping[frozenset[str], str] = field(default_factory=dict)
-    """Cells whose values exclude each other, and how."""
+    """Cells whose values exclude each other, with the rule."""
 
     def cells(self, product: Iterable[Combination]) -> list[Combination]:
-        """The cells without foreign settings, each once, in the order of the product."""
+        """Return the cells without foreign settings, each once, in the order of the product."""
         unique: dict[frozenset[str], Combination] = {}
         for cell in product:
             foreign = {key for item in cell for key in self.foreign.get(item, ())}
@@ -134,11 +143,14 @@ class Grid:
     def judged(
         self, configs: Sequence[RunConfig], faults: Sequence[tuple[Combination, ConfigurationError]]
     ) -> Grid:
-        """The grid with what is known once its cells have been composed: what those that can be configured do
-        not read, and those that cannot although other cells use each of their values.
+        """Return the grid with what composing its cells has shown: settings not read, and cells left out.
+
+        Args:
+            configs: the cells that can be configured.
+            faults: the cells that cannot, with the error; other cells must use each of their values.
 
         Raises:
-            ConfigurationError: a cell has a value that no cell can use: a mistake.
+            ConfigurationError: a cell has a value that no cell can use, which is a mistake.
         """
         used = {item for config in configs for item in config.asked}
         for cell, error in faults:
@@ -150,7 +162,7 @@ class Grid:
 
     @property
     def remarks(self) -> list[str]:
-        """What was made of the product, a line each."""
+        """Lines for the user about the combinations that were changed or left out."""
         dropped = [
             f"{option}: without {', '.join(sorted(keys))}, which it does not have"
             for option, keys in self.foreign.items()

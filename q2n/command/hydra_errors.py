@@ -1,4 +1,4 @@
-"""Hydra's own complaints, said the way ours are: dotted key, value, rule, nearest alternatives."""
+"""Hydra's errors in the form of this project's: dotted key, value, rule, nearest alternatives."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from q2n.options import did_you_mean
 
 
 def explain(error: Exception, folders: Sequence[Path], overrides: Sequence[str]) -> str:
-    """One readable message for an exception of Hydra or OmegaConf.
+    """Return one readable message for an exception of Hydra or OmegaConf.
 
     Args:
-        folders: where options are looked for, the main one first.
-        overrides: the command line's, which say what option of a group is meant.
+        error: the exception.
+        folders: folders of the options, the main one first.
+        overrides: the command line's, which name the options of the groups.
     """
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return str(error.__cause__)  # of a launcher or sweeper, which names its setting
@@ -61,7 +62,7 @@ def _unknown_key(key: str, folders: Sequence[Path], overrides: Sequence[str]) ->
 
 
 def _fields(file: Path) -> list[str]:
-    """The keys of an option, and of the options it puts below one of its own (``perplexity@parts.x``)."""
+    """Return the keys of an option, and those of the options below its own keys (``perplexity@parts.x``)."""
     tree = _tree(file)
     placed = [str(entry).partition("@") for entry in tree.get("defaults") or ()]
     below = [
@@ -74,7 +75,7 @@ def _fields(file: Path) -> list[str]:
 
 
 def _roots(folders: Sequence[Path], name: str) -> list[DictConfig]:
-    """The root of the configuration, and those that it builds on (``defaults: [config]``)."""
+    """Return the root of the configuration, and the roots it builds on (``defaults: [config]``)."""
     file = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
     if file is None:
         return []
@@ -85,7 +86,7 @@ def _roots(folders: Sequence[Path], name: str) -> list[DictConfig]:
 
 
 def _chosen(group: str, roots: Sequence[DictConfig], overrides: Sequence[str]) -> list[str]:
-    """The options of ``group`` the command line names, else the default."""
+    """Return the options of ``group`` that the command line names, else the default."""
     named = [item.partition("=")[2] for item in overrides if item.partition("=")[0].lstrip("+") == group]
     if named:
         return named[-1].split(",")

@@ -1,7 +1,7 @@
-"""What became of each cell of a command, read back from disk, and how that is shown at the end.
+"""Outcomes of a command's cells, read back from disk, and the table of them at the end.
 
-Cells may have been run by any process on any machine, so nothing here comes from memory: the same table and
-the same exit code follow whoever ran them.
+Any process on any machine may have run the cells, so nothing here comes from memory: table and exit code are
+the same wherever the cells ran.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ if TYPE_CHECKING:
     from q2n.config import RunConfig
 
 UNFINISHED = (State.FAILED, State.MISSING, State.STARTED, State.INTERRUPTED, State.BUSY)
-"""Results that make a sweep fail; a cell that does not fit or was left out on purpose does not."""
+"""Outcomes that make a sweep fail; a method that does not fit, or ``retry``, does not."""
 
 
 @dataclass
 class Command:
-    """What one command was asked for. ``cells`` are all of them, unless a sweeper chooses as it goes
-    (``complete=False``): then those that left a note count. ``grid`` made them of the axes' product."""
+    """Cells of one command.
+
+    ``cells`` are all of them, unless a sweeper chooses the cells one after the other (``complete=False``):
+    then the cells with a note count. ``grid`` describes how the product of the axes became cells.
+    """
 
     sweep: str
     cells: Sequence[RunConfig] = ()
@@ -46,14 +49,14 @@ class Command:
     _announced: bool = field(default=False, repr=False)
 
     def announce(self, misfits: Sequence[tuple[RunConfig, ConfigurationError]] = ()) -> None:
-        """Write down what is about to run, in each results folder of the cells.
+        """Write the list of the cells to each of their results folders.
 
         Args:
-            misfits: cells that cannot run, and why.
+            misfits: cells that cannot run, with the reason.
 
         Raises:
             ConfigurationError: a results folder cannot be written.
-            StorageError: there is no room in one.
+            StorageError: the disk of a results folder is full.
         """
         for folder in self.folders:
             cells = tuple(
@@ -77,8 +80,11 @@ class Command:
         self._announced = True
 
     def goes_on(self, death: Death) -> bool:
-        """Take the command over from a process that was killed: the cell it was at has failed. Whether that
-        process had come to the end of a cell, or can have been killed by one."""
+        """Take the command over from a process that was killed; the cell that it was running has failed.
+
+        Returns:
+            True if the process had finished or started a cell, so that a cell may have killed it.
+        """
         self._announced = True
         dead = (death.pid, gethostname())
         left = [(folder, note) for folder, note in self._notes() if (note.pid, note.host) == dead]
@@ -88,8 +94,14 @@ class Command:
         return bool(left)
 
     def to_run(self, misfits: Sequence[tuple[RunConfig, ConfigurationError]] = ()) -> list[Combination]:
-        """The overrides of each cell of a grid that is to run: those last whose process was killed when they
-        were last tried, so that what ended one command does not end the next before the others have run."""
+        """Return the overrides of each cell of a grid that is to run.
+
+        Cells whose process was killed at their last try come last, so that they cannot end the command before
+        all others have run.
+
+        Args:
+            misfits: cells that cannot run, with the reason.
+        """
         tries = {folder: killed.last_tries(folder) for folder in self.folders}
 
         def tried(config: RunConfig) -> str:
@@ -100,14 +112,15 @@ class Command:
 
     @property
     def folders(self) -> list[str]:
+        """Results folders of the cells, each once."""
         return list(dict.fromkeys(config.scalars.results_dir for config in self.cells))
 
     def _notes(self) -> list[tuple[str, Note]]:
-        """All notes of the command's cells, each with its results folder."""
+        """Return all notes of the command's cells, each with its results folder."""
         return [(folder, note) for folder in self.folders for note in sweeps.read_notes(folder, self.sweep)]
 
     def outcomes(self) -> list[Outcome]:
-        """Every cell's, in the order they were asked for."""
+        """Return the outcome of every cell, in the order of the command."""
         if not self._announced:
             return []
         if not self.complete:
@@ -115,7 +128,7 @@ class Command:
         notes = {(folder, note.ref.key): note for folder, note in self._notes()}
         outcomes = []
         for config in self.cells:
-            folder, reason = config.scalars.results_dir, "the command ended before this cell's turn"
+            folder, reason = config.scalars.results_dir, "the command ended before this cell was started"
             if note := notes.get((folder, config.key)):
                 outcomes.append(_of_note(note, folder, self.sweep))
             else:
@@ -124,7 +137,7 @@ class Command:
 
 
 def ended(config: RunConfig, sweep: str) -> Outcome | None:
-    """The outcome of a cell that this command has come to the end of before."""
+    """Return the outcome of a cell that this command has finished before, or None if it has not."""
     folder = config.scalars.results_dir
     note = sweeps.read_note(folder, sweep, config.key)
     done = note is not None and note.decision not in (State.STARTED, State.BUSY, State.INTERRUPTED)
@@ -144,30 +157,30 @@ def _of_note(note: Note, results_dir: str, sweep: str) -> Outcome:
     if note.decision is State.STARTED:
         return _of_silent(note, results_dir, sweep)
     if note.decision is State.INTERRUPTED:
-        reason = "interrupted by a signal; the same command goes on with it"
+        reason = "interrupted by a signal; the same command resumes the cell"
     if record is None and note.decision in FINISHED:
-        reason = reason or "its record is gone"
+        reason = reason or "its record no longer exists"
         return Outcome(note.ref, State.MISSING, results_dir, reason=reason, exit_code=1)
     return Outcome(note.ref, note.decision, results_dir, record, failure, reason, note.exit_code)
 
 
 def _of_silent(note: Note, results_dir: str, sweep: str) -> Outcome:
-    """A cell that was taken up and of whose end nothing is known: its process lives, or was killed."""
+    """Outcome of a cell that was started and did not report its end: its process runs, or was killed."""
     who = f"process {note.pid} on {note.host}"
     folder = failures.folder_of(results_dir, note.ref)
     if not lease.abandoned(folder):
         held = lease.holder_of(folder) is not None
-        reason = f"{who} is at work still, or was killed" if held else f"{who} was interrupted"
+        reason = f"{who} is still running, or was killed" if held else f"{who} was interrupted"
         return Outcome(note.ref, State.STARTED, results_dir, reason=reason, exit_code=1)
     failure = killed.give_up(note, results_dir, sweep, killed.UNKNOWN)
     return Outcome(note.ref, State.FAILED, results_dir, failure=failure, reason=failure.reason, exit_code=1)
 
 
 def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
-    """0 if nothing failed.
+    """Return the exit code of a command; 0 if nothing failed.
 
-    In a sweep, cells whose parts do not fit each other are expected and only listed; a command that asked for
-    nothing else fails.
+    In a sweep, cells whose method and model do not fit each other are expected and only listed; a command
+    that consists of nothing else fails.
     """
     if outcomes and all(outcome.decision is State.UNSUPPORTED for outcome in outcomes):
         return ConfigurationError.exit_code
@@ -177,8 +190,11 @@ def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
 
 
 def show(outcomes: Sequence[Outcome]) -> bool:
-    """The table of all cells with a record, the reasons of those without, and what was written; whether all
-    that is to be written was."""
+    """Print the table of the cells with a record, the reasons for the others, and the files written.
+
+    Returns:
+        False if a file could not be written.
+    """
     if not outcomes:
         return True
     from rich.console import Console
@@ -213,7 +229,7 @@ def show(outcomes: Sequence[Outcome]) -> bool:
 
 
 def track(command: Command, outcomes: Sequence[Outcome]) -> None:
-    """Tell the trackers of a sweep what it came to; whoever ran its cells, this happens once."""
+    """Log the results of a sweep to its trackers, once, wherever its cells ran."""
     records = list({item.record.fingerprint: item.record for item in outcomes if item.record}.values())
     if not command.multirun or not records:
         return
@@ -226,7 +242,7 @@ def _complain(outcome: Outcome, complaints: Console, alone: bool) -> None:
     _say(complaints, f"{loud.get(outcome.decision, 'not run')}: {outcome.ref.label}: {outcome.why}")
     if outcome.failure is None:
         return
-    # A mistake that is explained needs no traceback; of any other a lone cell shows it, a sweep says where.
+    # An explained error needs no traceback. Of any other, a single cell shows it and a sweep names the log.
     if alone and outcome.failure.unexpected:
         _say(complaints, outcome.failure.traceback)
     elif (Path(outcome.results_dir) / outcome.failure.log).is_file():
@@ -234,14 +250,14 @@ def _complain(outcome: Outcome, complaints: Console, alone: bool) -> None:
 
 
 def _write(folder: str, name: str, console: Console, complaints: Console) -> None:
-    """The files of the report hold every record of that name, not only this command's."""
+    """Write the report's files, which hold every record of that name, not only this command's."""
     from q2n.report.overview import gather
     from q2n.report.render.files import write_tables
     from q2n.report.studies.study import Experiments, load_experiments
 
     try:
         experiments = load_experiments()
-    except ConfigurationError as error:  # how it is reported is no reason to lose the report of a sweep
+    except ConfigurationError as error:  # a faulty experiment file must not cost a sweep its report
         _say(complaints, str(error))
         experiments = Experiments()
     report = gather(folder, experiments, name)

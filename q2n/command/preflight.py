@@ -1,4 +1,4 @@
-"""Before the first cell starts, every cell of the sweep is composed and validated.
+"""Validation of every cell of a sweep before the first cell starts.
 
 A mistake in the fortieth cell of a sweep then costs a second, not a day. Nothing heavy is imported here.
 """
@@ -30,13 +30,15 @@ from q2n.launchers.space import search
 from q2n.options import did_you_mean
 
 Compose = Callable[[Sequence[str]], DictConfig]
-"""From overrides to a configuration with its ``hydra`` section."""
+"""Function from overrides to a composed configuration with its ``hydra`` section."""
 
 
 def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Command:
-    """Validate what the command line asks for and return it; without cells if none will run.
+    """Validate the command line and return its cells; without cells if none will run (``--help``).
 
     Args:
+        config_dir: the project's folder of options.
+        arguments: the command line.
         sweep: the command's id.
 
     Raises:
@@ -50,7 +52,7 @@ def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Co
         return Command(sweep)
     if parsed.experimental_rerun:
         raise ConfigurationError(
-            "--experimental-rerun: would run what nobody has validated; give the cell's overrides again"
+            "--experimental-rerun: is not supported: it skips the validation; give the overrides again"
         )
     overrides = list(parsed.overrides)
     folders = config_folders(config_dir, arguments)
@@ -76,7 +78,7 @@ def preflight(config_dir: Path, arguments: Sequence[str], sweep: str = "") -> Co
 
 
 def _grid(product: Sequence[Combination], composed: Compose) -> Grid:
-    """What options of a sweep have no use for (each is composed once, by itself)."""
+    """Return the settings that options of a sweep do not have (each option is composed once, by itself)."""
     options: dict[str, DictConfig] = {}
 
     def has(option: str, key: str) -> bool:
@@ -90,22 +92,24 @@ def _grid(product: Sequence[Combination], composed: Compose) -> Grid:
 
 
 def config_folders(config_dir: Path, arguments: Sequence[str]) -> list[Path]:
-    """Where options are looked for: the project's folder, or that of ``--config-path``, then the one that
-    ``--config-dir`` adds to it; relative ones are meant from where the command was given."""
+    """Return the folders of the options: the project's or that of ``--config-path``, then ``--config-dir``.
+
+    Relative paths are relative to the folder of the command.
+    """
     given = get_args_parser().parse_known_args(list(arguments))[0]
     main = Path(given.config_path).absolute() if given.config_path else config_dir
     return [main, *([Path(given.config_dir).absolute()] if given.config_dir else [])]
 
 
 def config_name(arguments: Sequence[str]) -> str:
-    """The file that is the root of the configuration, without its suffix: ``--config-name`` or ``config``."""
+    """Return the name of the configuration's root file without suffix: ``--config-name`` or ``config``."""
     given: str | None = get_args_parser().parse_known_args(list(arguments))[0].config_name
     return (given or "config").removesuffix(".yaml")
 
 
 @contextmanager
 def _composing(folders: Sequence[Path], name: str) -> Iterator[Compose]:
-    """Hydra with the search path its own start will build: the first of two files of one name is used."""
+    """Set Hydra up with the search path of its own start: of two files with one name, the first is used."""
     first, *others = folders
     if not first.is_dir():
         raise SearchPathException(f"--config-path={first}: there is no such folder")
@@ -140,7 +144,7 @@ def _names_an_option(override: str) -> bool:
 
 
 def _refuse_nameless(override: str, folders: Sequence[Path]) -> None:
-    """Refuse a group's value that is no name, for which Hydra has only a traceback (``tracking=null``).
+    """Refuse a value of a group that is no name (``tracking=null``): Hydra would raise a bare ValueError.
 
     Raises:
         ConfigurationError: names the group's options.
@@ -152,8 +156,11 @@ def _refuse_nameless(override: str, folders: Sequence[Path]) -> None:
 
 
 def _product(base: DictConfig, overrides: list[str]) -> tuple[list[Combination], bool]:
-    """The override lists of a grid sweep, experiment files' ``hydra.sweeper.params`` included, and true; some
-    to validate and false where another sweeper chooses the cells as it goes."""
+    """Return the overrides of each cell of a sweep, and whether these are all cells.
+
+    Axes in experiment files (``hydra.sweeper.params``) are included. Where a sweeper chooses the cells one
+    after the other, some cells are returned for validation.
+    """
     launchers.check(base.hydra)
     params = base.hydra.sweeper.get("params") or {}
     kind = base.hydra.sweeper.get("_target_", "").rpartition(".")[2]
@@ -169,13 +176,14 @@ def _is_sweep(override: str) -> bool:
 
 
 def _refuse_unread(configs: Sequence[RunConfig], folders: Sequence[Path]) -> None:
-    """Refuse settings that none of the cells of a command that have them reads.
+    """Refuse settings that no cell of a command reads.
 
     Args:
-        folders: where options are looked for.
+        configs: the cells.
+        folders: folders of the options.
 
     Raises:
-        ConfigurationError: names each setting, why nothing reads it, and what would.
+        ConfigurationError: names each setting, the reason, and the options that read it.
     """
     reading = {key_of(override) for config in configs for override in config.overrides}
     complaints = dict.fromkeys(
@@ -202,7 +210,7 @@ def _complaint(key: str, config: RunConfig, folders: Sequence[Path]) -> str:
 
 
 def _following(key: str, folders: Sequence[Path]) -> str:
-    """The baselines whose options refer to a top-level key."""
+    """List the baselines whose options refer to a top-level key."""
     files = sorted(path for folder in folders for path in (folder / "baseline").glob("*.yaml"))
     names = [path.stem for path in files if f"${{{key}}}" in path.read_text(encoding="utf-8")]
     return ", ".join(sorted(set(names)))

@@ -1,8 +1,8 @@
-"""The process of a command only waits: the work is done by a child, and by another one if that is killed.
+"""Supervision of a command: its process waits while a child runs the cells, and replaces a killed child.
 
-A cell that takes its process with it (out-of-bounds writes of a library, the kernel's choice when memory runs
-out) so costs that cell and no other. The waiting process has loaded nothing heavy and knows nothing but how
-its child ended; what became of the cells is on disk, where the next child reads it.
+A cell that kills its process (a library that writes out of bounds, the kernel when memory runs out) thus
+costs that cell and no other. The waiting process has loaded nothing heavy and knows only how its child ended;
+the outcomes of the cells are on disk, where the next child reads them.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ from q2n.records.killed import by_signal, ended_for_memory
 from q2n.runtime import signals as interruption
 
 TOGETHER = 0.3
-"""Seconds within which the two processes of a group get a signal that is meant for both."""
+"""Seconds within which both processes receive a signal that the terminal sends to their group."""
 
 _TAKEN_UP = b"+"
+"""Byte that the child writes when its first cell starts."""
 
 
 class Death(NamedTuple):
-    """A child that was killed: ``how`` is what the system says of it."""
+    """End of a child that was killed; ``how`` is the system's description."""
 
     pid: int
     how: str
 
 
 class _ThisChild:
-    """Where this process is a child: the pipe on which the waiting process hears of it."""
+    """State of this process as a child: the pipe to the waiting process, and whether a child was replaced."""
 
     pipe: int | None = None
     goes_on: bool = False
 
 
 def in_child() -> Death | None:
-    """Go on in a child process, and in another one whenever a cell killed the last.
+    """Continue in a child process, and in a new one whenever a cell has killed the last.
 
-    The process itself passes signals on, leaves as its child does, and never returns. Where it cannot be
-    copied (Windows, other threads, torch loaded already) it goes on itself.
+    The process itself passes signals on, exits with the code of its child, and never returns from here. Where
+    it cannot be forked (Windows, other threads, torch loaded already) it continues itself.
 
     Returns:
-        How the child before this one ended; None if this is the first.
+        The end of the child before this one, or None if this is the first.
     """
     if not hasattr(os, "fork") or threading.active_count() > 1 or "torch" in sys.modules:
         return None
@@ -60,19 +61,19 @@ def in_child() -> Death | None:
 
 
 def goes_on() -> bool:
-    """Whether this process goes on with what another one was killed at."""
+    """Tell whether this process continues the work of a child that was killed."""
     return _ThisChild.goes_on
 
 
 def taken_up() -> None:
-    """Tell the waiting process that a cell begins: if it kills this process, another one is worth while."""
+    """Tell the waiting process that a cell starts: if this process is killed now, a new child is started."""
     if _ThisChild.pipe is not None:
         os.write(_ThisChild.pipe, _TAKEN_UP)
-        _ThisChild.pipe = None  # once is enough, and nobody empties the pipe
+        _ThisChild.pipe = None  # once is enough, and the pipe is not emptied meanwhile
 
 
 class _Child:
-    """A copy of this process, where ``pid`` is 0; in this one, what is known of the copy."""
+    """Fork of this process: in the child ``pid`` is 0; in the parent, the state of the child."""
 
     def __init__(self) -> None:
         sys.stdout.flush()
@@ -84,7 +85,9 @@ class _Child:
         lifeline, self._lifeline = os.pipe()
         os.set_blocking(self._pipe, False)
         self._former = {number: signal.getsignal(number) for number in interruption.SIGNALS}
-        signal.pthread_sigmask(signal.SIG_BLOCK, interruption.SIGNALS)  # until both know what to do with them
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, interruption.SIGNALS
+        )  # until both processes have their handlers
         for number in interruption.SIGNALS:
             signal.signal(number, self._pass_on)
         self.pid = os.fork()
@@ -100,10 +103,10 @@ class _Child:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
 
     def wait(self) -> Death:
-        """How the child died; where there is nothing to go on with, this process leaves as it did."""
+        """Wait for the child and return how it was killed; if nothing is to be continued, exit as it did."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         if code >= 0:
-            os._exit(code)  # whoever called has been returned to in the child
+            os._exit(code)  # the caller continues in the child
         self._listen()
         os.close(self._pipe)
         os.close(self._lifeline)
@@ -113,7 +116,7 @@ class _Child:
             os.kill(os.getpid(), -code)
         how = by_signal(-code, self._starved)
         if _TAKEN_UP not in self._said:
-            print(f"the process of the command {how}; no cell was at work", file=sys.stderr, flush=True)
+            print(f"the process of the command {how}; no cell was running", file=sys.stderr, flush=True)
             os._exit(1)
         return Death(self.pid, how)
 
@@ -122,7 +125,7 @@ class _Child:
             signal.signal(number, handler)
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
-        """A terminal signals both processes, ``kill`` only this one: the child has each signal once."""
+        """Pass a signal to the child once: a terminal signals both processes, ``kill`` only this one."""
         now = time.monotonic()
         if self._signalled is None:
             self._signalled = now
@@ -142,6 +145,6 @@ class _Child:
 
 
 def _end_with(lifeline: int) -> None:
-    """End this process when the one that waits for it is gone: nobody would hear of its results."""
+    """Kill this process when the waiting process is gone: no other process would collect its results."""
     os.read(lifeline, 1)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -43,7 +43,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, cache, undisturbe
     process.send_signal(number)
     _, complaints = process.communicate(timeout=60)
     assert process.returncode == 75, complaints
-    assert "goes on from its checkpoint" in complaints
+    assert "resumes the unfinished cell from its checkpoint" in complaints
     assert not records(tmp_path / "results")
     assert "resumed after block" in run(tmp_path, cache, *CELL, "resume=required")
     ((key, record),) = records(tmp_path / "results").items()

@@ -324,7 +324,7 @@ def test_tuned_needs_held_out_sequences():
         tuned.correct(alone, base)
     assert tuned.heldout > 0
     assert len(preflight(CONFIG_DIR, ["q2n=tuned"]).cells) == 1
-    with pytest.raises(ConfigurationError, match=r"calibration\.heldout=0: q2n=tuned chooses by held-out"):
+    with pytest.raises(ConfigurationError, match=r"calibration\.heldout=0: q2n=tuned is chosen on held-out"):
         preflight(CONFIG_DIR, ["q2n=tuned", "calibration.heldout=0"])
 
 

@@ -52,10 +52,10 @@ def test_last_says_which_keys_made_a_cell_new(tmp_path: Path, capsys: pytest.Cap
     )
     assert explain.main(["last", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "5 cells, 2 of them not taken up" in out
+    assert "5 cells, 2 of them not started" in out
     assert "config.bits: 2 -> 3" in out
     assert f"versions.torch 2.0 -> {library_versions()['torch']}" in out
-    assert f"from the nearest record, {old.name}" in out
+    assert f"differences from the nearest record, {old.name}" in out
     assert "1 reused" in out
     assert note("reused", identity(4)).ref.fingerprint + "  main: tiny gptq" in out
     assert "  NumericalError: no" in out
@@ -86,7 +86,7 @@ def test_a_version_without_digests_by_function_is_said_to_be_one(tmp_path: Path)
     record.save(make_record(identity=old), tmp_path)
     leave(tmp_path, note("computed", identity(2)))
     out = explain.explain_last(tmp_path)
-    assert "of a version that kept no digests by function" in out
+    assert "one of the two versions kept no digests per function" in out
     assert "sources" not in out
 
 
@@ -117,7 +117,7 @@ def test_a_record_says_what_it_found_ready_made(tmp_path: Path) -> None:
     assert "statistics 0123456789abcdef: 29 of 30, saved 12.3 s" in explain.explain_cell(
         tmp_path, warm.fingerprint
     )
-    assert "ready made" not in explain.explain_cell(tmp_path, cold.fingerprint)
+    assert "reused from the cache" not in explain.explain_cell(tmp_path, cold.fingerprint)
 
 
 def test_a_record_says_whether_todays_code_would_reuse_it(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_record_says_whether_todays_code_would_reuse_it(tmp_path: Path) -> Non
     changed = make_record(identity=identity(2, code=older_code(tmp_path)), config=config)
     for item in (same, changed):
         record.save(item, tmp_path)
-    assert "reuse it" in explain.explain_cell(tmp_path, same.fingerprint[:6])
+    assert "reuse this record" in explain.explain_cell(tmp_path, same.fingerprint[:6])
     assert "code: q2n.linalg.dense: row_dots" in explain.explain_cell(tmp_path, changed.fingerprint)
 
 
