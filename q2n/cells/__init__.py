@@ -1,0 +1,1 @@
+"""Running of one cell, and errors that mean that memory ran out."""

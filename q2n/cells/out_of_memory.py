@@ -1,4 +1,4 @@
-"""Errors that mean that memory ran out, told apart from all others, and what to do about them."""
+"""Detection of errors that mean that memory ran out, and advice for them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ _TEXTS = re.compile(
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the error, or one it came from, says that memory ran out: Python's own, that of torch's host
-    or device allocator, or the system's."""
+    """Tell whether an error, or one that caused it, means that memory ran out.
+
+    Such errors come from Python, from torch's host or device allocator, or from the system.
+    """
     said = (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
@@ -34,8 +36,11 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def explained(error: Exception, config: RunConfig, identity: Mapping[str, Any]) -> Exception:
-    """``error``, or if memory ran out an :class:`OutOfMemoryError` that says how much the cell takes, how
-    much there is, and what would make it fit."""
+    """Return ``error``, or an :class:`OutOfMemoryError` with explanation if memory ran out.
+
+    The explanation has the predicted peak memory of the cell, the memory of the machine, and settings that
+    would make the cell fit.
+    """
     if not is_out_of_memory(error):
         return error
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -52,15 +57,15 @@ def _account(config: RunConfig, identity: Mapping[str, Any]) -> str:
         return "try calibration.batch_size=1, calibration.activations=disk"
     there = "an unknown amount" if host is None else size(host)
     on_device = "" if memory.device is None else f" and {size(memory.device)} on the device"
-    # As it is it did not fit, whatever was predicted.
+    # The cell did not fit, whatever the prediction: advice must save at least 5 %.
     limits = [_below(host, memory.needed), _below(device, memory.device)]
     return (
-        f"this cell is predicted to take {size(memory.needed)}{on_device} (most in: {memory.phase}), and "
+        f"predicted peak memory of this cell: {size(memory.needed)}{on_device} (in: {memory.phase}); "
         f"this machine has {there}; {advice(work, *limits)}"
     )
 
 
 def _below(there: int | None, taken: float | None) -> int | None:
-    """What a changed cell must stay below: what there is, and clearly less than it takes now."""
+    """Bytes that a changed cell must stay below: those of the machine, and 95 % of those it needs now."""
     known = [size for size in (there, None if taken is None else int(0.95 * taken)) if size is not None]
     return min(known, default=None)

@@ -1,4 +1,4 @@
-"""One cell, top to bottom: identify it, reuse or compute, record, track. What became of it is on disk."""
+"""Running of one cell: identify it, reuse its record or compute, write the record, track."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from q2n.pipeline.blocks import OnBlock
 
 POLL = 2.0
-"""Seconds between two looks at a cell that another process works on."""
+"""Seconds between two looks at a cell that another process runs."""
 
 
 def run_cell(
@@ -43,14 +43,15 @@ def run_cell(
     wait: bool = True,
     watch: OnBlock | None = None,
 ) -> Outcome:
-    """Run the cell, or reuse its record; errors become failures on disk, and never touch finished records.
+    """Run the cell, or reuse its record; errors become failures on disk and never touch finished records.
 
     Args:
-        sweep: the command's id (:mod:`q2n.records.notes`), under which the cell leaves a note; None: no note.
-        title: what the progress bar calls the cell.
-        group: what cells of one sweep share in Weights & Biases.
-        wait: whether to wait while another process works on the cell, or to return (``busy``).
-        watch: told of every finished block; may raise :class:`StoppedEarly`.
+        config: the cell.
+        sweep: id of the command under which a note is written (:mod:`q2n.records.notes`), or None for none.
+        title: name of the cell in the progress bar.
+        group: group of the sweep's cells in Weights & Biases.
+        wait: wait while another process runs the cell, instead of returning (``busy``).
+        watch: called after every finished block; may raise :class:`StoppedEarly`.
     """
     attempt = _Attempt(config, sweep, title or config.label, watch)
     try:
@@ -66,7 +67,7 @@ def run_cell(
 
 
 class _Attempt:
-    """One way of a cell from its configuration to its outcome."""
+    """One attempt at a cell, from its configuration to its outcome."""
 
     def __init__(self, config: RunConfig, sweep: str | None, title: str, watch: OnBlock | None) -> None:
         self._config, self._sweep, self._title, self._watch = config, sweep, title, watch
@@ -77,7 +78,7 @@ class _Attempt:
         self.ref = config.ref()  # until the whole identity is known
 
     def settled(self) -> Outcome | None:
-        """The outcome where nothing is to be computed."""
+        """Return the outcome if nothing is to be computed, else None."""
         record = self._record()
         if record is not None:
             return self._finished(State.REUSED, record)
@@ -86,18 +87,16 @@ class _Attempt:
         before = failures.of_config(self._results, self.ref)
         tried = bool(before) or lease.holder_of(self._folder) is not None
         if self._scalars.retry == "failed" and not tried:
-            return self._give(
-                State.SKIPPED, reason="it did not fail before, and retry=failed runs just those"
-            )
+            return self._give(State.SKIPPED, reason="retry=failed runs only cells that failed before")
         if self._scalars.retry == "none" and before:
             return self._give(State.FAILED, failure=before[-1])
         return None
 
     def run(self, wait: bool, group: str | None) -> Outcome:
-        """Compute the cell, unless another process does."""
+        """Compute the cell; while another process runs it, wait or return (``busy``)."""
         observer, before = lease.Observer(), ""
         while (held := observer.take(self._folder)) is None:
-            said = f"{lease.holder_of(self._folder) or 'another process'} works on it"
+            said = f"{lease.holder_of(self._folder) or 'another process'} runs this cell"
             if not wait:
                 return self._give(State.BUSY, reason=said, code=1)
             if said != before:
@@ -105,7 +104,7 @@ class _Attempt:
                 before = said
             time.sleep(POLL)
         with held:
-            record = self._record()  # whoever held the lease before may have finished
+            record = self._record()  # the former holder of the lease may have finished
             if record is not None:
                 return self._finished(State.REUSED, record)
             record = self._computed()
@@ -115,7 +114,7 @@ class _Attempt:
 
     def _record(self) -> RunRecord | None:
         record = records.find(self._results, self.ref.name, self.ref.fingerprint)
-        # forced: only what was made since, by a process that was at it already
+        # forced: only a record written since, by a process that had already been running the cell
         return record if record and (not self._scalars.force or record.created > self._began) else None
 
     def _computed(self) -> RunRecord:
@@ -128,15 +127,15 @@ class _Attempt:
 
                 record = compute(self._config, self.ref.identity, bar, self._watch)
             self._save(record)
-            with contextlib.suppress(OSError):  # a help for explaining, no part of the result
+            with contextlib.suppress(OSError):  # only q2n.explain needs this file
                 kept_code.keep(CHECKOUT.of_cell(self._config.tree), self._results)
         return record
 
     def _save(self, record: RunRecord) -> None:
-        """Save the record; where that is not possible, what was paid for is kept elsewhere, or said.
+        """Save the record; where that is not possible, save it elsewhere or put its numbers into the message.
 
         Raises:
-            StorageError: it is not where it belongs; says where it is.
+            StorageError: the record is not in its folder; the message has its place.
         """
         try:
             records.save(record, self._results)
@@ -144,7 +143,7 @@ class _Attempt:
             try:
                 if error.errno not in FULL:
                     raise
-                # There may be room where the checkpoint was, of which nobody has any more use.
+                # The checkpoint is of no use any more, and its space may suffice.
                 self._discard_checkpoint()
                 records.save(record, self._results)
             except OSError:
@@ -164,6 +163,7 @@ class _Attempt:
         return self._give(decision, record)
 
     def failed(self, error: Exception) -> Outcome:
+        """Write down why the cell has no record, and return that outcome."""
         error = explained(error, self._config, self.ref.identity)
         if isinstance(error, StoppedEarly):
             self._discard_checkpoint()
@@ -197,29 +197,33 @@ class _Attempt:
         return Outcome(self.ref, decision, self._results, record, failure, reason, code)
 
     def note(self, decision: State, reason: str = "", code: int = 0) -> None:
+        """Write the state of the cell for the command, if there is one."""
         if self._sweep is not None:
             note = Note(ref=self.ref, decision=decision, reason=reason, exit_code=code)
             leave_note(self._results, self._sweep, note)
 
 
 def _saved_elsewhere(record: RunRecord, results_dir: str) -> str:
-    """What became of a record that cannot be saved in its folder."""
+    """Save a record in a temporary folder, and describe where it is and what it measured."""
     measured = ", ".join(f"{metric.dataset} {metric.name} {metric.value:.6g}" for metric in record.metrics)
     try:
         path = records.save(record, tempfile.mkdtemp(prefix="q2n-record-"))
     except OSError as error:
-        return f"the record could not be saved elsewhere either ({error}), it measured: {measured}"
+        return f"the record could not be saved elsewhere either ({error}); measured: {measured}"
     home = records.path_of(results_dir, record.name, record.fingerprint)
-    return f"the record is {path}, and belongs to {home} (it measured: {measured})"
+    return f"the record was saved as {path} and belongs to {home} (measured: {measured})"
 
 
 def objective(record: RunRecord, wanted: str | None, direction: str | None) -> float | None:
-    """The number of a cell that a sweeper optimises: metric ``wanted`` (``wiki/perplexity``), or the first.
+    """Return the number that a sweeper optimises, or None if nothing was measured.
 
-    None if nothing was measured.
+    Args:
+        record: the finished cell.
+        wanted: metric as ``wiki/perplexity``, or None for the first.
+        direction: ``minimize``, ``maximize``, or None if it does not matter.
 
     Raises:
-        ConfigurationError: there is no such metric, or ``direction`` would look for the worst.
+        ConfigurationError: there is no such metric, or ``direction`` would search for the worst value.
     """
     metrics = {f"{metric.dataset}/{metric.name}": metric for metric in record.metrics}
     name = wanted or next(iter(metrics), None)
@@ -233,6 +237,6 @@ def objective(record: RunRecord, wanted: str | None, direction: str | None) -> f
     better = "minimize" if metric.lower_is_better else "maximize"
     if direction is not None and direction != better:
         raise ConfigurationError(
-            f"hydra.sweeper.direction={direction}: would look for the worst {name}; use {better}"
+            f"hydra.sweeper.direction={direction}: would search for the worst {name}; use {better}"
         )
     return metric.value

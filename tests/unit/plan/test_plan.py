@@ -221,7 +221,7 @@ def test_memory_that_ran_out_is_recognised_and_explained(tmp_path, provoke, monk
     left = run.run_cell(config).failure
     assert left.error_type == "OutOfMemoryError"
     assert not left.unexpected
-    for part in ("is predicted to take", "this machine has"):
+    for part in ("predicted peak memory of this cell", "this machine has"):
         assert part in left.message
     assert "Traceback" in left.traceback
 
