@@ -1,8 +1,8 @@
-"""What the launchers and sweepers of this project have in common.
+"""Common parts of this project's launchers and sweepers.
 
-An engine is a launcher that spreads the cells of a sweep over workers. It only decides where a cell runs:
-what came of it is read back from disk by :mod:`q2n.command.outcomes`, whoever ran it, so a worker that dies
-costs its cell and nothing else.
+A launcher spreads the cells of a sweep over workers. It only decides where a cell runs: outcomes are read
+back from disk by :mod:`q2n.command.outcomes`, wherever the cell ran, so a worker that dies costs its cell and
+nothing else.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from q2n.records.notes import UNWRITTEN, VARIABLE, Note, State, leave_note, read
 
 PLUGINS = "hydra_plugins.q2n_engines"
 PACKAGES = {"joblib": "joblib", "ray": "ray", "submitit": "slurm", "optuna": "optuna"}
-"""The extra of q2n that installs a package."""
+"""Extra of q2n that installs a package, by package."""
 
 OPTIONS = {
     "launcher": ("joblib", "ray", "submitit_local", "submitit_slurm"),
     "sweeper": ("basic", "grid", "optuna"),
 }
-"""This project's options below ``conf/hydra``."""
+"""Options of this project below ``conf/hydra``, by group."""
 
 _NOTES = "notes"
-"""What a job brings home, where the disk had no room for it."""
+"""Attribute of a job's result with the notes for which the disk had no room."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A cell on its way to a worker; all of it can be pickled."""
+    """Cell on its way to a worker; all fields can be pickled."""
 
     context: HydraContext
     config: DictConfig
@@ -57,12 +57,12 @@ class Job:
     number: int
     singletons: dict[Any, Any]
     folder: str
-    """Where the command was given: relative paths are meant from here."""
+    """Folder of the command, to which relative paths refer."""
     label: str
-    """``#3 bits=2 q2n=on``: what tells it from the other cells."""
+    """``#3 bits=2 q2n=on``: number and overrides that distinguish the cell from the others."""
 
     def composed(self) -> DictConfig:
-        """The cell's configuration, with its ``hydra`` section."""
+        """Compose the cell's configuration, with its ``hydra`` section."""
         composed = self.context.config_loader.load_sweep_config(self.config, list(self.overrides))
         with open_dict(composed):
             composed.hydra.job.id = f"{composed.hydra.job.name}_{self.number}"
@@ -73,7 +73,7 @@ class Job:
         """Run the cell in this process, as Hydra's own launcher would.
 
         Raises:
-            FileNotFoundError: the folder of the command is not there (no shared file system).
+            FileNotFoundError: the folder of the command does not exist here (no shared file system).
         """
         worker.settle(self.folder)
         setup_globals()
@@ -94,17 +94,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Lost:
-    """Why a cell did not come back."""
+    """Result of a cell whose worker died, with the reason."""
 
     reason: str
 
 
 class BatchSweeper(Sweeper):
-    """A sweeper that gives its launcher one batch of cells after the other."""
+    """Sweeper that gives its launcher one batch of cells after the other."""
 
     _number = 0
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep Hydra's configuration and create the chosen launcher."""
         self._config, self._loader = config, hydra_context.config_loader
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -118,13 +119,14 @@ class BatchSweeper(Sweeper):
 
 
 class Engine(Launcher):
-    """A launcher whose cells run in other processes."""
+    """Launcher whose cells run in other processes."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra passes on for the jobs."""
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all cells and wait for them; one that is lost returns no objective and stops no other."""
+        """Run all cells and wait for them; a lost cell returns no objective and does not stop the others."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
@@ -147,22 +149,22 @@ class Engine(Launcher):
             else:
                 returned[number] = result
                 UNWRITTEN.update(getattr(result, _NOTES, {}))
-            say(f"{len(returned)} of {len(jobs)} cells have come back: {job.label}")
+            say(f"{len(returned)} of {len(jobs)} cells done: {job.label}")
         return [returned[job.number] for job in jobs]
 
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]:
-        """Each job's number with what came of it, in the order in which they end."""
+        """Yield each job's number with its result, in the order in which the jobs end."""
 
 
 def check(hydra: Mapping[str, Any]) -> None:
-    """Make sure of the packages that the chosen launcher and sweeper need, before anything starts.
+    """Check that the packages of the chosen launcher and sweeper are installed, before anything starts.
 
     Args:
         hydra: the composed ``hydra`` section.
 
     Raises:
-        ConfigurationError: a package is not installed; says how to get it.
+        ConfigurationError: a package is not installed; the message has the command that installs it.
     """
     for part in OPTIONS:
         module, _, name = hydra[part].get("_target_", "").rpartition(".")
@@ -179,7 +181,7 @@ def check(hydra: Mapping[str, Any]) -> None:
 
 
 def own_names() -> None:
-    """Let this project's options stand for themselves where Hydra's plugins of the same names are installed.
+    """Use this project's options where Hydra's plugins of the same names are installed.
 
     Hydra would validate ``conf/hydra/launcher/joblib.yaml`` against the option ``joblib`` that the package
     hydra-joblib-launcher puts into its store, and refuse it.
@@ -192,12 +194,14 @@ def own_names() -> None:
 
 
 def _record_loss(composed: DictConfig, reason: str) -> None:
-    """Write down what the cell of a dead worker had no time to: a failure of one that was taken up, a note of
-    one that nobody could take up, and nothing of one that had ended.
+    """Write the outcome of a cell whose worker died.
+
+    A cell that was started gets a failure, a cell that was not started gets a note, and a cell that had ended
+    gets nothing.
 
     Args:
         composed: the cell's configuration with its ``hydra`` section.
-        reason: what the engine knows of it.
+        reason: the launcher's reason for the loss.
     """
     sweep = OmegaConf.select(composed, f"hydra.job.env_set.{VARIABLE}")
     config = RunConfig.from_hydra(composed, composed.hydra)
@@ -209,9 +213,9 @@ def _record_loss(composed: DictConfig, reason: str) -> None:
         why = f"{ERROR_TYPE}: {reason}"
         leave_note(folder, sweep, Note(ref=config.ref(), decision=State.FAILED, reason=why, exit_code=1))
     elif note.decision is State.STARTED:
-        give_up(note, folder, sweep, f"ended without a word: {reason}")
+        give_up(note, folder, sweep, f"ended without an error message: {reason}")
 
 
 def say(message: str) -> None:
-    """A line for the person who waits; standard output is for the table."""
+    """Print a line of progress to standard error; standard output is for the table."""
     print(message, file=sys.stderr, flush=True)

@@ -1,8 +1,9 @@
-"""``hydra/launcher=joblib``: cells side by side in the processes of one machine.
+"""Launcher ``hydra/launcher=joblib``: cells side by side in the processes of one machine.
 
-Joblib's pool breaks as a whole when one of its processes is killed, as the kernel does with the one that
-takes too much memory. The cells that were at work are then run again one at a time (from their checkpoints,
-where there are some): one that is killed when it is alone is the culprit, and is given up; the others go on.
+Joblib's pool breaks as a whole when one of its processes is killed, as the kernel does with a process that
+takes too much memory. The cells that were running are then run again one at a time (from their checkpoints,
+if there are any). A cell that is killed again while it runs alone is the cause and counts as lost; the others
+continue.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from q2n.launchers.base import Engine, Job, Lost, say
 from q2n.launchers.workers import Share, share
 
 _slots: dict[Path, tuple[int, Any]] = {}
-"""In a worker: the slot it holds, with the lock that shows it, by the pool's folder."""
+"""Slot of this worker with its lock, by the pool's folder."""
 
 
 class JoblibLauncher(Engine):
-    """``n_jobs`` workers at a time, with their share of threads and one device each."""
+    """Launcher of ``n_jobs`` workers, each with its share of the threads and one device."""
 
     package = "joblib"
 
@@ -35,6 +36,7 @@ class JoblibLauncher(Engine):
         self.asked = n_jobs, threads, devices
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]:
+        """Run the jobs in a pool; after a break, run the jobs that were running again, one at a time."""
         division = share(*self.asked)
         say(f"{len(jobs)} cells in {division.workers} workers, {division.threads} threads each")
         at_once = 1 if division.workers == 1 else len(jobs)
@@ -49,22 +51,22 @@ class JoblibLauncher(Engine):
                         del waiting[number]
                         yield number, result
                 suspects = [job for job in waiting.values() if _mark(Path(folder), job).exists()]
-                if reason and not suspects:  # no worker gets as far as a cell
+                if reason and not suspects:  # the workers die before they start a cell
                     yield from ((number, Lost(reason)) for number in waiting)
                     return
                 for job in suspects:
                     del waiting[job.number]
-                    say(f"a worker died ({reason}); alone, again: {job.label}")
+                    say(f"a worker died ({reason}); running again, alone: {job.label}")
                     yield from _pool([job], division, Path(folder))
 
 
 def _pool(jobs: list[Job], division: Share, folder: Path) -> Iterator[tuple[int, JobReturn | Lost]]:
-    """Results as they come; if the pool breaks, one more of a job that did not come back, :class:`Lost`."""
+    """Yield results as they come; if the pool breaks, also :class:`Lost` for one unfinished job."""
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
     left = {job.number for job in jobs}
-    # n_jobs=1 would run the cell in this very process
+    # n_jobs=1 would run the cell in this process
     with parallel_config("loky", n_jobs=max(division.workers, 2), inner_max_num_threads=division.threads):
         results = Parallel(return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1)(
             delayed(_work)(job, division, folder) for job in jobs
@@ -79,18 +81,18 @@ def _pool(jobs: list[Job], division: Share, folder: Path) -> Iterator[tuple[int,
 
 
 def _work(job: Job, division: Share, folder: Path) -> tuple[int, JobReturn]:
-    """What a worker does with a cell."""
+    """Run a cell in a worker."""
     _mark(folder, job).touch()
     return job.number, job.run(division.worker(_slot(folder, division.workers)))
 
 
 def _mark(folder: Path, job: Job) -> Path:
-    """A file that is there once a worker has taken the cell up."""
+    """Return the path of a file that exists once a worker has started the cell."""
     return folder / f"{job.number}.taken"
 
 
 def _slot(folder: Path, slots: int) -> int:
-    """The lowest slot no living worker of this pool holds; the kernel frees it when its holder dies."""
+    """Take the lowest free slot of this pool; the kernel frees a slot when its worker dies."""
     from filelock import FileLock, Timeout
 
     if folder not in _slots:
@@ -102,6 +104,6 @@ def _slot(folder: Path, slots: int) -> int:
                 continue
             _slots[folder] = slot, lock
             break
-        else:  # a worker that is going away still holds its slot
+        else:  # a worker that is ending still holds its slot
             return 0
     return _slots[folder][0]

@@ -1,9 +1,8 @@
-"""``hydra/sweeper=optuna``: search settings instead of running every combination, with any launcher.
+"""Sweeper ``hydra/sweeper=optuna``: search settings instead of running every combination, with any launcher.
 
-The study is a file below the results folder, named after everything that could change a value, so the same
-command goes on where an earlier one ended, and no other command's trials are mixed in. Every worker can open
-it: a cell is a trial that reports what it measures while it runs, and learns there that it is hopeless,
-whichever process runs it.
+The study is a file below the results folder, named by a digest of everything that could change a value: the
+same command resumes its study, and the trials of other commands are never mixed in. Every worker can open the
+file: a cell is a trial that reports an intermediate value while it runs and may be pruned, in any process.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ if TYPE_CHECKING:
     from q2n.types import LayerReport
 
 RESULTS = "optimization_results.yaml"
-"""In the sweep's folder, with the keys that Hydra's sweepers use."""
+"""File in the sweep's folder, with the keys that Hydra's sweepers use."""
 
 STOPPED = "stopped"
-"""Attribute of a trial that was stopped early: why."""
+"""Attribute of a trial that was stopped early, with the reason."""
 
 
 class OptunaSweeper(BatchSweeper):
-    """``n_trials`` cells, ``n_jobs`` at a time; see ``conf/hydra/sweeper/optuna.yaml``.
+    """Sweeper of ``n_trials`` cells, ``n_jobs`` at a time; settings: ``conf/hydra/sweeper/optuna.yaml``.
 
     Raises:
         ConfigurationError: a setting is out of range.
@@ -66,6 +65,11 @@ class OptunaSweeper(BatchSweeper):
         self.storage, self.study_name = storage, study_name
 
     def sweep(self, arguments: list[str]) -> None:
+        """Open or resume the study of the command, run its trials, and report the best one.
+
+        Raises:
+            ConfigurationError: nothing is searched, or another command runs this study.
+        """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -84,8 +88,8 @@ class OptunaSweeper(BatchSweeper):
         there = len(complete) + len(stopped)
         left = self.n_trials - there
         if there:
-            say(f"study {study.study_name}: {there} of {self.n_trials} trials are there")
-        if complete:  # found again by their records, for the table
+            say(f"study {study.study_name}: {there} of {self.n_trials} trials exist already")
+        if complete:  # reused from their records, for the table
             self.launch([[*space.fixed, *_overrides(trial.params)] for trial in complete])
         while left > 0:
             trials = [study.ask(distributions) for _ in range(min(left, self.n_jobs))]
@@ -109,7 +113,7 @@ class OptunaSweeper(BatchSweeper):
             load_if_exists=True,
         )
         seed = self.sampler.get("seed")
-        # A sampler that started again from the same seed would ask for its first points once more.
+        # With the same seed the sampler would propose its first points once more.
         again = {} if seed is None else {"seed": int(seed) + len(study.trials)}
         study.sampler = instantiate(self.sampler, **again)
         return study
@@ -150,7 +154,7 @@ def _overrides(params: dict[str, Any]) -> list[str]:
 
 
 def _handle(number: int, study: str, where: str) -> list[str]:
-    """By which the cell finds its trial, in whichever process it runs."""
+    """Return the overrides by which a cell finds its trial, in any process."""
     quoted = where.replace("\\", "\\\\").replace("'", "\\'")
     return [
         f"hydra.sweeper.trial={number}",
@@ -164,7 +168,7 @@ def _trials(study: optuna.Study, state: str) -> list[optuna.trial.FrozenTrial]:
 
 
 def _tell(study: optuna.Study, number: int, result: JobReturn) -> None:
-    """Complete with a value, stopped early, or failed: the sweep's end says which, and why."""
+    """Tell the study the result of a trial: complete with a value, stopped early, or failed."""
     from optuna.trial import TrialState
 
     value = result.return_value
@@ -177,7 +181,7 @@ def _tell(study: optuna.Study, number: int, result: JobReturn) -> None:
 
 
 def _give_up_what_was_running(study: optuna.Study) -> None:
-    """Trials that an earlier command was killed at are asked for again."""
+    """Mark the trials of a killed command as failed, and enqueue their settings again."""
     from optuna.trial import TrialState
 
     for trial in _trials(study, "RUNNING"):
@@ -187,7 +191,7 @@ def _give_up_what_was_running(study: optuna.Study) -> None:
 
 @contextlib.contextmanager
 def _alone(where: str) -> Iterator[None]:
-    """One command at a time in a journal: another one's running trials would look like a dead one's."""
+    """Let one command at a time use a journal: another's running trials would look like a dead command's."""
     from filelock import FileLock, Timeout
 
     if "://" in where:
@@ -198,19 +202,19 @@ def _alone(where: str) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise ConfigurationError(
-            f"{where}: another command is working on this study; wait for it, or give "
-            "hydra.sweeper.study_name=NAME for one of its own"
+            f"{where}: another command runs this study; wait for its end, or start another study with "
+            "hydra.sweeper.study_name=NAME"
         ) from None
     with lock:
         yield
 
 
 class Trial:
-    """Reports to the study after every block.
+    """Trial of a study, which reports an intermediate value after every block.
 
-    The value is the mean relative output error of the layers so far (after correction), which is known long
-    before the perplexity is. It is not what the search is for: two settings are compared by it at the same
-    block only, and how far it can be trusted depends on what is searched.
+    The value is the mean relative output error (MSE) of the layers so far, after correction, which is known
+    long before the perplexity. It is not the objective: two settings are compared by it at the same block
+    only, and its reliability depends on the settings that are searched.
     """
 
     def __init__(self, sweeper: Any) -> None:
@@ -230,15 +234,15 @@ class Trial:
         self._sign = -1.0 if sweeper.direction == "maximize" else 1.0
 
     def __call__(self, reports: Sequence[LayerReport]) -> None:
-        """To be called after every block with the reports of all layers so far.
+        """Report the mean error; called after every block with the reports of all layers so far.
 
         Raises:
-            StoppedEarly: the pruner says that the cell will not be among the best.
+            StoppedEarly: the pruner expects that the cell will not be among the best.
         """
         block = reports[-1].block
         errors = [report.error_after for report in reports if report.error_after is not None]
         if not errors:
-            return  # of layers without a relative error nothing can be compared
+            return  # without a relative error nothing can be compared
         error = sum(errors) / len(errors)
         self._trial.report(self._sign * error, block)
         if self._trial.should_prune():
@@ -248,14 +252,14 @@ class Trial:
 
 
 def trial_of(sweeper: Any) -> Trial | None:
-    """The trial that a cell is, by its section ``hydra.sweeper``, if it is one that may be stopped."""
+    """Return a cell's trial by its section ``hydra.sweeper``, or None if the cell cannot be stopped early."""
     if OmegaConf.select(sweeper, "trial") is None or sweeper.pruner is None:
         return None
     return Trial(sweeper)
 
 
 def open_storage(where: str) -> Any:
-    """Optuna's storage at an URL (``postgresql://``), or in a journal file that any node may append to."""
+    """Open Optuna's storage: a URL (``postgresql://``), or a journal file that all nodes may append to."""
     from optuna.storages import JournalStorage, get_storage
     from optuna.storages.journal import JournalFileBackend
 

@@ -1,7 +1,7 @@
-"""``hydra/launcher=ray``: cells as tasks of a Ray cluster, or of a Ray that is started for this sweep.
+"""Launcher ``hydra/launcher=ray``: cells as tasks of a Ray cluster, or of a Ray started for this sweep.
 
-Ray itself starts a task again whose worker or node died (``max_retries``), gives every task its devices
-through ``CUDA_VISIBLE_DEVICES``, and places a task where ``num_cpus`` and ``num_gpus`` are free.
+Ray restarts a task whose worker or node died (``max_retries``), gives every task its devices through
+``CUDA_VISIBLE_DEVICES``, and places a task where ``num_cpus`` and ``num_gpus`` are free.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from q2n.launchers.workers import Worker
 
 
 class RayLauncher(Engine):
-    """One task a cell.
+    """Launcher of one Ray task per cell.
 
     Raises:
-        ValueError: a number is below its least value.
+        ValueError: a setting is below its least value.
     """
 
     package = "ray"
@@ -38,14 +38,15 @@ class RayLauncher(Engine):
         self.max_retries = max_retries
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a sweep tells nobody of itself
+        """Submit one task per job, and yield results as they come."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
         import ray
 
         worker = Worker(self.num_cpus)
         started = not ray.is_initialized()
         if started:
             own = self.address in (None, "local") and not os.environ.get("RAY_ADDRESS")
-            # Of this process's environment nothing goes along but these: Ray shows them on its dashboard.
+            # Only these variables of the environment are passed on: Ray shows them on its dashboard.
             ray.init(
                 address=self.address,
                 runtime_env={"env_vars": worker.environment()},

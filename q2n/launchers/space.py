@@ -1,6 +1,6 @@
-"""What ``hydra/sweeper=optuna`` searches: Hydra's own sweep grammar, read as distributions.
+"""Search space of ``hydra/sweeper=optuna``: Hydra's sweep grammar, read as distributions.
 
-``interval(a, b)`` is continuous (``int(interval(a, b))`` whole numbers, ``tag(log, interval(a, b))`` on a
+``interval(a, b)`` is continuous (``int(interval(a, b))`` integers, ``tag(log, interval(a, b))`` on a
 logarithmic scale), ``range(a, b, step=c)`` evenly spaced numbers, ``x,y,z`` a choice without order.
 """
 
@@ -25,15 +25,14 @@ class Search:
     axes: tuple[Override, ...]
     fixed: tuple[str, ...]
     ends: Mapping[str, Sequence[str]]
-    """Both ends of each axis that is an interval, all values of the others, by key."""
+    """Both ends of each axis that is an interval, and all values of each other axis, by key."""
 
     def distributions(self) -> dict[str, Any]:
-        """Optuna's distribution of each axis, by key."""
+        """Return Optuna's distribution of each axis, by key."""
         return {axis.get_key_element(): _distribution(axis) for axis in self.axes}
 
     def extremes(self) -> list[list[str]]:
-        """Cells that show whether any can be composed: every axis at its ends, or at each of its choices,
-        while the others are at their first value."""
+        """Return cells for validation: each axis at its ends or choices, the others at their first value."""
         first = {key: values[0] for key, values in self.ends.items()}
         cells = [first] + [{**first, key: item} for key, values in self.ends.items() for item in values[1:]]
         return [[*self.fixed, *(f"{key}={value}" for key, value in cell.items())] for cell in cells]
@@ -42,7 +41,7 @@ class Search:
 def by_key(
     params: Mapping[str, Any], overrides: Sequence[str], loader: ConfigLoader | None = None
 ) -> dict[str, Override]:
-    """What the sweeper's ``params`` and the command line say; of one key, the command line, in its place."""
+    """Return the overrides of the sweeper's ``params`` and of the command line, which wins, by key."""
     lines = {key: f"{key}={value}" for key, value in params.items()}
     lines |= {key_of(item): item for item in overrides if key_of(item) in lines}
     others = [item for item in overrides if key_of(item) not in lines]
@@ -51,7 +50,7 @@ def by_key(
 
 
 def search(params: Mapping[str, Any], overrides: Sequence[str]) -> Search:
-    """What the sweeper's ``params`` and the command line ask for; the command line wins.
+    """Return the search space of the sweeper's ``params`` and the command line, which wins.
 
     Raises:
         ConfigurationError: nothing is searched, or an interval is empty or cannot be logarithmic.
@@ -60,7 +59,7 @@ def search(params: Mapping[str, Any], overrides: Sequence[str]) -> Search:
     axes = tuple(item for item in given if item.is_sweep_override())
     if not axes:
         raise ConfigurationError(
-            "hydra/sweeper=optuna: nothing to search; give q2n.t=interval(0.01,0.3), bits=2,3 or the like"
+            "hydra/sweeper=optuna: nothing to search; give for example q2n.t=interval(0.01,0.3) or bits=2,3"
         )
     fixed = tuple(item.input_line or "" for item in given if not item.is_sweep_override())
     return Search(axes, fixed, {axis.get_key_element(): _ends(axis) for axis in axes})
@@ -71,14 +70,14 @@ def _ends(axis: Override) -> list[str]:
     if not isinstance(sweep, IntervalSweep):
         values = list(axis.sweep_string_iterator())
         if not values:
-            raise ConfigurationError(f"{axis.input_line}: no value")
+            raise ConfigurationError(f"{axis.input_line}: has no value")
         return values
     assert sweep.start is not None
     assert sweep.end is not None
     if sweep.start >= sweep.end:
         raise ConfigurationError(f"{axis.input_line}: the interval is empty")
     if "log" in sweep.tags and sweep.start <= 0:
-        raise ConfigurationError(f"{axis.input_line}: a logarithmic interval begins above 0")
+        raise ConfigurationError(f"{axis.input_line}: a logarithmic interval must begin above 0")
     return [str(sweep.start), str(sweep.end)]
 
 

@@ -1,9 +1,9 @@
-"""``hydra/launcher=submitit_slurm`` and ``submitit_local``: a cell is a Slurm job, or a process of its own.
+"""Launchers ``submitit_slurm`` and ``submitit_local``: a cell is a Slurm job, or a process of its own.
 
-Submitit pickles a job into its folder, runs it there, and leaves the result beside it. Slurm's warning
-before the time limit, and a preemption, put the job back into the queue, where the cell goes on from its
-checkpoint. What became of jobs without a result is asked of ``squeue``: ``sacct``, which submitit asks,
-needs an accounting database that small clusters do not have.
+Submitit pickles a job into its folder, runs it there, and writes the result beside it. Slurm's warning before
+the time limit, and a preemption, put the job back into the queue, and the cell resumes from its checkpoint.
+The state of jobs without a result is read from ``squeue``: ``sacct``, which submitit uses, needs an
+accounting database that small clusters do not have.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from q2n.launchers.base import Engine, Job, Lost, say
 from q2n.launchers.workers import Worker, share
 
 SHARED = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "stderr_to_stdout")
-"""Parameters that submitit has for every kind of cluster; others get the kind's name before theirs."""
+"""Parameters of submitit for every kind of cluster; the names of others begin with the kind."""
 
 GONE_S = 30.0
-"""A job that left the queue this long ago without a result has none: shared file systems may lag."""
+"""Seconds out of the queue after which a job without a result is lost: shared file systems may lag."""
 
 
 class Task:
-    """What submitit runs: the cell, and how it is put into the queue again."""
+    """Callable that submitit runs: the cell, and its resubmission."""
 
     def __call__(self, job: Job, worker: Worker) -> JobReturn:
+        """Run the cell."""
         return job.run(worker)
 
     def checkpoint(self, job: Job, worker: Worker) -> Any:
-        """The same again: what was done is in the cell's own checkpoint."""
+        """Return the resubmission of the same job, which resumes from the cell's own checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, job, worker)
 
 
 class SubmititLauncher(Engine):
-    """What the two kinds have in common. ``parameters`` are submitit's and sbatch's, by their names there."""
+    """Common part of the two launchers; ``parameters`` are those of submitit and sbatch, with their names."""
 
     package = "submitit"
     cluster = ""
@@ -57,7 +58,7 @@ class SubmititLauncher(Engine):
         }
 
     def executor(self) -> Any:
-        """A submitit executor with the configured parameters."""
+        """Return a submitit executor with the configured parameters."""
         import submitit
 
         requeued = {f"{self.cluster}_max_num_timeout": self.max_num_timeout}
@@ -72,7 +73,7 @@ class SubmititLauncher(Engine):
 
 
 class LocalLauncher(SubmititLauncher):
-    """Processes of this machine, ``n_jobs`` at a time; one that dies takes no other with it."""
+    """Launcher of processes on this machine, ``n_jobs`` at a time; a dead process costs only its cell."""
 
     cluster = "local"
 
@@ -87,6 +88,7 @@ class LocalLauncher(SubmititLauncher):
         self.asked = n_jobs, threads, devices
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]:
+        """Run one process per job, and yield results as they come."""
         division = share(*self.asked)
         say(f"{len(jobs)} cells, {division.workers} at a time, {division.threads} threads each")
         executor, waiting = self.executor(), list(jobs)
@@ -104,11 +106,12 @@ class LocalLauncher(SubmititLauncher):
 
 
 class SlurmLauncher(SubmititLauncher):
-    """One array of jobs, ``array_parallelism`` at a time, with the resources that sbatch is asked for."""
+    """Launcher of one job array, ``array_parallelism`` jobs at a time, with the resources given to sbatch."""
 
     cluster = "slurm"
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn | Lost]]:
+        """Submit the array, poll the queue, and yield results as they come."""
         worker = Worker(int(self.parameters.get("cpus_per_task", 1)))
         executor = self.executor()
         submitted = executor.map_array(Task(), jobs, [worker] * len(jobs))
@@ -127,26 +130,28 @@ class SlurmLauncher(SubmititLauncher):
                         yield job.number, _result(item)
         except KeyboardInterrupt:
             say(
-                f"{len(waiting)} cells stay with Slurm (scancel {array} ends them); "
-                "the same command, given again, finds what they have finished"
+                f"{len(waiting)} cells stay in Slurm's queue (scancel {array} ends them); "
+                "the same command, given again, reuses their results"
             )
             raise
 
 
 def _queued(array: str) -> set[str] | None:
-    """Jobs of the array that are waiting or running; None if Slurm does not answer."""
+    """Return the jobs of the array that are waiting or running, or None if Slurm does not answer."""
     asked = ["squeue", "--noheader", "--array", f"--jobs={array}", "--format=%i"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return set(done.stdout.split())
-    return set() if "Invalid job id" in done.stderr else None  # the whole array has left its memory
+    return (
+        set() if "Invalid job id" in done.stderr else None
+    )  # Slurm has forgotten the whole array, so it has ended
 
 
 def _result(submitted: Any) -> JobReturn | Lost:
-    """What a job that has ended left."""
+    """Return the result of a job that has ended, or the last line of its error."""
     from submitit.core.utils import pickle_load
 
-    outcome, result = "error", "it left no result"
+    outcome, result = "error", "no result was written"
     if submitted.paths.result_pickle.exists():
         outcome, result = pickle_load(submitted.paths.result_pickle)
     if outcome == "error":

@@ -1,7 +1,7 @@
-"""What a worker gets of its machine: threads, and one device.
+"""Share of a worker in its machine: threads, and one device.
 
-Nothing here but these settings is put into a worker's environment, and no environment is ever written down:
-it may hold keys.
+Only these settings are put into a worker's environment, and no environment is ever written to disk, because
+it may contain keys.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ THREAD_VARIABLES = (
 )
 DEVICES = "CUDA_VISIBLE_DEVICES"
 CORES_PER_WORKER = 4
-"""Where neither devices nor the user say how many workers: a forward pass gains little from more cores."""
+"""Cores per worker by default, without devices: a forward pass gains little from more cores."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker's share. ``device`` is the one CUDA device it may see; None: what the engine gave it."""
+    """Share of one worker; ``device`` is its one CUDA device, or None if the launcher assigns the devices."""
 
     threads: int
     device: str | None = None
 
     def settle(self, folder: str) -> None:
-        """Make this process that worker. To be called before anything touches torch or a device.
+        """Turn this process into the worker; to be called before any use of torch or a device.
 
         Raises:
-            FileNotFoundError: ``folder`` is not on this machine.
+            FileNotFoundError: ``folder`` does not exist on this machine.
         """
         CellProgress.bars = False
         os.environ.update(self.environment())
         if self.device is not None:
             os.environ[DEVICES] = self.device
         torch = sys.modules.get("torch")
-        if torch is not None:  # it has read the variables when it was imported
+        if torch is not None:  # torch has read the variables when it was imported
             torch.set_num_threads(self.threads)
         try:
             os.chdir(folder)
@@ -55,17 +55,17 @@ class Worker:
             ) from None
 
     def environment(self) -> dict[str, str]:
-        """The variables by which libraries learn of the number of threads when they are loaded."""
+        """Return the variables from which libraries read their number of threads when they are loaded."""
         return dict.fromkeys(THREAD_VARIABLES, str(self.threads))
 
 
 def cores() -> int:
-    """Cores this process may use (an affinity mask or a cpuset counts, a quota does not)."""
+    """Return the number of cores of this process (affinity mask and cpuset count, a quota does not)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_devices() -> tuple[str, ...]:
-    """Identifiers of the CUDA devices this process may use, as ``CUDA_VISIBLE_DEVICES`` has them."""
+    """Return the identifiers of the CUDA devices this process may use, as in ``CUDA_VISIBLE_DEVICES``."""
     import torch
 
     count = torch.cuda.device_count()
@@ -75,25 +75,26 @@ def visible_devices() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Share:
-    """How one machine is divided: ``workers`` at a time, ``threads`` each, devices in turn."""
+    """Division of one machine: ``workers`` at a time, ``threads`` per worker, devices in turn."""
 
     workers: int
     threads: int
     devices: tuple[str, ...] = ()
 
     def worker(self, slot: int) -> Worker:
-        """The worker in a slot ``0 <= slot < workers``."""
+        """Return the worker in a slot ``0 <= slot < workers``."""
         return Worker(self.threads, self.devices[slot % len(self.devices)] if self.devices else None)
 
 
 def share(workers: int | None, threads: int | None, devices: Sequence[str | int] | None = None) -> Share:
-    """Divide this machine.
+    """Divide this machine among workers.
 
     Args:
-        workers: None: one a device; without devices one for every ``CORES_PER_WORKER`` cores, at least two
-            where there are two cores.
-        threads: None: ``OMP_NUM_THREADS`` where the user has set it, else cores / workers, at least 1.
-        devices: identifiers of CUDA devices; None: those that torch sees.
+        workers: number of workers, or None for one per device; without devices one per
+            :data:`CORES_PER_WORKER` cores, at least two where there are two cores.
+        threads: threads per worker, or None for ``OMP_NUM_THREADS`` if the user has set it, else
+            cores / workers, at least 1.
+        devices: identifiers of CUDA devices, or None for those that torch sees.
 
     Raises:
         ConfigurationError: there would be no worker, or no thread.

@@ -39,7 +39,7 @@ def test_the_command_line_wins_over_the_experiment_file():
     ("axis", "complaint"),
     [
         ("q2n.t=interval(0.3,0.1)", "q2n.t=interval.* empty"),
-        ("q2n.t=tag(log,interval(0,1))", "begins above 0"),
+        ("q2n.t=tag(log,interval(0,1))", "must begin above 0"),
         ("q2n.t=0.1", "nothing to search"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_trial_that_was_killed_is_asked_for_again_and_one_that_failed_is_not(c
 
 def test_one_command_at_a_time_works_on_a_study(command):
     def second(cell):
-        with pytest.raises(ConfigurationError, match="another command is working on this study"):
+        with pytest.raises(ConfigurationError, match="another command runs this study"):
             command(distance)
         return distance(cell)
 
