@@ -1,7 +1,7 @@
-"""The only place (with :mod:`q2n.models.block`) that knows an architecture: where a model keeps its
-embeddings, blocks, norms, linears and head.
+"""Adapter from Hugging Face models to embedding, blocks, norms, linears and head.
 
-Families served: Llama, Mistral, Qwen2/2.5 and dense Qwen3.
+Only this module and :mod:`q2n.models.block` know an architecture. Supported families: Llama, Mistral,
+Qwen2/2.5 and dense Qwen3.
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ from q2n.models.shapes import LinearGroup
 __all__ = ["FAMILIES", "DecoderBlock", "LinearGroup", "ModelAdapter", "adapt", "require_family"]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""``config.model_type`` of every family an adapter exists for."""
+"""``config.model_type`` of every supported family."""
 
 BY_LENGTH = ("dynamic", "longrope")
-"""Kinds of rotary embeddings whose frequencies follow from the length of the sequence."""
+"""Kinds of rotary embeddings whose frequencies depend on the length of the sequence."""
 
 
 class ModelAdapter:
-    """A causal language model as embedding, blocks and head.
-
-    ``tied`` says that the head's weight is the embedding's very tensor.
-    """
+    """Causal language model as embedding, blocks and head."""
 
     def __init__(self, model: nn.Module) -> None:
         config = cast(Any, model).config
@@ -54,21 +51,22 @@ class ModelAdapter:
 
     @property
     def tied(self) -> bool:
+        """True if the head's weight and the embedding are the same tensor."""
         return self.lm_head.weight is self.embeddings.weight
 
     @property
     def rotates_by_length(self) -> bool:
-        """True if the longest sequence of a batch decides how all of it is rotated."""
+        """True if the longest sequence of a batch decides the rotation of all its sequences."""
         return getattr(self.rotary, "rope_type", "default") in BY_LENGTH
 
     @property
     def in_memory(self) -> bool:
-        """True if all weights are loaded; otherwise blocks are read when they are used."""
+        """True if all weights are loaded; otherwise the weights of a block are read when it is used."""
         return all(block.residency.in_memory for block in self.blocks)
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
-        """Make the model callable as a whole, with inputs on ``device``; afterwards it is on the CPU."""
+        """Make the whole model callable with inputs on ``device``; afterwards it is on the CPU again."""
         with ExitStack() as stack:
             for block in self.blocks:
                 stack.enter_context(block.residency.during_calls(block, device))
@@ -84,7 +82,7 @@ class ModelAdapter:
                 child.to(device)
 
     def rewriting(self) -> AbstractContextManager[object]:
-        """Let a method rewrite the model as a whole (and blocks by :meth:`DecoderBlock.rewrite`).
+        """Let a method rewrite the whole model, inside (blocks by :meth:`DecoderBlock.rewrite`).
 
         Raises:
             UnsupportedError: the method tries to change weights that are not in memory.
@@ -92,15 +90,18 @@ class ModelAdapter:
         return nullcontext() if self.in_memory else cast(Any, OnlyInMemory)()
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Hidden states ``(B, T, D)`` that enter the first block, for token ids ``(B, T)``."""
+        """Return the hidden states ``(B, T, D)`` that enter the first block, for token ids ``(B, T)``."""
         return cast(Tensor, self.embeddings(ids.to(self.embeddings.weight.device)))
 
     @torch.no_grad()
     def prepare(self, seqlen: int) -> None:
-        """Make every block ready for sequences of ``seqlen`` tokens, in batches of any size.
+        """Prepare every block for sequences of ``seqlen`` tokens, in batches of any size.
 
-        Rotary tables and masks are whatever the model itself hands to its blocks: the model runs once on a
-        dummy sequence while its blocks only write down what they are called with.
+        Rotary tables and masks are taken from the model itself: it runs once on a dummy sequence while its
+        blocks only record their arguments.
+
+        Raises:
+            ModelError: the model calls another number of blocks than the adapter knows.
         """
         ids = torch.zeros(1, seqlen, dtype=torch.long, device=self.embeddings.weight.device)
         captured: list[dict[str, Any]] = []
@@ -112,7 +113,7 @@ class ModelAdapter:
         with ExitStack() as stack:
             for block in self.blocks:
                 stack.enter_context(_forwarding(block.module, record))
-            # The norm is idle: it may be on another device than the embeddings.
+            # The norm is skipped, because it may be on another device than the embeddings.
             stack.enter_context(_forwarding(self.final_norm, lambda hidden_states: hidden_states))
             self.base(input_ids=ids, use_cache=False)
         if len(captured) != len(self.blocks):
@@ -122,22 +123,22 @@ class ModelAdapter:
 
 
 class OnlyInMemory(TorchDispatchMode):
-    """Refuse to compute with weights that are not in memory, inside: it would have no effect at all."""
+    """Mode that refuses computations with weights that are not in memory: they would have no effect."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(isinstance(item, Tensor) and item.is_meta for item in tree_leaves((args, kwargs))):
             raise UnsupportedError(
-                "streaming: this method changes the weights of a block that is not in memory; give the "
-                "change to DecoderBlock.rewrite(), or use streaming=off"
+                "streaming: this method changes the weights of a block that is not in memory; use "
+                "streaming=off (in the code of the method: block.rewrite(change))"
             )
         return func(*args, **(kwargs or {}))
 
 
 def adapt(model: nn.Module) -> ModelAdapter:
-    """The adapter of ``model``.
+    """Return the adapter of ``model``.
 
     Raises:
-        ModelError: no adapter exists for its architecture.
+        ModelError: its architecture is not supported.
     """
     require_family(getattr(model, "config", None))
     return ModelAdapter(model)
@@ -147,7 +148,7 @@ def require_family(config: Any) -> None:
     """Check that a model of this configuration can be adapted.
 
     Raises:
-        ModelError: no adapter exists for its architecture.
+        ModelError: its architecture is not supported.
     """
     family = getattr(config, "model_type", None)
     if family not in FAMILIES:
@@ -158,10 +159,10 @@ def require_family(config: Any) -> None:
 
 
 def _forget_lengths(rotary: Any, _: object) -> None:
-    """Make a dynamic rotary embedding what it was when it was made.
+    """Reset a dynamic rotary embedding to its initial state.
 
-    Hugging Face's own keeps the frequencies of the longest sequence so far, also for shorter ones and for the
-    next caller: what a model computes would depend on all it has computed before.
+    Hugging Face's module keeps the frequencies of the longest sequence so far for all later, shorter ones:
+    the output of a model would depend on all earlier inputs.
     """
     if getattr(rotary, "rope_type", "default") == "dynamic":
         rotary.inv_freq = rotary.original_inv_freq
@@ -170,9 +171,9 @@ def _forget_lengths(rotary: Any, _: object) -> None:
 
 @contextmanager
 def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Let calls of ``module`` call ``forward``, inside the block of code."""
-    # Only `forward` is replaced, so that whatever else the model asks of its layers stays true; a layer that
-    # already has a `forward` of its own (device placement hooks) gets that one back.
+    """Replace the ``forward`` of ``module``, inside the block of code."""
+    # Only `forward` is replaced, so that the model finds all other attributes of its layers; a layer that
+    # already has a `forward` of its own (device placement hooks) gets it back.
     own = vars(module).get("forward")
     vars(module)["forward"] = forward
     try:

@@ -1,11 +1,11 @@
-"""Causal attention for whole sequences on a CPU, faster than torch's own where that has no AMX to use.
+"""Causal attention for whole sequences on a CPU, faster than torch's on processors without AMX.
 
 Speed only, see :mod:`q2n.linalg`.
 
-Registered with transformers under :data:`NAME`, so that the model's own attention module still does
-everything around it. Whatever this does not cover (a mask, cached keys, a device that is not a CPU) goes to
-transformers' ``sdpa``, and so do bfloat16 inputs where the processor has AMX, since torch's kernel is then
-the faster one. A result does not depend on the batch it was in.
+The function is registered with transformers under :data:`NAME`; everything around it stays in the model's own
+attention module. Other cases (a mask, cached keys, another device) go to transformers' ``sdpa``, and so do
+bfloat16 inputs where the processor has AMX, because torch's kernel is then faster. The result of a sequence
+does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NAME = "q2n_causal"
+"""Name of this attention in transformers."""
 
 ROWS = 128
-"""Queries at a time: these need no keys after the last of them."""
+"""Queries per product: they need no keys after the last query."""
 
 SCORES = 1 << 21
-"""Scores that exist at the same time (they should stay in the processor's cache)."""
+"""Scores per product, 8 MiB in float32, so that they stay in the processor's cache."""
 
 
 def attention_forward(
@@ -41,8 +42,21 @@ def attention_forward(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attend, with the arguments transformers passes: ``query`` ``(B, H, T, D)``, ``key`` and ``value``
-    ``(B, G, T, D)`` with ``G`` a divisor of ``H``; the output is ``(B, T, H, D)``."""
+    """Attend, with the arguments that transformers passes.
+
+    Args:
+        module: the model's attention module.
+        query: ``(B, H, T, D)``.
+        key: ``(B, G, T, D)``, with ``G`` a divisor of ``H``.
+        value: ``(B, G, T, D)``.
+        attention_mask: not None goes to transformers' ``sdpa``.
+        scaling: factor of the scores, or None for ``D ** -0.5``.
+        dropout: above 0 goes to ``sdpa``.
+        others: passed on to ``sdpa``.
+
+    Returns:
+        Output ``(B, T, H, D)``, and None in place of the attention weights.
+    """
     whole = attention_mask is None and query.shape[2] == key.shape[2] > 1
     ours = whole and query.device.type == "cpu" and dropout == 0.0 and not torch.is_grad_enabled()
     ours = ours and not (query.dtype == torch.bfloat16 and has_amx())
@@ -55,7 +69,7 @@ def attention_forward(
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """``softmax(scaling Q K^T, causal) V``, all of it in float32, rounded to the inputs' dtype at the end.
+    """Compute ``softmax(scaling Q K^T, causal) V`` in float32, rounded to the inputs' dtype at the end.
 
     Sequences are computed one by one. Shapes as in :func:`attention_forward`.
     """

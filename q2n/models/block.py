@@ -1,7 +1,7 @@
-"""One decoder block of the served families, and the stages its forward pass can be cut into.
+"""Decoder block of the supported families, and the stages of its forward pass.
 
-The families differ in biases, head norms and masks, all of which stay inside Hugging Face's own attention
-code: nothing here re-implements attention.
+The families differ in biases, head norms and masks, which all stay inside Hugging Face's attention code:
+nothing here re-implements attention.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from q2n.models.block_files import FinishedBlocks
 
 _WRAPPED = re.compile(r"\.linear(?=\.[^.]+$)")
-"""What a wrapper adds to the names of a linear's own tensors."""
+"""Part that a wrapper adds to the names of a linear's own tensors."""
 
 
 def _identity(tensor: Tensor) -> Tensor:
@@ -33,8 +33,11 @@ def _identity(tensor: Tensor) -> Tensor:
 
 
 class Residency:
-    """The place of a block's weights while nothing is computed with the block: here the host's memory, from
-    which one block at a time is copied to the device; files in :class:`q2n.models.streaming.Streamed`."""
+    """Place of a block's weights while the block is not used: here the host's memory.
+
+    One block at a time is copied to the device. In :class:`q2n.models.streaming.Streamed` the place is a
+    file.
+    """
 
     in_memory: ClassVar[bool] = True
 
@@ -43,32 +46,32 @@ class Residency:
         block.module.to(device)
 
     def leave(self, block: DecoderBlock, device: torch.device) -> None:
-        """Take the weights, which are not needed for a while, from ``device``."""
+        """Remove the weights from ``device`` until they are needed again."""
         if device.type != "cpu":
             block.module.to("cpu")
 
     def during_calls(self, block: DecoderBlock, device: torch.device) -> AbstractContextManager[None]:
-        """Make the block's module callable by whoever has it, with inputs on ``device``."""
+        """Make the block's module callable with inputs on ``device``, inside the block of code."""
         return block.on(device)
 
     def rewrite(self, block: DecoderBlock, change: Callable[[DecoderBlock], None]) -> None:
-        """Change the original weights, at the latest when they are next used."""
+        """Apply ``change`` to the original weights, at the latest when they are next used."""
         change(block)
 
     def finish(self, block: DecoderBlock, finished: FinishedBlocks) -> None:
-        """Take note that the block, which is in use, has its final weights."""
+        """Note that the block, which is in use, has its final weights."""
 
     def restore(self, block: DecoderBlock, finished: FinishedBlocks) -> None:
-        """Take the block's final weights from ``finished``."""
+        """Load the block's final weights from ``finished``."""
         block.assign(finished.read(block.index))
 
 
 class DecoderBlock:
-    """One decoder block ``h + attention(norm(h))`` then ``h + mlp(norm(h))``.
+    """Decoder block: ``h + attention(norm(h))``, then ``h + mlp(norm(h))``.
 
-    A linear may be replaced by a wrapper that holds the true layer in ``.linear`` and what it does to its
-    input before that in ``.prepare_input(x)`` (an online Hadamard transform, say): :meth:`linear` and
-    :meth:`staged_forward` then speak of the inner layer and of the prepared input.
+    A linear may be replaced by a wrapper with the original layer in ``.linear`` and a transform of the input
+    in ``.prepare_input(x)`` (an online Hadamard transform, say): :meth:`linear` then returns the inner layer,
+    and :meth:`staged_forward` yields the transformed input.
     """
 
     groups: tuple[LinearGroup, ...] = GROUPS
@@ -82,31 +85,33 @@ class DecoderBlock:
 
     @property
     def attention(self) -> nn.Module:
+        """Hugging Face's attention module of the block."""
         return self.module.get_submodule("self_attn")
 
     @property
     def mlp(self) -> nn.Module:
+        """Hugging Face's feed-forward network of the block."""
         return self.module.get_submodule("mlp")
 
     def linear(self, name: str) -> nn.Linear:
-        """The linear layer ``name`` (``self_attn.q_proj``), taken out of a wrapper if it is in one."""
+        """Return the linear layer ``name`` (``self_attn.q_proj``), without its wrapper if it has one."""
         child = self.module.get_submodule(name)
         return cast(nn.Linear, getattr(child, "linear", child))
 
     def add_bias(self, name: str, bias: Tensor) -> None:
-        """Add ``bias`` ``(out,)`` to the output of the linear ``name``: to its own, or as its first one."""
+        """Add ``bias`` ``(out,)`` to the output of the linear ``name``, which may have no bias yet."""
         layer = self.linear(name)
         total = bias.float() if layer.bias is None else layer.bias.float() + bias.float()
         layer.bias = nn.Parameter(total.to(layer.weight), requires_grad=False)
 
     def replace(self, name: str, module: nn.Module) -> None:
-        """Put ``module`` where ``name`` is (a wrapper around the linear, say)."""
+        """Replace the submodule ``name`` by ``module`` (a wrapper around the linear, say)."""
         parent, _, leaf = name.rpartition(".")
         setattr(self.module.get_submodule(parent), leaf, module)
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
-        """Have the weights on ``device``, inside the block of code."""
+        """Keep the weights on ``device``, inside the block of code."""
         self.residency.enter(self, device)
         try:
             yield
@@ -114,29 +119,30 @@ class DecoderBlock:
             self.residency.leave(self, device)
 
     def rewrite(self, change: Callable[[DecoderBlock], None]) -> None:
-        """Change the original weights, now or, where they are streamed, whenever they are read: the way for a
-        rewrite of the whole model to change the weights of a block."""
+        """Apply ``change`` to the original weights, now or, where they are streamed, whenever they are read.
+
+        Rewrites of the whole model must change the weights of blocks by this method.
+        """
         self.residency.rewrite(self, change)
 
     def finish(self, finished: FinishedBlocks) -> None:
-        """Declare the weights final: they may leave memory for ``finished`` when they are not in use."""
+        """Declare the weights final: they may move from memory to ``finished`` while they are not in use."""
         self.residency.finish(self, finished)
 
     def restore(self, finished: FinishedBlocks) -> None:
-        """Take the final weights from ``finished``."""
+        """Load the final weights from ``finished``."""
         self.residency.restore(self, finished)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers by their names inside the block; those of a wrapped linear have the names
-        they had without the wrapper."""
+        """Return parameters and buffers by name inside the block; names ignore wrappers of linears."""
         state = self.module.state_dict(keep_vars=True)
         return {_WRAPPED.sub("", name): tensor for name, tensor in state.items()}
 
     def assign(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put other tensors in the place of all of :meth:`tensors`; linears may get biases they lack.
+        """Replace all of :meth:`tensors`; linears may get biases that they lack.
 
         Raises:
-            ModelError: ``tensors`` are not those the block has.
+            ModelError: names of ``tensors`` and of the block differ.
         """
         present = self.tensors().keys()
         biases = {f"{name}.bias" for group in self.groups for name in group.linears}
@@ -154,12 +160,12 @@ class DecoderBlock:
                 owner.register_buffer(leaf, tensor)
 
     def norm_before(self, group: LinearGroup) -> nn.Module | None:
-        """The norm whose output is the group's input, or None where no norm comes just before."""
+        """Return the norm whose output is the group's input, or None if no norm comes just before."""
         names = {QKV.name: "input_layernorm", GATE_UP.name: "post_attention_layernorm"}
         return self.module.get_submodule(names[group.name]) if group.name in names else None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Output ``(B, T, D)`` of the block for ``hidden`` ``(B, T, D)``.
+        """Return the output ``(B, T, D)`` of the block for ``hidden`` ``(B, T, D)``.
 
         Raises:
             ValueError: the adapter was prepared for another sequence length.
@@ -168,24 +174,31 @@ class DecoderBlock:
         return cast("Tensor", output[0] if isinstance(output, tuple) else output)
 
     def attend(self, normed: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Output ``(B, T, D)`` of the attention for its input ``(B, T, D)`` if ``parameters`` (names inside
-        the attention module, ``q_proj.weight``) were in the place of its own."""
+        """Return the attention's output ``(B, T, D)`` with other parameters.
+
+        Args:
+            normed: input of the attention, ``(B, T, D)``.
+            parameters: tensors used instead of the module's own, by name inside it (``q_proj.weight``).
+        """
         arguments = {"hidden_states": normed, **self._call_kwargs(normed)}
         return cast("Tensor", functional_call(self.attention, dict(parameters), (), arguments)[0])
 
     def staged_forward(
         self, hidden: Tensor, store: Callable[[Tensor], Tensor] = _identity
     ) -> Generator[tuple[LinearGroup, Tensor], None, Tensor]:
-        """:meth:`forward` in stages: yields each group with its input just before the group is applied.
+        """Run :meth:`forward` in stages: yield each group with its input just before the group is applied.
 
-        Whoever drives the generator may change the group's weights before resuming it; the forward goes on
-        with the weights it then finds. The value returned is the block's output, bit for bit that of
-        :meth:`forward` with the weights each group had when it was applied.
+        The caller may change the group's weights before resuming the generator; the forward pass continues
+        with the new weights.
 
         Args:
             hidden: ``(B, T, D)``; the caller keeps it alive.
-            store: applied to every tensor that must outlive a yield; returns an equal tensor that may
-                live elsewhere (in a memory-mapped file, say).
+            store: applied to every tensor that must outlive a yield; returns an equal tensor that may be
+                stored elsewhere (in a memory-mapped file, say).
+
+        Returns:
+            The block's output ``(B, T, D)``, bit for bit that of :meth:`forward` with the weights that each
+            group had when it was applied.
         """
         kwargs = self._call_kwargs(hidden)
         x = store(self.module.get_submodule("input_layernorm")(hidden))
@@ -205,7 +218,7 @@ class DecoderBlock:
         return cast("Tensor", hidden + self.module.get_submodule("mlp.down_proj")(m))
 
     def set_kwargs(self, seqlen: int, kwargs: dict[str, Any]) -> None:
-        """Keep what the model passes to this block beside the hidden states, for sequences of ``seqlen``."""
+        """Keep the model's arguments to this block besides the hidden states, for sequences of ``seqlen``."""
         self._seqlen, self._kwargs = seqlen, kwargs
 
     def _prepared(self, group: LinearGroup, x: Tensor) -> Tensor:
@@ -215,8 +228,8 @@ class DecoderBlock:
     def _call_kwargs(self, hidden: Tensor) -> dict[str, Any]:
         if hidden.shape[1] != self._seqlen:
             raise ValueError(
-                f"block {self.index} got sequences of {hidden.shape[1]} tokens but ModelAdapter.prepare() "
-                f"was called for {self._seqlen}"
+                f"block {self.index} got sequences of {hidden.shape[1]} tokens, but the model was prepared "
+                f"for {self._seqlen}"
             )
         moved: dict[str, Any] = tree_map_only(torch.Tensor, lambda it: it.to(hidden.device), self._kwargs)
         return moved
@@ -224,7 +237,7 @@ class DecoderBlock:
 
 @contextmanager
 def _replaced(module: nn.Module, name: str) -> Iterator[None]:
-    """``module.name`` does nothing to its input inside the block."""
+    """Replace ``module.name`` by the identity, inside the block of code."""
     original = getattr(module, name)
     setattr(module, name, nn.Identity())
     try:

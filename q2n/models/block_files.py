@@ -1,4 +1,4 @@
-"""Finished blocks in safetensors files: those of a checkpoint, and those of a model larger than memory."""
+"""Finished blocks in safetensors files, of a checkpoint or of a model larger than memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FileSeal = tuple[int, str]
 
 
 class FinishedBlocks:
-    """Blocks that will not change any more, one safetensors file each; ``seals`` has those written or known.
+    """Blocks with final weights, one safetensors file per block; ``seals`` has the blocks that are written.
 
-    Tensors are written as they are, in the model's dtype: what is read back is the block bit for bit.
+    Tensors are written in the model's dtype, so that a block is read back bit for bit.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,6 +29,7 @@ class FinishedBlocks:
         return index in self.seals
 
     def path(self, index: int) -> Path:
+        """Return the path of block ``index``, written or not."""
         return self.folder / f"block-{index:05d}.safetensors"
 
     def write(self, index: int, tensors: Mapping[str, Tensor]) -> None:
@@ -42,12 +43,12 @@ class FinishedBlocks:
         self.seals[index] = write_tensors(self.path(index), tensors)
 
     def read(self, index: int) -> dict[str, Tensor]:
-        """The tensors of block ``index``."""
+        """Read the tensors of block ``index``."""
         return read_tensors(self.path(index))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileSeal:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically, and return its size and digest."""
     from safetensors.torch import save_file
 
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -56,9 +57,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileSeal:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file in memory of their own.
+    """Read the tensors of a file into memory of their own.
 
-    A mapped tensor starts anywhere in its file, and the order of a sum may depend on where memory starts:
+    A mapped tensor starts anywhere in its file, and the order of a sum may depend on the alignment of memory:
     only copies give the same bits as tensors that were never written.
     """
     from safetensors.torch import load_file
@@ -67,7 +68,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def seal(path: Path) -> FileSeal:
-    """Size and digest of a file.
+    """Return size and digest of a file.
 
     Raises:
         OSError: the file cannot be read.

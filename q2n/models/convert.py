@@ -1,4 +1,4 @@
-"""The bundled GGUF file as an ordinary folder of safetensors, made once.
+"""Conversion of the bundled GGUF file to an ordinary folder of safetensors, once.
 
 Reading GGUF takes half a minute, most of it for the tokenizer; the folder loads in about two seconds.
 """
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
     from q2n.data.local_files import PackagedFile
 
 RULE = "bf16-1"
-"""Changes whenever this module writes something else for the same file."""
+"""Version of the conversion; changes whenever this module writes something else for the same file."""
 MANIFEST = "q2n_manifest.json"
 PROBE = 'The year 1879: "E = mc^2" isn\'t\n\n  naïve \u2013 漢字 🙂\t(x_1, y_2) <|im_start|>user'
+"""Text with digits, quotes, whitespace, several scripts and a special token, to compare tokenizers."""
 
 
 def converted(source: PackagedFile, name: str, cache_dir: str | None = None) -> Path:
-    """The folder with ``source`` as bfloat16 safetensors and its tokenizer; converts it the first time, where
-    the cache cannot be written into a temporary folder of this process.
+    """Return the folder with ``source`` as bfloat16 safetensors and its tokenizer, converted the first time.
+
+    If the cache cannot be written, the folder is a temporary one of this process.
 
     Raises:
         ModelError: the file is damaged, cannot be read, or was not read completely.
@@ -58,7 +60,7 @@ def _temporary() -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """True if every file the manifest names is there, whole (0.3 s, once per process)."""
+    """Tell whether every file in the manifest exists and is whole (takes 0.3 s, once per process)."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return bool(files) and all(_is_whole(folder / name, *entry) for name, entry in files.items())
@@ -73,7 +75,7 @@ def _is_whole(path: Path, size: int, digest: str) -> bool:
 
 @cache
 def _digest(path: Path, state: tuple[int, int]) -> str:
-    del state  # part of the key: a file that is replaced or changes is read again
+    del state  # part of the cache's key: a file that is replaced or changed is read again
     return sha256_file(path)
 
 
@@ -90,7 +92,7 @@ def _convert(source: PackagedFile, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = cast(Any, model).config
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # it still claims to be GGUF; the tensors no longer are
+        del config.quantization_config  # it still names GGUF, but the tensors are dequantized
     config.dtype = torch.bfloat16
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -101,10 +103,10 @@ def _convert(source: PackagedFile, folder: Path) -> None:
 
 @contextmanager
 def _parsed_once() -> Iterator[None]:
-    """Inside the block a GGUF file is parsed once, and without a progress bar.
+    """Let a GGUF file be parsed once, and without a progress bar, inside the block.
 
-    transformers parses it for the configuration, the weights and the tokenizer, and builds the table of names
-    anew for every tensor; both together are half of the conversion's time.
+    transformers parses the file for the configuration, the weights and the tokenizer, and builds the table of
+    names anew for every tensor; both together are half of the conversion's time.
     """
     import gguf
     from transformers import modeling_gguf_pytorch_utils as reader
@@ -126,7 +128,7 @@ def _read(path: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
 
     keywords: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):
-        # Where matrix kernels exist, newer versions keep the blocks packed.
+        # Newer versions would otherwise keep the blocks packed where matrix kernels exist.
         keywords["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         with quiet_transformers():
@@ -138,7 +140,7 @@ def _read(path: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
 
 
 def _check(tensors: dict[str, Tensor], path: Path) -> None:
-    """The file's own list of tensors and their sizes must be what was read, and all of it finite."""
+    """Compare the tensors with the file's own list and sizes, and check that all numbers are finite."""
     import gguf
 
     expected = sorted(int(entry.n_elements) for entry in gguf.GGUFReader(path).tensors)

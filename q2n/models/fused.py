@@ -2,9 +2,8 @@
 
 Speed only, see :mod:`q2n.linalg`.
 
-They take the places of Hugging Face's own, with the same parameters under the same names and the same
-formulas. Where a kernel does not apply (another device or dtype, gradients, numba missing) they are those
-formulas in torch's operations.
+They replace Hugging Face's modules, with the same formulas and the same parameters under the same names.
+Where a kernel does not apply (another device or dtype, gradients, numba missing) they use torch's operations.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def fuse(model: nn.Module) -> None:
 
 
 class RMSNorm(nn.Module):
-    """``weight * x / sqrt(mean(x^2) + epsilon)`` over the last dimension, with the parameter of ``norm``."""
+    """RMS norm ``weight * x / sqrt(mean(x^2) + epsilon)`` over the last dimension; weight of ``norm``."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -48,6 +47,7 @@ class RMSNorm(nn.Module):
         self.variance_epsilon: float = norm.variance_epsilon
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return the normalised states, with shape and dtype of ``hidden_states`` ``(..., D)``."""
         weight = self.weight
         if not (_fusable(hidden_states, weight) and hidden_states.is_contiguous()):
             wide = hidden_states.float()
@@ -62,7 +62,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """``down(activation(gate(x)) * up(x))`` with the layers of ``network``."""
+    """Feed-forward network ``down(activation(gate(x)) * up(x))`` with the layers of ``network``."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -70,10 +70,11 @@ class GatedMLP(nn.Module):
         self.down_proj, self.act_fn = network.down_proj, network.act_fn
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output ``(..., D)`` for ``x`` ``(..., D)``."""
         return cast("Tensor", self.down_proj(self._product(self.gate_proj(x), self.up_proj(x))))
 
     def _product(self, gates: Tensor, inputs: Tensor) -> Tensor:
-        """``activation(gates) * inputs``; both may be overwritten."""
+        """Return ``activation(gates) * inputs``; both may be overwritten."""
         fusable = type(self.act_fn).__name__ in SILU and _fusable(gates, inputs)
         if not (fusable and gates.is_contiguous() and inputs.is_contiguous()):
             return cast("Tensor", self.act_fn(gates) * inputs)
@@ -90,7 +91,7 @@ def _fusable(*tensors: Tensor) -> bool:
 
 @cache
 def _silu_table() -> Floats:
-    """``x / (1 + exp(-x))`` of every bfloat16 number, ``(65536,)`` in the order of their bits."""
+    """Tabulate ``x / (1 + exp(-x))`` of every bfloat16 number, ``(65536,)`` in the order of their bits."""
     numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
     return cast("Floats", nn.functional.silu(numbers).float().numpy())
 

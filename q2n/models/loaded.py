@@ -1,4 +1,4 @@
-"""A model before its weights are read (configuration and tokenizer, and whether they fit), and after."""
+"""Model before its weights are read (configuration and tokenizer) and after."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from q2n.models.adapter import ModelAdapter
 
 Streaming = Literal["auto", "on", "off"]
-"""Whether the blocks' weights are in memory only while they are used."""
+"""Mode in which the blocks' weights are in memory only while they are used."""
 DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+"""SHA-256 digest, of which 12 characters are shown."""
 PROBE = "The river runs past the old mill."
+"""Text for which every tokenizer must return known tokens."""
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A model without its weights; ``config`` is transformers' own."""
+    """Model without its weights; ``config`` is transformers' own."""
 
     name: str
     config: Any
@@ -32,13 +34,14 @@ class Outline:
 
     @property
     def positions(self) -> int | None:
+        """Context length in tokens, or None if there is no limit (:func:`context_length`)."""
         return context_length(self.config)
 
     def check(self) -> None:
         """Compare the tokenizer with the embedding.
 
         Raises:
-            ModelError: it turns text into nothing, or can return ids that the embedding has no row for.
+            ModelError: the tokenizer returns no known tokens, or ids for which the embedding has no row.
         """
         unknown = self.tokenizer.unk_token_id
         if set(encode(self.tokenizer, PROBE, special=False)) <= {unknown}:
@@ -46,7 +49,7 @@ class Outline:
                 f"model {self.name}: its tokenizer turns text into no tokens, so files of it are missing or "
                 "damaged; copy the tokenizer of the model it was made from into its folder"
             )
-        # transformers gives byte-level tokenizers that have none an unknown token, which they never return.
+        # transformers adds an unknown token to byte-level tokenizers without one, but they never return it.
         largest = max(entry for entry in self.tokenizer.get_vocab().values() if entry != unknown)
         rows = self.config.vocab_size
         if largest >= rows:
@@ -59,7 +62,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready for calibration: evaluation mode, no gradients. ``provenance`` goes into the record."""
+    """Model ready for calibration: evaluation mode, no gradients; ``provenance`` goes into the record."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
@@ -76,16 +79,16 @@ class LoadedModel:
 
     @property
     def tokenizer_sha256(self) -> str:
-        """Digest of everything that decides which ids a text becomes."""
+        """Digest of everything that decides the token ids of a text."""
         return tokenizer_digest(self.tokenizer)
 
 
 def context_length(config: Any) -> int | None:
-    """Tokens a sequence may have by a model's configuration, or None if it sets no limit.
+    """Return the context length in tokens by a model's configuration, or None if there is no limit.
 
-    ``max_position_embeddings``; where rotary embeddings are scaled beyond it by a factor (``linear`` and
-    ``dynamic``, and ``yarn`` from its original length on), as many as the factor makes of it. The other rules
-    (``llama3``, ``longrope``) state the extended length themselves.
+    The limit is ``max_position_embeddings``, times the factor by which rotary embeddings are scaled beyond it
+    (``linear`` and ``dynamic``; ``yarn`` from its original length). Configurations with the other rules
+    (``llama3``, ``longrope``) contain the extended length.
     """
     limit: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}

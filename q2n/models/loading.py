@@ -1,4 +1,4 @@
-"""Models from the hub or a folder, read quietly and with errors that say what to do."""
+"""Loading of models from the hub or a folder, with errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
-"""Any of these holds the vocabulary of a tokenizer of the served families."""
+"""Files of which one has the vocabulary of a tokenizer of the supported families."""
 
 
 def load_pretrained(
@@ -40,16 +40,21 @@ def load_pretrained(
 ) -> LoadedModel:
     """Read model and tokenizer from a folder or from the hub.
 
-    :func:`read_outline` comes first, so that a model that cannot be served is refused before its weights are
-    downloaded. Weights are read from safetensors only: pickled ones can run code.
+    :func:`read_outline` comes first, so that an unsupported model is refused before its weights are
+    downloaded. Weights are read from safetensors only, because pickled weights can run code.
 
     Args:
-        streaming: whether blocks stay in files until they are used; ``auto``: if the model would take more
-            than :data:`MEMORY_SHARE` of the memory that is free.
+        path: folder, or id of a repository of the hub.
+        dtype: dtype of the weights in memory.
+        provenance: facts about the weights for the record, ``name`` among them.
+        revision: branch, tag or commit on the hub, or None for ``main``.
+        trust_remote_code: run code that comes with the model.
+        streaming: keep blocks in files until they are used (``on``, ``off``), or only if the model would take
+            more than :data:`MEMORY_SHARE` of the free memory (``auto``).
 
     Raises:
-        ModelError: not found, not reachable, not permitted, damaged, incomplete, quantized already, or of an
-            architecture without adapter.
+        ModelError: the model is not found, not reachable, not permitted, damaged, incomplete, already
+            quantized, or of an unsupported architecture.
     """
     revision = revision or "main"
     name = str(provenance.get("name", path))
@@ -70,26 +75,26 @@ def load_pretrained(
 def read_outline(
     path: str, name: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> Outline:
-    """Configuration and tokenizer from a folder or from the hub, checked; no weights.
+    """Read and check configuration and tokenizer from a folder or from the hub, without weights.
 
     Raises:
-        ModelError: not found, not reachable, not permitted, damaged, quantized already, of an architecture
-            without adapter, or with a tokenizer that is missing or not this model's.
+        ModelError: the model is not found, not reachable, not permitted, damaged, already quantized, of an
+            unsupported architecture, or its tokenizer is missing or another model's.
     """
     revision, folder = revision or "main", Path(path)
     with _reading(path, name), quiet_transformers():
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
         require_family(config)
         if getattr(config, "quantization_config", None) is not None:
-            raise ModelError(f"model {name}: is quantized already; choose the checkpoint it was made from")
+            raise ModelError(f"model {name}: is already quantized; choose the unquantized checkpoint")
         if (
             not trust_remote_code  # code of its own may read any file
             and folder.is_dir()
             and not any((folder / file).is_file() for file in TOKENIZER_FILES)
         ):
             raise ModelError(
-                f"{folder}: holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy it from the "
-                "model it was made from, or save it with tokenizer.save_pretrained()"
+                f"{folder}: contains no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy the tokenizer "
+                "of the base model, or save it with tokenizer.save_pretrained()"
             )
         tokenizer = _tokenizer(path, revision, trust_remote_code, _commit(config) or _versions(folder))
     outline = Outline(name, config, tokenizer)
@@ -98,13 +103,13 @@ def read_outline(
 
 
 def _commit(config: Any) -> str | None:
-    """The one ``main`` was, for a model of the hub."""
+    """Return the commit of a model of the hub, to which ``main`` was resolved."""
     return getattr(config, "_commit_hash", None)
 
 
 @contextmanager
 def _reading(path: str, name: str) -> Iterator[None]:
-    """Inside, every way in which reading a model fails ends in one message."""
+    """Turn every error of reading a model into one :class:`ModelError`, inside the block."""
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
@@ -121,7 +126,7 @@ def _reading(path: str, name: str) -> Iterator[None]:
 def _files_to_stream(
     path: str, revision: str, dtype: torch.dtype, streaming: Streaming
 ) -> WeightFiles | None:
-    """The files blocks will be read from, or None if the model is read whole."""
+    """Return the files from which blocks will be read, or None if the whole model is read at once."""
     if streaming == "off":
         return None
     files = WeightFiles.find(path, revision)
@@ -133,13 +138,13 @@ def _files_to_stream(
 def _tokenizer(
     path: str, revision: str, trust_remote_code: bool, _version: object
 ) -> PreTrainedTokenizerBase:
-    """Read once for all cells of a process; who wants to change it takes a copy."""
+    """Read the tokenizer once for all cells of a process; a caller that changes it must copy it."""
     options: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
     return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path, **options))
 
 
 def _versions(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """The files of a folder, and which versions of them; none if it is no folder."""
+    """Return name, size and time of the files of a folder; empty if it is no folder."""
     found = [(file, file.stat()) for file in sorted(folder.iterdir())] if folder.is_dir() else []
     return tuple((file.name, about.st_size, about.st_mtime_ns) for file, about in found)
 
@@ -164,7 +169,7 @@ def _whole(path: str, outline: Outline, dtype: torch.dtype, revision: str, trust
 
 
 def ready(model: nn.Module, tokenizer: PreTrainedTokenizerBase, provenance: Mapping[str, Any]) -> LoadedModel:
-    """``model`` frozen, faster where it can be, with its adapter."""
+    """Freeze ``model``, fuse its norms and feed-forward networks, and add its adapter."""
     fuse(model.eval().requires_grad_(False))
     facts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

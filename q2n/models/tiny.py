@@ -1,4 +1,4 @@
-"""Models of random weights, small enough to quantize in seconds, with a vocabulary of bytes."""
+"""Models with random weights and a byte-level vocabulary, small enough to quantize in seconds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 CONTEXT = 4096
+"""Context length in tokens."""
 
 
 def random_model(
     sizes: Mapping[str, Any], std: float, seed: int, dtype: torch.dtype, provenance: Mapping[str, str]
 ) -> LoadedModel:
-    """The model of :func:`random_outline`: weights drawn in float32 from ``seed``, then rounded."""
+    """Build the model of :func:`random_outline`, with weights drawn in float32 and rounded to ``dtype``.
+
+    Args:
+        sizes: sizes under their names in a ``config.json``.
+        std: standard deviation of weights and biases.
+        seed: of the random numbers.
+        dtype: dtype of the weights.
+        provenance: facts about the weights for the record, ``name`` among them.
+    """
     outline = random_outline(provenance["name"], sizes)
     with torch.random.fork_rng(devices=[]):  # the library draws weights that are then overwritten
         model = cast(Any, AutoModelForCausalLM).from_config(
@@ -33,7 +42,7 @@ def random_model(
 
 
 def random_outline(name: str, sizes: Mapping[str, Any]) -> Outline:
-    """A model without weights; ``sizes`` are the sizes of a ``config.json``, ``model_type`` among them."""
+    """Build a model without weights; ``sizes`` are those of a ``config.json``, ``model_type`` included."""
     tokenizer = byte_tokenizer()
     special = {
         f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos", "pad")
@@ -43,10 +52,10 @@ def random_outline(name: str, sizes: Mapping[str, Any]) -> Outline:
 
 
 def byte_tokenizer(add_bos: bool = True) -> PreTrainedTokenizerFast:
-    """A tokenizer of 259 tokens: 256 bytes and ``<s>``, ``</s>``, ``<pad>``.
+    """Build a tokenizer of 259 tokens: 256 bytes and ``<s>``, ``</s>``, ``<pad>``.
 
     Args:
-        add_bos: texts start with ``<s>``.
+        add_bos: begin every text with ``<s>``.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
@@ -68,7 +77,7 @@ def byte_tokenizer(add_bos: bool = True) -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def _fill(model: nn.Module, std: float, seed: int) -> None:
-    """Normal weights and biases, norm weights around 1 (so that a fusion that forgets them is noticed)."""
+    """Draw normal weights and biases; norm weights are around 1, so that a fusion without them is noticed."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)

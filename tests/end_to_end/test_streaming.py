@@ -37,4 +37,4 @@ def test_records_do_not_depend_on_streaming(tmp_path):
 @pytest.mark.slow
 def test_streaming_a_model_without_files_is_refused(tmp_path):
     out = run(tmp_path, tmp_path / "cache", "model=tiny_llama", "streaming=on", code=2)
-    assert "streaming=on: model tiny_llama is made of random numbers" in out
+    assert "streaming=on: model tiny_llama has random weights" in out

@@ -201,7 +201,7 @@ def test_attention_with_other_weights():
 def test_another_length_than_prepared_for_is_an_error():
     adapter = tiny("llama")
     adapter.prepare(8)
-    with pytest.raises(ValueError, match=r"sequences of 24 tokens .* called for 8"):
+    with pytest.raises(ValueError, match=r"sequences of 24 tokens, but the model was prepared for 8"):
         adapter.blocks[1].forward(adapter.embed(TOKENS))
 
 

@@ -190,7 +190,7 @@ def test_a_folder_without_a_tokenizer_is_refused_as_that(tmp_path):
     folder = saved(tmp_path / "model")
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(ModelError, match=rf"{folder}: holds no tokenizer \(none of tokenizer.json, "):
+    with pytest.raises(ModelError, match=rf"{folder}: contains no tokenizer \(none of tokenizer.json, "):
         HubModel(path=str(folder)).outline()
 
 
