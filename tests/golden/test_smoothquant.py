@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers.layers import layer
 from helpers.tiny_models import TOKENS, tiny
-from q2n.models.shapes import GATE_UP, QKV
 
 from q2n.baselines.smoothquant import SmoothQuant
+from q2n.models.shapes import GATE_UP, QKV
 from q2n.quantization.formats.activation import ActivationQuantizer
 
 

@@ -1,1 +1,1 @@
-"""Work that cells have in common, kept by what it depends on: in memory first, then in the cache folder."""
+"""Results that cells share, by a key of their inputs: in memory first, then in the cache folder."""

@@ -1,8 +1,8 @@
-"""A quantized layer as named tensors and plain facts, and back, exactly.
+"""Exact conversion of a quantized layer to named tensors and plain facts, and back.
 
-Formats are frozen dataclasses whose fields are tensors, plain values and other formats; nothing here knows
-one of them. Tensors are contiguous on the way out and on the way in, also when nothing is written: the
-arrangement of a matrix in memory decides the order in which a product adds up.
+Number formats are frozen dataclasses whose fields are tensors, plain values and other formats; nothing here
+depends on a particular format. Tensors are contiguous after both conversions, also when nothing is written:
+the layout of a matrix in memory decides the order of the additions in a product.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def encode(quantized: QuantizedLinear) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of everything but ``original``, which is the weight of the problem, and ``scaling``.
+    """Return tensors and facts of all fields but ``original``, the weight of the problem, and ``scaling``.
 
     Raises:
-        TypeError: a format or a diagnostic is of a kind that has no exact image.
+        TypeError: a format or a diagnostic has a type that cannot be converted exactly.
     """
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"format": _encode_object("format", quantized.format, tensors)}
@@ -46,7 +46,7 @@ def decode(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], original: Te
     """Undo :func:`encode`, for the weight ``original`` ``(R, C)`` of the same problem.
 
     Raises:
-        KeyError, TypeError, ValueError: these are not the parts of a quantized layer of this version.
+        KeyError, TypeError, ValueError: the parts are not those of a quantized layer of this version.
     """
     return QuantizedLinear(
         format=_decode_value(facts["format"], tensors),
@@ -59,7 +59,7 @@ def decode(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], original: Te
 
 
 def canonical(quantized: QuantizedLinear) -> QuantizedLinear:
-    """``quantized`` as it would be read back."""
+    """Return ``quantized`` as it would be read back."""
     return decode(*encode(quantized), quantized.original)
 
 

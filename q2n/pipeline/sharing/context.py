@@ -1,4 +1,4 @@
-"""Places of results of the stages of one cell: this process's memory first, then the cache folder."""
+"""Places of the stages' results of one cell: this process's memory first, then the cache folder."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from q2n.pipeline.sharing.store import Address, Part, StageStore, StoredPart
 from q2n.records.schema import ReuseTally
 
 LIMIT = 3 * 2**30
-"""Bytes, unless a quarter of the machine's memory is less."""
+"""Largest bytes of results in memory (3 GiB), unless a quarter of the machine's memory is less."""
 
 
 class StageMemory:
-    """Objects by address; beyond ``limit`` bytes the least recently used are forgotten."""
+    """Objects by address, up to ``limit`` bytes; the least recently used are dropped."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._total = limit, 0
         self._kept: OrderedDict[Address, tuple[Any, int]] = OrderedDict()
 
     def get(self, address: Address) -> Any:
-        """The object, or None."""
+        """Return the object at ``address``, or None if there is none."""
         if address not in self._kept:
             return None
         self._kept.move_to_end(address)
         return self._kept[address][0]
 
     def put(self, address: Address, value: Any, size: int) -> None:
-        """Keep ``value``, which takes ``size`` bytes; not at all if that is more than everything may take."""
+        """Keep ``value`` of ``size`` bytes, unless it alone exceeds the limit."""
         self._forget(address)
         if size > self._limit:
             return
@@ -43,7 +43,7 @@ class StageMemory:
             self._forget(next(iter(self._kept)))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all objects."""
         self._kept.clear()
         self._total = 0
 
@@ -52,12 +52,12 @@ class StageMemory:
 
 
 MEMORY = StageMemory(min(LIMIT, psutil.virtual_memory().total // 4))
-"""Of this process."""
+"""Memory of this process."""
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """The cache folder, the device results are wanted on, the cell's tally, and this process's memory."""
+    """Cache folder, device of the results, tally of the cell, and memory of this process."""
 
     store: StageStore
     device: torch.device
@@ -65,12 +65,12 @@ class StageContext:
     memory: StageMemory = MEMORY
 
     def find(self, address: Address) -> Part | StoredPart | None:
-        """A part in memory, else its file, else None."""
+        """Return a part in memory, else its file, else None."""
         known: Part | None = self.memory.get(address)
         return known or self.store.open(address)
 
     def load(self, found: Part | StoredPart) -> Part:
-        """The part that was found, on the device."""
+        """Return the part that was found, on the device."""
         if isinstance(found, Part):
             return found
         tensors = {name: tensor.to(self.device) for name, tensor in found.tensors().items()}
@@ -81,11 +81,11 @@ class StageContext:
         self.remember_object(address, part, total_bytes(part.tensors))
 
     def remember_object(self, address: Address, value: Any, size: int) -> None:
-        """Keep an object in memory, unless it is on a device whose memory has better uses."""
+        """Keep an object in memory, unless it is on an accelerator, whose memory the model needs."""
         if self.device.type == "cpu":
             self.memory.put(address, value, size)
 
 
 def total_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of all tensors."""
+    """Return the bytes of all tensors."""
     return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,7 +1,7 @@
 """Keys of the stages of a static cell: digests of the part of the cell's identity that a stage depends on.
 
-Code counts as it does for a whole cell (:mod:`q2n.records.source_code`): the modules that the stage and the
-options it is made with need, but for those known to be of no effect on it.
+Code counts as it does for a whole cell (:mod:`q2n.records.source_code`): the modules that the stage and its
+options import, except those known to have no effect on it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ _AFTER_MEASURING = (*_AFTER_SOLVING, "q2n.baselines", "q2n.quantization.formats"
 _SPECTRUM = ("q2n.linalg.dense", "q2n.types.statistics")
 
 _NEUTRAL_CALIBRATION = frozenset({"activations", "heldout"})
-"""Keys of the section that statistics do not depend on, or that count as what they come to."""
+"""Keys of ``calibration`` that statistics do not depend on, or that count by their resolved value."""
 
 
 @dataclass(frozen=True)
 class StageKeys:
-    """``statistics`` of the (rewritten) unquantized model, and blocks prepared for them; ``spectra`` of them;
-    solved ``codes``."""
+    """Keys of a cell's stages.
+
+    ``statistics`` is the key of the (rewritten) unquantized model's statistics and of prepared blocks,
+    ``spectra`` of the eigendecompositions of these statistics, ``codes`` of solved layers.
+    """
 
     statistics: str
     spectra: str
@@ -41,12 +44,13 @@ class StageKeys:
 def stage_keys(
     identity: Mapping[str, Any], baseline: Baseline, heldout: int, checkout: Checkout = CHECKOUT
 ) -> StageKeys:
-    """The keys of a cell.
+    """Return the keys of a cell.
 
     Args:
-        identity: the cell's (:func:`q2n.records.identity.identify`).
-        heldout: calibration sequences that are held out.
-        checkout: the code that runs.
+            identity: identity of the cell (:func:`q2n.records.identity.identify`).
+        baseline: the cell's baseline.
+        heldout: number of calibration sequences that are held out.
+            checkout: the code that runs.
     """
     config = identity["config"]
     rewrite = rewrite_identity(config["baseline"], baseline)
@@ -81,8 +85,10 @@ def stage_keys(
 
 
 def rewrite_identity(section: Mapping[str, Any], baseline: Baseline) -> dict[str, Any] | None:
-    """The part of a baseline's section that decides what the model is when it is measured, or None if the
-    baseline leaves the model as it was."""
+    """Return the fields of a baseline that decide how it rewrites the model before statistics are collected.
+
+    The result is None if the baseline does not rewrite the model.
+    """
     names = baseline.rewrite_fields
     if names is None:
         return dict(section)

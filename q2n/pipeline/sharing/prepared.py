@@ -1,4 +1,4 @@
-"""Blocks as a baseline prepared them for solving: the weights it changed."""
+"""Weights that a baseline changes when it prepares blocks for solving."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ STAGE = "prepared"
 
 
 class PreparedStage:
-    """Keeps what ``prepare_block`` does to each block, and does it again without the inputs it looked at.
+    """Keeps the weights that ``prepare_block`` changes, and restores them without the block's inputs.
 
-    A preparation that puts other modules into a block is not kept: then it has to be done in every cell.
+    A preparation that replaces modules of a block is not kept, and is done again in every cell.
     """
 
     def __init__(self, context: StageContext, key: str, baseline: Baseline, blocks: int) -> None:
@@ -29,7 +29,7 @@ class PreparedStage:
         self.complete = all(found is not None for found in self._found)
 
     def prepare(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
-        """Let the baseline look at the block's inputs, and keep what it did."""
+        """Let the baseline prepare the block from its inputs ``(B, T, D)``; keep the changed weights."""
         if not self._baseline.prepares_blocks:
             return
         before = {name: tensor.clone() for name, tensor in block.module.state_dict().items()}
@@ -44,7 +44,7 @@ class PreparedStage:
         self._context.store.write(self._address(block.index), changed, {"seconds": seconds})
 
     def restore(self, block: DecoderBlock) -> None:
-        """The block as it was prepared before; for blocks that all were found."""
+        """Restore the prepared weights of the block; only if those of all blocks were found."""
         if not self._baseline.prepares_blocks:
             return
         found = self._found[block.index]

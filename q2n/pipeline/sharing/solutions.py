@@ -1,4 +1,4 @@
-"""Solved layers before the correction."""
+"""Solved layers, before the correction, that cells share."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ Solve = Callable[[LinearProblem, Correction], Solution]
 
 @dataclass(frozen=True)
 class _Solved:
-    """A solved layer. The object itself stays in memory, with what corrections have computed of it
-    (:meth:`~q2n.types.QuantizedLinear.recall`)."""
+    """Solved layer; stays in memory with the intermediate results of corrections.
+
+    See :meth:`~q2n.types.QuantizedLinear.recall`.
+    """
 
     base: QuantizedLinear
     seconds: float
@@ -31,8 +33,10 @@ class _Solved:
 
 @contextmanager
 def solving(context: StageContext, key: str, baseline: Baseline, block: int) -> Iterator[Solve]:
-    """Yield the baseline's ``solve`` for the layers of one block, whose solver works once per layer; what is
-    new is kept at the end."""
+    """Yield the baseline's ``solve`` for the layers of one block; each layer is solved once.
+
+    New solutions are kept at the end.
+    """
     address = Address(STAGE, key, f"{block:05d}")
     known = _find(context, address)
     done: dict[str, _Solved] = {}
@@ -61,7 +65,7 @@ def solving(context: StageContext, key: str, baseline: Baseline, block: int) -> 
 
 
 def _find(context: StageContext, address: Address) -> Mapping[str, _Solved | Part]:
-    """The known layers of a block; those of the cache folder as parts."""
+    """Return the known layers of a block; those from the cache folder are still parts."""
     known: dict[str, _Solved] | None = context.memory.get(address)
     if known is not None:
         return known
@@ -70,8 +74,7 @@ def _find(context: StageContext, address: Address) -> Mapping[str, _Solved | Par
 
 
 def _solved(found: _Solved | Part | None, weight: Tensor) -> _Solved | None:
-    """The layer that was found for ``weight``, which a part lacks; None where this version has no such
-    format."""
+    """Return the layer that was found for ``weight``, or None if this version lacks its number format."""
     if not isinstance(found, Part):
         return found
     try:
@@ -99,6 +102,6 @@ def _unpacked(part: Part) -> dict[str, Part]:
 
 
 def _size(base: QuantizedLinear) -> int:
-    """Bytes in memory, with the weight it is a solution for and its own dequantized one."""
+    """Return the bytes in memory, including the original and the dequantized weight in float32."""
     rows, columns = base.format.shape
     return total_bytes(encode(base)[0]) + 2 * 4 * rows * columns

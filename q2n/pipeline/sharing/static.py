@@ -1,9 +1,9 @@
-"""Work that the cells of a sweep share when all statistics come from the unquantized model.
+"""Results that the cells of a sweep share when all statistics come from the unquantized model.
 
-With ``calibration.stages=static`` no layer's problem depends on how another one was solved, so statistics,
-eigenbases and solved layers (before the correction) of one cell are those of every cell that agrees in what
-they depend on (:mod:`q2n.pipeline.sharing.keys`). A baseline that rewrites the model does so anew in every
-cell; of one that prepares blocks by their inputs, the prepared weights are kept with the statistics.
+With ``calibration.stages=static`` no layer's problem depends on the solutions of other layers. Statistics,
+eigenbases and solved layers (before the correction) of one cell are therefore those of every cell with the
+same keys (:mod:`q2n.pipeline.sharing.keys`). A baseline that rewrites the model does so again in every cell;
+if a baseline prepares blocks by their inputs, the prepared weights are kept with the statistics.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class StaticStages:
-    """The stages of one static cell, as the block loop sees them."""
+    """Stages of one static cell, for the loop over the blocks."""
 
     def __init__(
         self,
@@ -53,11 +53,14 @@ class StaticStages:
         store: ActivationStore,
         notify: Callable[[str], None],
     ) -> tuple[list[tuple[LinearGroup, Statistics]], list[Tensor]]:
-        """Statistics of every group of a block and the block's outputs, none of it quantized.
+        """Return the statistics of every group of an unquantized block, and the block's outputs.
 
         Args:
-            inputs: micro-batches ``(B, T, D)``; if everything is :attr:`ready` there are none, nor outputs.
-            heldout: how many of the last micro-batches nothing is fitted to.
+            block: the block.
+            inputs: micro-batches ``(B, T, D)``; empty, as are the outputs, if all results are :attr:`ready`.
+            heldout: number of the last micro-batches that are held out.
+            store: place of the activations.
+            notify: called with the name of each group before its statistics are collected.
         """
         if self.ready:
             self._prepared.restore(block)
@@ -77,5 +80,5 @@ class StaticStages:
         return [(group, groups[group.name]) for group in block.groups], outputs
 
     def solving(self, block: DecoderBlock) -> AbstractContextManager[Solve]:
-        """The baseline's ``solve`` for the layers of a block."""
+        """Provide the baseline's ``solve`` for the layers of a block, inside."""
         return self._solving(block.index)

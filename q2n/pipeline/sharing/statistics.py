@@ -24,18 +24,18 @@ STAGE = "statistics"
 SPECTRA = "spectra"
 
 Groups = dict[str, Statistics]
-"""Statistics of one block by the name of the group of linears whose input they are of."""
+"""Statistics of one block's inputs, by name of the group of linears."""
 
 HELDOUT = "heldout "
-"""Before the name of a group: of the inputs from held-out sequences."""
+"""Prefix of a group's name for the inputs from held-out sequences."""
 
 
 class StatisticsStage:
     """Finds and keeps the statistics of every block's inputs.
 
     A part is one statistic of one block: a tensor and the counts of sequences and tokens per group (held-out
-    inputs are a group of their own), and what measuring took. Every part is opened when the cell begins, so
-    that what was found is there to the end, whatever happens to the folder.
+    inputs are a group of their own), and the seconds of the measurement. All parts are opened when the cell
+    begins, so that they stay readable even if the folder is deleted.
     """
 
     def __init__(
@@ -51,15 +51,16 @@ class StatisticsStage:
         self.complete = not any(self.missing(block) for block in range(blocks))
 
     def missing(self, block: int) -> frozenset[Statistic]:
-        """Statistics that have to be measured of a block that was not taken yet."""
+        """Return the statistics of a block that must be measured; to be called before :meth:`take`."""
         return self._wanted - self._found[block].keys()
 
     def take(self, block: int, measured: Groups, seconds: float | None = None) -> Groups:
-        """All statistics of a block, once: those found and those ``measured``, which are kept.
+        """Return all statistics of a block, once: those found and those ``measured``, which are kept.
 
         Args:
-            measured: by group; empty where nothing was missing.
-            seconds: what passing through the block took; None: nothing did.
+            block: index of the block.
+            measured: statistics by group; empty where nothing was missing.
+            seconds: time of the pass through the block, or None if there was none.
         """
         parts = {statistic: self._context.load(found) for statistic, found in self._found[block].items()}
         for statistic in self.missing(block):
@@ -74,7 +75,7 @@ class StatisticsStage:
 
     def _write(self, address: Address, part: Part) -> None:
         if not self._given_up and not self._context.store.write(address, *part):
-            self._context.store.drop(STAGE, self._key)  # statistics of some blocks are of no use to anyone
+            self._context.store.drop(STAGE, self._key)  # statistics of only some blocks are of no use
             self._given_up = True
 
     def _joined(self, parts: Mapping[Statistic, Part]) -> Groups:
@@ -97,7 +98,7 @@ class StatisticsStage:
 
 
 def _part(statistic: Statistic, groups: Groups, seconds: float) -> Part:
-    """The part made of one measured statistic."""
+    """Return the part of one measured statistic."""
     apart = {f"{HELDOUT}{name}": stats.heldout for name, stats in groups.items() if stats.heldout}
     having = {name: stats for name, stats in (groups | apart).items() if statistic in stats}
     return Part(
@@ -112,8 +113,8 @@ def _part(statistic: Statistic, groups: Groups, seconds: float) -> Part:
 def decompose(context: StageContext, key: str, matrix: Tensor) -> Spectrum:
     """Decompose a symmetric ``(C, C)`` float64 matrix, each matrix once.
 
-    The address is a digest of the matrix, so a basis that only exists inside a solver (QuIP's) is served as
-    well as a layer's own, and only what a correction asks for is ever computed or kept.
+    The address is a digest of the matrix, so that a basis that exists only inside a solver (QuIP's) is shared
+    like a layer's own, and only matrices that a correction needs are ever decomposed or kept.
 
     Raises:
         NumericalError: the matrix is not finite.

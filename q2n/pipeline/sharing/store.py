@@ -1,8 +1,8 @@
 """Results of stages in the cache folder: addressed by content, bounded in size, safe to delete at any time.
 
 One entry is one safetensors file, ``<root>/<kind>-<key>/<name>.safetensors``, written beside its place and
-moved there in one step, so that processes may share the folder. A digest over names, shapes, numbers and
-facts is part of the file: an entry that is not what was written counts as absent, and is computed anew.
+moved there in one step, so that processes may share the folder. A digest of names, shapes, numbers and facts
+is part of the file: a changed entry counts as absent and is computed again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SUFFIX = ".safetensors"
 
 
 class Address(NamedTuple):
-    """``kind`` of result (``statistics``), ``key`` of what it depends on, ``name`` of the part (a block)."""
+    """Address: ``kind`` of result (``statistics``), ``key`` of its inputs, ``name`` of the part (a block)."""
 
     kind: str
     key: str
@@ -38,7 +38,7 @@ class Address(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Result of a stage for one block, layer or matrix. ``facts`` have a JSON form."""
+    """Result of a stage for one block, layer or matrix; ``facts`` must have a JSON form."""
 
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
@@ -46,26 +46,28 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredPart:
-    """A file that was found whole. It stays readable when it is deleted meanwhile (but on Windows)."""
+    """File that was found whole; it stays readable if it is deleted in the meantime (except on Windows)."""
 
     _file: Any
     facts: Mapping[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
-        """In memory of their own: a mapped tensor starts anywhere in its file, and the order of a sum may
-        depend on where memory starts, so that only copies give the bits of tensors that were never
-        written."""
+        """Return the tensors in memory of their own.
+
+        A mapped tensor starts anywhere in its file, and the order of a sum may depend on the alignment of
+        memory: only copies give the same bits as tensors that were never written.
+        """
         return {name: self._file.get_tensor(name).clone() for name in self._file.keys()}  # noqa: SIM118
 
 
 class StageStore:
-    """Entries below ``root``, of at most ``limit`` bytes together; 0: nothing is written."""
+    """Entries below ``root``, of at most ``limit`` bytes together; with 0 nothing is written."""
 
     def __init__(self, root: Path, limit: int) -> None:
         self._root, self._limit = root, limit
 
     def open(self, address: Address) -> StoredPart | None:
-        """The entry, or None if it is absent, damaged or unreadable."""
+        """Return the entry, or None if it is absent, damaged or unreadable."""
         path = self._path(address)
         try:
             file: Any = safe_open(path, framework="pt")
@@ -81,7 +83,7 @@ class StageStore:
             return None  # not there, damaged, or deleted by another process in between (RuntimeError)
 
     def write(self, address: Address, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
-        """Keep an entry; whether there was room. A disk that is full or read-only costs only the entry."""
+        """Keep an entry; return False if there was no room. A full or read-only disk costs only the entry."""
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         text = canonical_json(facts)
         metadata = {"facts": text, "digest": _digest(sorted(whole.items()), text)}
@@ -91,18 +93,18 @@ class StageStore:
         return kept(lambda: write_atomic(path, lambda file: save_file(whole, file, metadata)))
 
     def drop(self, kind: str, key: str) -> None:
-        """Delete all entries of a key: parts of a whole that cannot be kept."""
+        """Delete all entries of a key, whose set is incomplete."""
         shutil.rmtree(self._root / f"{kind}-{key}", ignore_errors=True)
 
     def size(self) -> int:
-        """Bytes of all entries."""
+        """Return the bytes of all entries."""
         return sum(size for _, size, _ in self._folders())
 
     def _path(self, address: Address) -> Path:
         return self._root / f"{address.kind}-{address.key}" / f"{address.name}{SUFFIX}"
 
     def _make_room(self, wanted: int, keep: Path) -> bool:
-        """Delete whole keys, the least recently used first and ``keep`` never, until ``wanted`` bytes fit."""
+        """Delete whole keys, the least recently used first but never ``keep``, until ``wanted`` bytes fit."""
         folders = sorted(self._folders())
         total = wanted + sum(size for _, size, _ in folders)
         for _, size, folder in folders:
@@ -114,14 +116,14 @@ class StageStore:
         return total <= self._limit
 
     def _folders(self) -> Iterator[tuple[float, int, Path]]:
-        """Last use, bytes and path of the folder of every key."""
+        """Yield time of the last use, bytes and path of the folder of every key."""
         for folder in self._root.glob("*"):
             with contextlib.suppress(OSError):  # another process may be deleting it
                 yield folder.stat().st_mtime, sum(file.stat().st_size for file in folder.iterdir()), folder
 
 
 _seen: dict[Path, tuple[int, int, int]] = {}
-"""Files this process found whole, by what the system says of them."""
+"""Inode, size and time of the files that this process has found whole."""
 
 
 def _verified(path: Path, file: Any, facts: str, digest: str) -> bool:
