@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from q2n.command import supervisor
 from q2n.command.grid import GridSweeper
 from q2n.command.hydra_errors import explain
-from q2n.command.outcomes import Command, ended, exit_code, show, track
+from q2n.command.outcomes import Command, ended, exit_code, shared_settings, show, track, without_shared
 from q2n.command.preflight import config_folders, preflight
 from q2n.config import RunConfig
 from q2n.exceptions import Q2NError, UnsupportedError
@@ -73,6 +73,9 @@ def main() -> None:
             elif command.cells:
                 if not death:
                     command.announce(misfits)
+                    shared = shared_settings([config.label for config in command.cells])
+                    if shared and command.complete:
+                        print(f"all {len(command.cells)} cells: {' '.join(shared)}", file=sys.stderr)
                 sys.argv.append(f"+hydra.job.env_set.{VARIABLE}={command.sweep}")
             # Hydra would resolve a relative path beside this file.
             sys.argv.append(f"--config-path={config_folders(CONFIG_DIR, arguments)[0]}")
@@ -126,8 +129,9 @@ def run_composed(composed: DictConfig) -> float | None:
             launcher, sweeper = str(runtime.launcher._target_), str(runtime.sweeper._target_)
             comes_back = launcher.endswith(".BasicLauncher") and sweeper.endswith(".GridSweeper")
             announced = read_sweep(config.scalars.results_dir, sweep) if sweep else None
-            count = len(announced.cells) if announced and announced.cells else "?"
-            title = f"[{runtime.job.num + 1}/{count}] {config.label}"
+            labels = [cell.label for cell in announced.cells] if announced else []
+            label = without_shared(config.label, shared_settings(labels))
+            title = f"[{runtime.job.num + 1}/{len(labels) or '?'}] {label}"
             group = group_of(sweep) if sweep else runtime.sweep.dir
         with interruption.graceful():  # in a launcher's worker process, too
             outcome = ended(config, sweep) if sweep and supervisor.goes_on() else None

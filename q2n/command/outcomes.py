@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 UNFINISHED = (State.FAILED, State.MISSING, State.STARTED, State.INTERRUPTED, State.BUSY)
 """Outcomes that make a sweep fail; a method that does not fit, or ``retry``, does not."""
 
+NAMED = 5
+"""Words of a label before its settings: model, baseline, correction, bits, ``bit``."""
+
 
 @dataclass
 class Command:
@@ -211,9 +214,14 @@ def show(outcomes: Sequence[Outcome]) -> bool:
     ]
     if finished:
         print_report(finished, console, unfinished)
-    for outcome in outcomes:
-        if outcome.record is None:
-            _complain(outcome, complaints, alone=len(outcomes) == 1)
+    shared = shared_settings([outcome.ref.label for outcome in outcomes])
+    by_reason: dict[object, list[Outcome]] = {}
+    for place, outcome in enumerate(outcomes):
+        if outcome.record is None:  # a failure has a line of its own
+            reason = place if outcome.failure else (outcome.decision, outcome.why)
+            by_reason.setdefault(reason, []).append(outcome)
+    for alike in by_reason.values():
+        _complain(alike, shared, complaints, alone=len(outcomes) == 1)
     counts = Counter(outcome.decision for outcome in outcomes)
     parts = ", ".join(f"{count} {decision}" for decision, count in counts.items())
     explained = f"python -m q2n.explain last --results {outcomes[0].results_dir}"
@@ -237,9 +245,27 @@ def track(command: Command, outcomes: Sequence[Outcome]) -> None:
         tracking.log_sweep(records, sweeps.group_of(command.sweep))
 
 
-def _complain(outcome: Outcome, complaints: Console, alone: bool) -> None:
+def shared_settings(labels: Sequence[str]) -> list[str]:
+    """Return the settings that the labels of all cells of a sweep contain; none for a single cell."""
+    settings = [label.split(" ")[NAMED:] for label in labels]
+    if len(settings) < 2:
+        return []
+    return [item for item in settings[0] if all(item in others for others in settings)]
+
+
+def without_shared(label: str, shared: Sequence[str]) -> str:
+    """Return the label of a cell without the settings ``shared`` by the sweep."""
+    words = label.split(" ")
+    return " ".join([*words[:NAMED], *(word for word in words[NAMED:] if word not in shared)])
+
+
+def _complain(alike: Sequence[Outcome], shared: Sequence[str], complaints: Console, alone: bool) -> None:
+    """Print one line for cells without a record that have the same reason."""
+    outcome = alike[0]
     loud = {State.FAILED: "FAILED", State.STARTED: "FAILED", State.STOPPED: "stopped"}
-    _say(complaints, f"{loud.get(outcome.decision, 'not run')}: {outcome.ref.label}: {outcome.why}")
+    state, label = loud.get(outcome.decision, "not run"), without_shared(outcome.ref.label, shared)
+    more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+    _say(complaints, f"{state}: {label}{more}: {outcome.why}")
     if outcome.failure is None:
         return
     # An explained error needs no traceback. Of any other, a single cell shows it and a sweep names the log.

@@ -87,7 +87,9 @@ def test_cells_whose_parts_do_not_fit_are_listed_and_the_others_run(tmp_path, ca
     out = run(
         tmp_path, cache, "-m", "model=tiny_llama", "baseline=rtn", "q2n=off,released", "group_size=32,128"
     )
-    assert re.search("not run: tiny_llama rtn q2n=released 3 bit .*group_size=32 .*: UnsupportedError", out)
+    assert re.search("not run: tiny_llama rtn q2n=released 3 bit group_size=32.*: UnsupportedError", out)
+    assert re.search("all 4 cells: .*calibration=news calibration.nsamples=4", out)
+    assert out.count("calibration.nsamples") == 1, "what all cells have in common is said once"
     assert "baseline.group_size=128: self_attn.q_proj has only 64 columns" in out
     assert "1 computed" in out
     assert "3 unsupported" in out
@@ -104,7 +106,7 @@ def test_a_lone_cell_that_does_not_fit_ends_before_anything_is_loaded(tmp_path, 
 
 def test_a_cell_that_fails_leaves_the_others_and_an_exit_code(tmp_path, cache):
     out = run(tmp_path, cache, "-m", "model=tiny_llama", "calibration.nsamples=4,10000000", code=1)
-    assert re.search("FAILED: tiny_llama gptq q2n=on 3 bit .*nsamples=10000000 .*: DataError", out)
+    assert "FAILED: tiny_llama gptq q2n=on 3 bit calibration.nsamples=10000000: DataError" in out
     assert "need 640000000" in out
     assert len(records(tmp_path / "results")) == 1
     (left,) = (tmp_path / "results" / "main").glob("*/failure.json")
