@@ -118,7 +118,7 @@ class BatchSweeper(Sweeper):
         return returned
 
 
-class Engine(Launcher):
+class WorkerLauncher(Launcher):
     """Launcher whose cells run in other processes."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

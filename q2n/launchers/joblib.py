@@ -15,14 +15,14 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 
-from q2n.launchers.base import Engine, Job, Lost, say
+from q2n.launchers.base import Job, Lost, WorkerLauncher, say
 from q2n.launchers.workers import Share, share
 
 _slots: dict[Path, tuple[int, Any]] = {}
 """Slot of this worker with its lock, by the pool's folder."""
 
 
-class JoblibLauncher(Engine):
+class JoblibLauncher(WorkerLauncher):
     """Launcher of ``n_jobs`` workers, each with its share of the threads and one device."""
 
     package = "joblib"

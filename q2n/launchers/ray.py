@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 
 from hydra.core.utils import JobReturn
 
-from q2n.launchers.base import Engine, Job, Lost, say
+from q2n.launchers.base import Job, Lost, WorkerLauncher, say
 from q2n.launchers.workers import Worker
 
 
-class RayLauncher(Engine):
+class RayLauncher(WorkerLauncher):
     """Launcher of one Ray task per cell.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-from q2n.launchers.base import Engine, Job, Lost, say
+from q2n.launchers.base import Job, Lost, WorkerLauncher, say
 from q2n.launchers.workers import Worker, share
 
 SHARED = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "stderr_to_stdout")
@@ -41,7 +41,7 @@ class Task:
         return DelayedSubmission(self, job, worker)
 
 
-class SubmititLauncher(Engine):
+class SubmititLauncher(WorkerLauncher):
     """Common part of the two launchers; ``parameters`` are those of submitit and sbatch, with their names."""
 
     package = "submitit"

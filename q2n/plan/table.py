@@ -94,10 +94,10 @@ def _state(config: RunConfig, ref: CellRef) -> tuple[State, str]:
         return State.FORCED if scalars.force else State.REUSED, ""
     holder = lease.holder_of(folder)
     if holder is not None and not lease.abandoned(folder):
-        return State.BUSY, f"{holder} works on it"
+        return State.BUSY, f"{holder} runs this cell"
     before = failures.of_config(scalars.results_dir, ref)
     if scalars.retry == "failed" and not before and holder is None:
-        return State.SKIPPED, "it did not fail before, and retry=failed runs just those"
+        return State.SKIPPED, "retry=failed runs only cells that failed before"
     if scalars.retry == "none" and before:
         return State.SKIPPED, f"retry=none, and it failed before: {before[-1].reason}"
     return (State.FAILED_BEFORE, before[-1].reason) if before else (State.TO_RUN, "")
