@@ -55,6 +55,9 @@ def without_secrets(tree: Any) -> Any:
         }
     if isinstance(tree, (list, tuple)):
         return [without_secrets(item) for item in tree]
+    if isinstance(tree, str):  # an override: +hub.hf_token=...
+        key, sign, _ = tree.partition("=")
+        return f"{key}=***" if sign and _SECRET.search(key.rpartition(".")[2]) else tree
     return tree
 
 

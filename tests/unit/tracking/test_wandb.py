@@ -150,6 +150,16 @@ def test_secrets_are_hidden_at_any_depth() -> None:
     }
 
 
+def test_secrets_among_the_overrides_are_hidden() -> None:
+    overrides = ["bits=3", "+hub.hf_token=abc", "tracking.api_key=x=y", "text=token=1"]
+    assert without_secrets(overrides) == [
+        "bits=3",
+        "+hub.hf_token=***",
+        "tracking.api_key=***",
+        "text=token=1",
+    ]
+
+
 def test_one_metric_under_two_protocols_keeps_both_in_the_summary() -> None:
     protocols = [make_protocol(), make_protocol(windows=16)]
     item = make_record(metrics=tuple(make_metric(float(i), protocol=p) for i, p in enumerate(protocols)))
