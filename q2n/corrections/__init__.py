@@ -1,0 +1,1 @@
+"""Corrections: steps after the solver that change scales, codes or bias of a quantized layer."""

@@ -1,5 +1,7 @@
-"""What corrections share: defaults, which rows and columns they may touch, and as data what the step of the
-official release does after each of its baselines."""
+"""Defaults and helpers that corrections share, and the description of the official code's steps.
+
+:class:`ReleasedRecipe` describes, as data, what the Q2N step of the official code does after each baseline.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +18,35 @@ if TYPE_CHECKING:
 
 
 class RowwiseCorrection(ABC):
-    """A correction that is the same after every baseline and measures nothing of its own."""
+    """Base class of corrections that are the same after every baseline; by default without statistics."""
 
     @property
     def requires(self) -> frozenset[Statistic]:
+        """Statistics the correction needs; none by default."""
         return frozenset()
 
     @property
     def heldout(self) -> int:
+        """Number of held-out sequences the correction needs; 0 by default."""
         return 0
 
     def bind(self, baseline: Baseline) -> Correction:
+        """Return the correction itself: it does not depend on the baseline."""
         return self
 
     @abstractmethod
-    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear: ...
+    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """Return the corrected layer; ``quantized`` is not modified."""
+        ...
 
 
 def skips(name: str, patterns: Sequence[str]) -> bool:
-    """Whether the layer ``name`` fits one of the patterns (``*down_proj``) of what is left alone."""
+    """Return True if the layer ``name`` matches one of the patterns (``*down_proj``) of skipped layers."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def free_rows(problem: LinearProblem, skip: Sequence[str]) -> Tensor | None:
-    """Rows ``(R,)`` bool of the layers that no pattern of ``skip`` fits; ``None``: there are none."""
+    """Return the mask ``(R,)`` of rows whose layer matches no pattern of ``skip``, or None if all match."""
     import torch
 
     free = [not skips(name, skip) for name in problem.names]
@@ -52,21 +59,25 @@ def free_rows(problem: LinearProblem, skip: Sequence[str]) -> Tensor | None:
 
 
 def scaled_part(quantized: QuantizedLinear) -> Tensor:
-    """What a factor would multiply: the dequantized weight, with zeros in columns kept in full precision."""
+    """Return the dequantized weight ``(R, C)`` with zeros in FP16 outlier columns, which are not scaled."""
     weight = quantized.weight
     return weight if quantized.kept is None else weight.masked_fill(quantized.kept, 0)
 
 
 @dataclass(frozen=True)
 class ReleasedRecipe:
-    """The choices, right or wrong, of one released implementation; a baseline names its own in the class
-    variable ``released``, and :mod:`q2n.corrections.released` follows it.
+    """Choices, right or wrong, of the official code's Q2N step after one baseline.
 
-    ``statistic`` is what its null space is computed from; ``None``: the statistic is never accumulated and
-    the index function returns nothing, so that every row scale is exactly one. ``aligned`` is whether the
-    projector is in the solver's column order, as the weights are. ``alpha`` is the closed form, or 20 steps
-    of Adam. ``kept_columns`` ``"zero"``: columns in full precision still hold zeros when the step runs.
-    ``skip`` are patterns of layer names left alone.
+    A baseline has its recipe in the class variable ``released``; :mod:`q2n.corrections.released` applies it.
+
+    Attributes:
+        statistic: source of the null space, or None if the official code never accumulates it and its index
+            function returns nothing, so that every row scale is exactly one.
+        aligned: True if the projector is in the solver's column order, as the weights are.
+        alpha: closed form, or 20 steps of Adam.
+        reference: weight the error is measured from.
+        kept_columns: ``"zero"`` if FP16 outlier columns still hold zeros when the step runs.
+        skip: patterns of the names of skipped layers.
     """
 
     statistic: Statistic | None = Statistic.POSITION_MEAN
@@ -78,4 +89,4 @@ class ReleasedRecipe:
 
 
 INERT = ReleasedRecipe(statistic=None)
-"""QuIP: the step runs and changes nothing, for two reasons that would each do."""
+"""Recipe of QuIP: the step runs and changes nothing, for either of the two reasons given at ``statistic``."""

@@ -1,7 +1,7 @@
-"""An output bias for the error that inputs have on average: ``b = (W - Q) m`` with the mean input ``m``.
+"""Output bias that removes the mean output error: ``b = (W - Q) m`` with the mean input ``m``.
 
-It minimises ``||(W - Q) X - b 1^T||^2`` over ``b``: what is left is the error that the inputs' covariance
-makes in place of their second moment.
+``b`` minimises ``||(W - Q) X - b 1^T||^2``. The remaining error depends on the covariance of the inputs
+instead of their second moment.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 @option
 class OutputBias(RowwiseCorrection):
-    """``layers='all'`` gives every layer a bias, 16 bits an output where the architecture has none;
-    ``'biased'`` uses only those that have one, at no cost. ``skip`` lists patterns of layer names that are
-    left alone."""
+    """Adds the output bias to a layer.
+
+    Attributes:
+        layers: ``'all'``: every layer gets a bias, at 16 bits per output where the architecture has none;
+            ``'biased'``: only layers that have a bias, at no storage.
+        skip: patterns of the names of skipped layers.
+    """
 
     layers: Literal["all", "biased"] = "all"
     skip: list[str] = Field(default_factory=list)
     requires: ClassVar[frozenset[Statistic]] = frozenset({Statistic.GRAM, Statistic.MEAN})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
-        """Give the layer a bias.
+        """Return the layer with its output bias ``(R,)`` float32, 0 for skipped layers.
 
         Raises:
-            NumericalError: an input is not finite.
+            NumericalError: a weight or the mean input is not finite.
         """
         from q2n.linalg.dense import require_finite
 

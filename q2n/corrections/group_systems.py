@@ -1,11 +1,12 @@
-"""Least squares over the scales of a row, all rows at once.
+"""Least squares over the scales of a row, for all rows at once.
 
-With ``Q_g`` the part of a row that scale ``g`` multiplies, the row with scales ``1 + d`` is
+Let ``Q_g`` be the part of a row that scale ``g`` multiplies. With scales ``1 + d`` the row is
 ``Q + sum_g d_g Q_g`` and its output error ``E H E^T - 2 b d + d^T A d`` with
 
     A_gh = Q_g H Q_h^T,    b_g = E H Q_g^T.
 
-Its minimum, held near one by ``lam sum_g d_g^2 A_gg``, is ``(A + lam diag A) d = b``.
+With the penalty ``lam sum_g d_g^2 A_gg``, which keeps scales near one, the minimiser solves
+``(A + lam diag A) d = b``.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ from q2n.corrections.output_error import ROUND_OFF, magnitudes
 from q2n.linalg.dense import require_finite
 
 ENTRIES = 1 << 24
-"""Entries of the largest intermediate tensor: rows are taken in parts."""
+"""Entries of the largest intermediate tensor (128 MiB in float64): rows are processed in parts."""
 
 
 def output_factors(
     error: Tensor, scaled: Tensor, index: Tensor, count: int, gram: Tensor, lam: float
 ) -> Tensor:
-    """Scales ``1 + d`` ``(R, G)`` float64 of least output error. A row that round-off keeps from improving
-    keeps ones.
+    """Return the scales ``1 + d`` ``(R, G)`` float64 of least output error.
+
+    A row whose computed error would not fall (round-off, singular system) keeps scales of one.
 
     Args:
-        error: ``E`` ``(R, C)``.
+        error: ``E = W - Q`` ``(R, C)``.
         scaled: ``Q`` ``(R, C)``, zeros in columns that are not scaled.
-        index: the scale of each weight, ``(C,)`` or ``(R, C)``, ``-1``: none.
-        count: ``G``.
+        index: index of the scale of each weight, ``(C,)`` or ``(R, C)``; ``-1`` if it has none.
+        count: ``G``, scales per row.
+        gram: ``H`` ``(C, C)``.
+        lam: weight of the penalty.
 
     Raises:
         NumericalError: an input is not finite, or a product overflows.
@@ -50,7 +54,11 @@ def output_factors(
 def normal_equations(
     error: Tensor, scaled: Tensor, index: Tensor, count: int, gram: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``A`` ``(R, G, G)`` and ``b`` ``(R, G)``, float64; products in the precision of ``gram``."""
+    """Return ``A`` ``(R, G, G)`` and ``b`` ``(R, G)`` in float64; products in the precision of ``gram``.
+
+    Raises:
+        NumericalError: an input is not finite, or a product overflows.
+    """
     matrix = scaled.new_empty(len(scaled), count, count, dtype=torch.float64)
     for group in range(count):
         held, later = index == group, index.masked_fill(index < group, -1)
@@ -71,18 +79,27 @@ def normal_equations(
 
 
 def _columns(held: Tensor) -> Tensor:
-    """Where ``(C,)`` or any row of ``(R, C)`` is true."""
+    """Indices of the columns in which ``(C,)``, or any row of ``(R, C)``, is true."""
     return (held if held.ndim == 1 else held.any(dim=0)).nonzero()[:, 0]
 
 
 def null_space_factors(
     error: Tensor, scaled: Tensor, index: Tensor, count: int, basis: Tensor, lam: float
 ) -> Tensor:
-    """Scales ``(R, G)`` that minimise ``||B - Q(s)||^2`` with ``B - Q = E V V^T``: groups do not interact, so
-    ``d_g = <E V V^T, Q>_g / ((1 + lam) ||Q_g||^2)``.
+    """Return the scales ``(R, G)`` float64 that minimise ``||B - Q(s)||^2`` with ``B - Q = E V V^T``.
+
+    Groups do not interact: ``d_g = <E V V^T, Q>_g / ((1 + lam) ||Q_g||^2)``.
 
     Args:
-        basis: ``V`` ``(C, k)``, the inputs' range.
+        error: see :func:`output_factors`, as the other arguments.
+        scaled: ``Q`` ``(R, C)``.
+        index: index of the scale of each weight.
+        count: ``G``.
+        basis: ``V`` ``(C, k)``, orthonormal basis of the input subspace.
+        lam: weight of the penalty.
+
+    Raises:
+        NumericalError: an input is not finite, or a product overflows.
     """
     wanted = (error.double() @ basis) @ basis.T
     cross = group_sums(wanted * scaled, index, count)
@@ -94,7 +111,7 @@ def null_space_factors(
 
 
 def group_sums(values: Tensor, index: Tensor, count: int) -> Tensor:
-    """Sum over the weights of each scale, ``(R, C)`` to ``(R, G)`` float64."""
+    """Sum ``values`` ``(R, C)`` over the weights of each scale; ``(R, G)`` float64."""
     values = values.double()
     if index.ndim == 1:
         return values @ (index[:, None] == torch.arange(count, device=index.device)).double()
@@ -103,7 +120,7 @@ def group_sums(values: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def _steps(matrix: Tensor, right: Tensor, floor: Tensor, lam: float) -> Tensor:
-    """``d`` ``(R, G)``; zero where the systems are too near to singular for it to improve the row."""
+    """Solve for ``d`` ``(R, G)``; zero for rows whose system is singular or whose error would not fall."""
     diagonal = matrix.diagonal(dim1=1, dim2=2)
     system = matrix + torch.diag_embed(lam * diagonal + floor + torch.finfo(torch.float64).tiny)
     steps, failed = torch.linalg.solve_ex(system, right)

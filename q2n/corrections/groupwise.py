@@ -1,8 +1,8 @@
-"""One scale per (row, group) of columns: the scales that are stored anyway, refitted, codes as they are.
+"""Per-group scales: the scales that are stored anyway are refitted, the codes stay.
 
-Each row is a small linear system, solved for all rows at once (docs/method.md). Where a format has one scale
-a row (whole rows, tables of levels, one scale a matrix) there is one group, and this is the row scale of
-:mod:`q2n.corrections.lstsq` or :mod:`q2n.corrections.null_space`.
+Each row is a small linear system; all rows are solved at once (docs/method.md). A format without groups
+(per-channel scales, codebooks, per-tensor scales) counts as one group per row. The correction is then the row
+scale of :mod:`q2n.corrections.lstsq` or :mod:`q2n.corrections.null_space`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 @option
 class GroupwiseScale(RankFields, RowwiseCorrection):
-    """``objective='output'`` minimises the layer's output error ``||(W - Q(s)) X||^2`` over the scales ``s``
-    of each row; ``'q2n'`` Q2N's ``||B - Q(s)||^2``, with ``B`` the original weight in the inputs' range and
-    the quantized one in their null space (:class:`RankFields`).
+    """Refits the scale of every group of every row.
 
-    ``lam`` holds every scale near one, in units of its group's own share of the objective, whose diagonal it
-    multiplies. ``skip`` lists patterns of layer names that are left alone.
+    Attributes:
+        objective: ``'output'`` minimises the output error ``||(W - Q(s)) X||^2`` over the scales ``s`` of
+            each row; ``'q2n'`` minimises ``||B - Q(s)||^2``, where ``B`` is the original weight in the input
+            subspace and the quantized weight in the null space (:class:`RankFields`).
+        lam: weight of the penalty that keeps scales near one, relative to the group's diagonal entry of the
+            objective.
+        rank_rule: rule of the rank of the input subspace.
+        skip: patterns of the names of skipped layers.
     """
 
     objective: Literal["output", "q2n"] = "output"
@@ -37,7 +41,7 @@ class GroupwiseScale(RankFields, RowwiseCorrection):
     requires: ClassVar[frozenset[Statistic]] = frozenset({Statistic.GRAM})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
-        """Scale every group of the quantized weight.
+        """Scale every group of the quantized weight; the diagnostic ``alpha`` is ``(R, G)``.
 
         Raises:
             NumericalError: a product or a scale is not finite.
@@ -54,6 +58,7 @@ class GroupwiseScale(RankFields, RowwiseCorrection):
         return quantized.with_format(scale_groups(quantized.format, factor), alpha=factor, **noted)
 
     def _factors(self, problem: LinearProblem, quantized: QuantizedLinear) -> tuple[Tensor, dict[str, int]]:
+        """Return the factors of the scales, ``(R, G)``, and the diagnostics that go with them."""
         from q2n.corrections.group_systems import null_space_factors, output_factors
         from q2n.quantization.formats.base import scale_count, scale_index
 

@@ -1,8 +1,8 @@
-"""The row scale that minimises the layer's output error: the best any factor a row can do on its inputs.
+"""Least-squares scale per row: the row scale of least output error on the calibration inputs.
 
     alpha_r = argmin ||(W_r - alpha Q_r) X||^2 = <W_r H, Q_r> / <Q_r H, Q_r>
 
-from the Gram matrix alone, without a null space or a threshold (docs/method.md).
+``alpha`` follows from the Gram matrix alone, without a null space or a threshold (docs/method.md).
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 @option
 class LeastSquaresScale(RowwiseCorrection):
-    """``lam`` holds scales near one, in units of the row's own output energy (the step to the optimum is
-    divided by ``1 + lam``); ``damping`` adds that fraction of the mean diagonal to the Gram matrix, so that
-    the error of the weights counts beside that of the outputs. ``skip`` lists patterns of layer names that
-    are left alone. Columns kept in full precision stay as they are; their error counts.
+    """Scales every row by the factor of least output error.
+
+    FP16 outlier columns are not scaled; their error counts.
+
+    Attributes:
+        lam: weight of the penalty that keeps scales near one, relative to the row's output energy: the step
+            to the optimum is divided by ``1 + lam``.
+        damping: fraction of the mean diagonal added to the Gram matrix, so that the error of the weights
+            counts in addition to that of the outputs.
+        skip: patterns of the names of skipped layers.
     """
 
     lam: Annotated[float, Field(ge=0)] = 0.0
@@ -30,6 +36,11 @@ class LeastSquaresScale(RowwiseCorrection):
     requires: ClassVar[frozenset[Statistic]] = frozenset({Statistic.GRAM})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """Fold the least-squares scale of each row into the scales of the format.
+
+        Raises:
+            NumericalError: an input is not finite, or a product overflows.
+        """
         from q2n.corrections.output_error import row_products
 
         free = free_rows(problem, self.skip)

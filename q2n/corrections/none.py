@@ -1,4 +1,4 @@
-"""``q2n=off``: the solver's result as it is, bit for bit."""
+"""``q2n=off``: the solver's result, bit for bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from q2n.types import LinearProblem, QuantizedLinear
 
 @option
 class NoCorrection(RowwiseCorrection):
-    """Changes nothing and measures nothing."""
+    """Changes nothing and needs no statistics."""
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """Return ``quantized`` itself."""
         return quantized

@@ -1,12 +1,12 @@
-"""Q2N: scale every output row so that the quantization error moves towards the inputs' null space.
+"""Q2N (arXiv 2506.11044): scale every output row to move the quantization error into the null space.
 
-With ``P`` the projector onto the (approximate) null space of the layer's inputs, the paper wants the
-weight ``B = W (I - P) + Q P``: the original on the inputs' range, the quantized one where inputs do not
-reach. Storing ``B`` would cost full precision; instead each row of ``Q`` gets one factor
+Let ``P`` be the projector onto the (approximate) null space of the layer's inputs. The target of the paper is
+``B = W (I - P) + Q P``: the original weight in the input subspace, the quantized weight in the null space.
+Storing ``B`` would take full precision. Instead, each row of ``Q`` gets one scale
 
     alpha = argmin ||B - diag(alpha) Q||^2 + lambda ||alpha - 1||^2
 
-which has a closed form and folds into scales that are stored anyway (arXiv 2506.11044).
+which has a closed form and is folded into scales that are stored anyway.
 """
 
 from __future__ import annotations
@@ -35,16 +35,22 @@ if TYPE_CHECKING:
 
 @option
 class NullSpaceScale(RankFields, RowwiseCorrection):
-    """The row scale towards the inputs' null space, every choice of the paper, its released code and its
-    reviewers being a field.
+    """Row scale towards the null space, with every choice of the paper and the official code as a field.
 
-    ``statistic`` is whose null space is meant and ``decomposition`` how it is computed, in ``precision``.
-    Where the null space begins say the fields of :class:`RankFields`. ``alpha`` is the
-    solver; ``lam_scale='relative'`` multiplies ``lam`` by the row's squared norm.
-    ``reference`` is the weight the error is measured from, ``skip`` lists patterns of layer names that are
-    left alone. Columns kept in full precision are not scaled; ``kept_columns='exclude'`` therefore leaves
-    them out of what is fitted (their errors still count through the projection), ``'include'`` fits as if
-    they were scaled.
+    The fields of :class:`RankFields` set the rank of the input subspace. FP16 outlier columns are not scaled.
+
+    Attributes:
+        lam: weight of the penalty that keeps row scales near one.
+        lam_scale: ``'relative'`` multiplies ``lam`` by the squared norm of the row.
+        statistic: matrix whose null space is estimated.
+        decomposition: method by which the eigenvectors are computed.
+        precision: floating-point type of the decomposition.
+        eigenvalues: treatment of negative round-off, set to zero (``'clamp'``) or made positive (``'abs'``).
+        alpha: solver of the objective.
+        reference: weight the error is measured from.
+        kept_columns: ``'exclude'`` leaves FP16 outlier columns out of the fit (their errors still count
+            through the projection); ``'include'`` fits as if they were scaled.
+        skip: patterns of the names of skipped layers.
     """
 
     lam: Annotated[float, Field(ge=0)]
@@ -52,7 +58,7 @@ class NullSpaceScale(RankFields, RowwiseCorrection):
     statistic: Moment = "gram"
     decomposition: Decomposition = "auto"
     precision: Precision = "float64"
-    # singular values have no sign
+    # Singular values have no sign.
     eigenvalues: Annotated[Signs, ReadUnless(decomposition="svd")] = "clamp"
     alpha: Literal["closed", "adam20", "adam"] = "closed"
     reference: Literal["original", "compensated"] = "original"
@@ -70,14 +76,20 @@ class NullSpaceScale(RankFields, RowwiseCorrection):
 
     @property
     def estimator(self) -> Estimator:
-        """How the null space is estimated."""
+        """Estimator of the null space with the settings of these fields."""
         return Estimator(self.statistic, self.decomposition, self.precision, self.rule, self.eigenvalues)
 
     @property
     def requires(self) -> frozenset[Statistic]:
+        """Statistics that ``statistic`` and ``decomposition`` need."""
         return self.estimator.requires
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """Fold ``alpha`` ``(R,)`` into the scales of the format; 1 for skipped layers.
+
+        Raises:
+            NumericalError: the statistic or a row scale is not finite.
+        """
         free = free_rows(problem, self.skip)
         if free is None:
             return quantized
@@ -95,7 +107,7 @@ class NullSpaceScale(RankFields, RowwiseCorrection):
         )
 
     def _products(self, quantized: QuantizedLinear, null_space: NullSpace) -> tuple[Tensor, Tensor]:
-        """``<E_r (I - P), Q_r>`` and ``||Q_r||^2``, ``(R,)`` each: whatever ``lam`` is."""
+        """Return ``<E_r (I - P), Q_r>`` and ``||Q_r||^2``, ``(R,)`` each; neither depends on ``lam``."""
         reference = quantized.original if self.reference == "original" else quantized.compensated
         scaled = quantized.weight
         if quantized.kept is not None and self.kept_columns == "exclude":
@@ -104,7 +116,7 @@ class NullSpaceScale(RankFields, RowwiseCorrection):
         return reached(error, scaled, null_space.spectrum.vectors, null_space.rank), row_norms(scaled)
 
     def _solve(self, shared: Tensor, norms: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """``alpha`` of ``<E_r (I - P), Q_r>`` and ``||Q_r||^2``, and notes for the record."""
+        """Return ``alpha`` ``(R,)`` for :meth:`_products`, and notes for the record."""
         lam = self.lam * norms if self.lam_scale == "relative" else self.lam
         if self.alpha == "closed":
             return closed_form(shared, norms, lam), {}

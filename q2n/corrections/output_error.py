@@ -1,10 +1,11 @@
-"""The layer's output error as a function of row scales: what is minimised, and what choices are judged by.
+"""Output error of a layer as a function of its row scales.
 
-For one row, ``E = W - Q`` and ``Q`` the part that is scaled, the error of ``Q_K + alpha Q`` is
+Let ``E`` be the error of a row, ``Q`` its scaled part and ``Q_K`` its FP16 outlier columns. The output error
+of ``Q_K + alpha Q`` is
 
     ||(E - (alpha - 1) Q) X||^2 = E H E^T - 2 (alpha - 1) E H Q^T + (alpha - 1)^2 Q H Q^T
 
-with the Gram matrix ``H`` of the inputs. The two products that ``alpha`` needs are all that is kept.
+with the Gram matrix ``H`` of the inputs. Only the two products that ``alpha`` needs are kept.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from q2n.linalg.dense import quadratic_rows, require_finite, row_parts
 from q2n.types import LinearProblem, QuantizedLinear, Statistic, Statistics
 
 ROUND_OFF = torch.finfo(torch.float32).eps
+"""Relative round-off of the Gram matrix and the products, which are in float32."""
 
 
 def output_energy(problem: LinearProblem, quantized: QuantizedLinear, stats: Statistics) -> Tensor:
-    """``||W_r X||^2`` of every row in the Gram matrix' normalisation, ``(R,)`` float64; computed once."""
+    """Return ``||W_r X||^2`` of every row, ``(R,)`` float64, in the Gram matrix' normalisation; cached."""
 
     def compute() -> Tensor:
         return quadratic_rows(problem.weight, stats.output_form)
@@ -32,9 +34,9 @@ def output_energy(problem: LinearProblem, quantized: QuantizedLinear, stats: Sta
 
 
 def output_errors(problem: LinearProblem, quantized: QuantizedLinear, stats: Statistics) -> Tensor:
-    """``||(W_r - Q_r) X - b_r||^2`` of every row, likewise.
+    """Return ``||(W_r - Q_r) X - b_r||^2`` of every row in the same normalisation, ``(R,)`` float64.
 
-    Of a layer that is another one with scaled rows it follows from that one's products.
+    If the layer is another layer with scaled rows, its errors follow from the products of that layer.
     """
     scaling = quantized.scaling
     if scaling is not None and quantized.bias is None:
@@ -49,7 +51,7 @@ def output_errors(problem: LinearProblem, quantized: QuantizedLinear, stats: Sta
             return squared
         bias, shift = quantized.bias[rows].double(), error.double() @ stats[Statistic.MEAN].double()
         change = 2 * stats.tokens / stats.sequences * bias * (bias - 2 * shift)
-        # The bias may take away all there is, and float32 sums know no more of that than their round-off.
+        # The bias may remove the whole error; float32 round-off can then make the difference negative.
         return (squared + change).clamp(min=0)
 
     return _remembered("output errors", problem, quantized, stats, some)
@@ -57,9 +59,12 @@ def output_errors(problem: LinearProblem, quantized: QuantizedLinear, stats: Sta
 
 @dataclass(frozen=True)
 class RowProducts:
-    """``cross = E H Q^T`` and ``energy = Q H Q^T`` of every row, ``(R,)`` float64.
+    """Products of every row that its output error depends on, ``(R,)`` float64 each.
 
-    ``floor`` is what float32 round-off can make of ``energy``: below it nothing is known of the row.
+    Attributes:
+        cross: ``E H Q^T``.
+        energy: ``Q H Q^T``.
+        floor: bound on the float32 round-off in ``energy``; a smaller energy carries no information.
     """
 
     cross: Tensor
@@ -67,17 +72,17 @@ class RowProducts:
     floor: Tensor
 
     def scale(self, lam: float = 0.0) -> Tensor:
-        """The minimiser of the output error plus ``lam (alpha - 1)^2 Q H Q^T``; ``(R,)``."""
+        """Return the minimiser of the output error plus ``lam (alpha - 1)^2 Q H Q^T``; ``(R,)``."""
         return 1 + self.cross / ((1 + lam) * self.energy + self.floor)
 
     def change(self, alpha: Tensor) -> Tensor:
-        """Output error of every row with ``alpha``, less that with one; ``(R,)``."""
+        """Return the change of every row's output error from a scale of one to ``alpha``; ``(R,)``."""
         step = alpha - 1
         return step * (step * self.energy - 2 * self.cross)
 
 
 def row_products(problem: LinearProblem, quantized: QuantizedLinear, stats: Statistics) -> RowProducts:
-    """The products of a layer without bias on the inputs ``stats`` are of.
+    """Return the products of a layer without bias on the inputs that ``stats`` were measured on.
 
     Raises:
         NumericalError: an input is not finite, or a product overflows.
@@ -96,10 +101,10 @@ def row_products(problem: LinearProblem, quantized: QuantizedLinear, stats: Stat
 
 
 def _products(problem: LinearProblem, quantized: QuantizedLinear, stats: Statistics) -> RowProducts:
-    """:func:`row_products` with a floor of nothing.
+    """Return :func:`row_products` with a floor of zero.
 
-    ``E H Q^T`` follows from three squares, ``||W X||^2 = ||E X||^2 + 2 E H Q^T + ||Q X||^2`` with
-    ``W = E + Q``; the record needs the first two anyway.
+    ``E H Q^T`` follows from three squares: ``||W X||^2 = ||E X||^2 + 2 E H Q^T + ||Q X||^2`` with
+    ``W = E + Q``. The record needs ``||W X||^2`` and ``||E X||^2`` anyway.
     """
     form, kept = stats.output_form, quantized.kept
 
@@ -129,7 +134,7 @@ def _remembered(
     stats: Statistics,
     some: Callable[[slice], Tensor],
 ) -> Tensor:
-    """``some(rows)`` of all rows, some at a time, computed once."""
+    """Concatenate ``some(rows)`` over parts of the rows (``(R,)``); computed once."""
 
     def compute() -> Tensor:
         return torch.cat([some(rows) for rows in row_parts(problem.weight)])
@@ -138,6 +143,8 @@ def _remembered(
 
 
 def magnitudes(scaled: Tensor, gram: Tensor) -> Tensor:
-    """``|Q_rc| sqrt(H_cc)`` ``(R, C)``: by Cauchy and Schwarz, ``|Q| |H| |Q|^T`` of a row is at most the
-    square of its sum."""
+    """Return ``|Q_rc| sqrt(H_cc)`` ``(R, C)``, for a bound on round-off.
+
+    By Cauchy-Schwarz, ``|Q| |H| |Q|^T`` of a row is at most the square of the row's sum of this.
+    """
     return scaled.abs() * gram.diagonal().clamp(min=0).sqrt().to(scaled.dtype)

@@ -1,8 +1,7 @@
-"""``q2n=released``: the official release's step as it is, baseline by baseline, faults included.
+"""``q2n=released``: the Q2N step of the official code for each baseline, faults included.
 
-It exists so that a table can show code-as-released beside paper-as-written; docs/reproduction.md lists the
-departures. Only the formula of the index and of the row scale is shared with
-:mod:`q2n.corrections.null_space`.
+With it a table compares the official code with the paper; docs/reproduction.md lists the differences. Only
+the formulas of the rank and of the row scale are shared with :mod:`q2n.corrections.null_space`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,12 @@ if TYPE_CHECKING:
 
 @option
 class ReleasedScale:
-    """The released step's two parameters; what else it does depends on the baseline it is bound to."""
+    """Parameters of the official code's step; all else depends on the baseline.
+
+    Attributes:
+        t: threshold of the rank rule.
+        lam: weight of the penalty that keeps row scales near one.
+    """
 
     t: Annotated[float, Field(ge=0)]
     lam: Annotated[float, Field(ge=0)]
@@ -33,9 +37,10 @@ class ReleasedScale:
     heldout: ClassVar[int] = 0
 
     def bind(self, baseline: Baseline) -> Correction:
-        """
+        """Return the step of the official code after ``baseline``.
+
         Raises:
-            UnsupportedError: the release has no step for this baseline, or for its settings.
+            UnsupportedError: the official code has no step for this baseline or for its settings.
         """
         step = getattr(baseline, "released_step", None)
         recipe = step() if step else None
@@ -46,6 +51,7 @@ class ReleasedScale:
         return BoundRelease(self.t, self.lam, recipe)
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """Raise :class:`UnsupportedError`: the step is defined only after :meth:`bind`."""
         raise UnsupportedError(
             "the released step differs from baseline to baseline: call bind(baseline) first"
         )
@@ -53,7 +59,7 @@ class ReleasedScale:
 
 @dataclass(frozen=True)
 class BoundRelease:
-    """The released step after one baseline."""
+    """Step of the official code after one baseline."""
 
     t: float
     lam: float
@@ -62,12 +68,19 @@ class BoundRelease:
 
     @property
     def requires(self) -> frozenset[Statistic]:
+        """Statistic of the recipe, if it has one."""
         return frozenset() if self.recipe.statistic is None else frozenset({self.recipe.statistic})
 
     def bind(self, baseline: Baseline) -> Correction:
+        """Return the step itself: it is bound already."""
         return self
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """Fold the row scale ``(R,)`` of the official code into the scales of the format.
+
+        Raises:
+            NumericalError: the statistic or a row scale is not finite.
+        """
         import torch
 
         free = free_rows(problem, self.recipe.skip)
@@ -75,7 +88,7 @@ class BoundRelease:
             return quantized
         rows, columns = problem.weight.shape
         if self.recipe.statistic is None:
-            # Folding a vector of ones in would cost storage for nothing.
+            # A vector of ones, folded into a format without row scales, would only add storage.
             noted = {"alpha": torch.ones(rows, dtype=torch.float64), "null_rank": columns}
             return replace(quantized, diagnostics={**quantized.diagnostics, **noted})
         alpha, rank = self._alpha(problem, quantized, self.recipe.statistic)
@@ -84,6 +97,7 @@ class BoundRelease:
     def _alpha(
         self, problem: LinearProblem, quantized: QuantizedLinear, statistic: Statistic
     ) -> tuple[Tensor, int]:
+        """Return ``alpha`` ``(R,)`` and the rank of the input subspace."""
         recipe = self.recipe
         spectrum = problem.stats.spectrum(statistic)
         rank = RankRule(t=self.t).of_whole(spectrum.values.clamp(min=0))

@@ -1,7 +1,7 @@
-"""Requantize after projection: round Q2N's target with the scales there are, as long as it helps.
+"""Requantize after projection: round Q2N's target to the existing levels while the output error falls.
 
-``B = W - (W - Q) P`` is on no grid. Rounding it to the levels of ``Q`` gives other codes, hence another error
-and another target. Each round keeps the rows whose output error fell.
+``B = W - (W - Q) P`` is not representable. Rounding ``B`` to the levels of ``Q`` changes the codes, hence the
+error and the target. Each round keeps only the rows whose output error fell.
 """
 
 from __future__ import annotations
@@ -21,14 +21,24 @@ if TYPE_CHECKING:
 
 @option
 class RequantizeProjected(RankFields, RowwiseCorrection):
-    """:class:`RankFields` bound the null space, ``rounds`` the repetitions.
-    ``skip`` lists patterns of layer names that are left alone."""
+    """Rounds Q2N's target again; the null space is set by :class:`RankFields`.
+
+    Attributes:
+        rounds: largest number of rounds.
+        skip: patterns of the names of skipped layers.
+    """
 
     rounds: Annotated[int, Field(ge=1, le=1000)] = 10
     skip: list[str] = Field(default_factory=lambda: ["*down_proj"])
     requires: ClassVar[frozenset[Statistic]] = frozenset({Statistic.GRAM})
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """Return the layer with new codes; the record notes the rounds and the share of changed weights.
+
+        Raises:
+            NumericalError: the Gram matrix or the output error of a row is not finite.
+            UnsupportedError: the format cannot round another weight.
+        """
         free = free_rows(problem, self.skip)
         if free is None:
             return quantized
@@ -45,11 +55,14 @@ class RequantizeProjected(RankFields, RowwiseCorrection):
 def rounded_towards(
     problem: LinearProblem, quantized: QuantizedLinear, basis: Tensor, free: Tensor, rounds: int
 ) -> tuple[Format, int]:
-    """The format after the last round in which the output error of a row fell, and how many were tried.
+    """Return the format after the last round in which the output error of a row fell, and the rounds tried.
 
     Args:
-        basis: ``V`` ``(C, k)``, orthonormal: the inputs' range; the target is ``Q + (W - Q) V V^T``.
-        free: ``(R,)`` bool, the rows that may change.
+        problem: layers with ``W`` and the Gram matrix.
+        quantized: the solver's result, ``Q``.
+        basis: ``V`` ``(C, k)``, orthonormal basis of the input subspace; the target is ``Q + (W - Q) V V^T``.
+        free: ``(R,)`` bool, rows that may change.
+        rounds: largest number of rounds.
 
     Raises:
         NumericalError: the output error of a row is not finite.

@@ -1,8 +1,8 @@
-"""Q2N with ``t`` and ``lambda`` chosen layer by layer: the pair of a small grid with least held-out error.
+"""Q2N with ``t`` and ``lambda`` chosen per layer: the pair of a small grid with the least held-out error.
 
-One eigendecomposition and two matrix products serve the whole grid: with ``E V`` and ``Q V`` in all of the
-eigenvectors, the numerator of every rank is a cumulative sum, and the output error is a quadratic function of
-the row scales whose coefficients come from the held-out Gram matrix.
+One eigendecomposition and two matrix products serve the whole grid. With ``E V`` and ``Q V`` for all
+eigenvectors ``V``, the numerators of all ranks are a cumulative sum. The output error is a quadratic function
+of the row scales; its coefficients come from the held-out Gram matrix.
 """
 
 from __future__ import annotations
@@ -26,14 +26,20 @@ if TYPE_CHECKING:
 
 NonNegative = Annotated[float, Field(ge=0)]
 HELD_OUT = 8
-"""Sequences that are held out unless the calibration says how many."""
+"""Held-out sequences unless ``calibration.heldout`` sets their number."""
 
 
 @option
 class TunedNullSpaceScale(RankFields, RowwiseCorrection):
-    """``t`` and ``lam`` are the values tried, each with each (``t`` with ``rank_rule=prefix_suffix``, see
-    :class:`RankFields`); a layer that no pair improves on held-out sequences stays as
-    it is. ``skip`` lists patterns of layer names that are left alone."""
+    """Chooses the row scale of each layer among all pairs of ``t`` and ``lam``.
+
+    A layer that no pair improves on held-out sequences is not changed.
+
+    Attributes:
+        t: thresholds tried, with ``rank_rule=prefix_suffix`` (:class:`RankFields`).
+        lam: weights of the penalty tried.
+        skip: patterns of the names of skipped layers.
+    """
 
     t: Annotated[list[NonNegative], Field(min_length=1), ReadIf(rank_rule="prefix_suffix")]  # type: ignore[assignment]
     lam: Annotated[list[NonNegative], Field(min_length=1)]
@@ -42,9 +48,11 @@ class TunedNullSpaceScale(RankFields, RowwiseCorrection):
     heldout: ClassVar[int] = HELD_OUT
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
-        """
+        """Fold the chosen row scale of each layer into the scales; the record notes ``t``, ``lam`` and rank.
+
         Raises:
-            ConfigurationError: no sequences were held out.
+            ConfigurationError: there are no held-out sequences.
+            NumericalError: an input is not finite, or a product overflows.
         """
         import torch
 
@@ -72,7 +80,7 @@ class TunedNullSpaceScale(RankFields, RowwiseCorrection):
 
     @property
     def _rules(self) -> list[tuple[RankRule, dict[str, float]]]:
-        """The rules tried, with what the record says of each."""
+        """Rank rules tried, with the notes of each for the record."""
         if self.rank_rule != "prefix_suffix":
             return [(self.rule, {})]
         return [(replace(self.rule, t=t), {"t": t}) for t in self.t]
@@ -80,7 +88,7 @@ class TunedNullSpaceScale(RankFields, RowwiseCorrection):
     def _candidates(
         self, problem: LinearProblem, error: Tensor, scaled: Tensor
     ) -> list[tuple[Tensor, dict[str, float]]]:
-        """Row scales of every pair, with what the record says of it."""
+        """Return the row scale ``(R,)`` of every pair, with the notes of the pair for the record."""
         from q2n.corrections.nullspace.alpha import closed_form
 
         spectrum = problem.stats.spectrum(Statistic.GRAM)

@@ -1,1 +1,1 @@
-"""Estimating the inputs' null space, and the row scales that follow from it: pure functions of tensors."""
+"""Estimation of the null space of the inputs and of the row scales: pure functions of tensors."""

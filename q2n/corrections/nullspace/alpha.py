@@ -1,4 +1,6 @@
-"""The row scale ``alpha``: closed form and Adam on one objective,
+"""Row scale ``alpha``: closed form and Adam on one objective.
+
+The objective is
 
     ||B - diag(alpha) Q||^2 + sum_r lambda_r (alpha_r - 1)^2,   B = W (I - P) + Q P.
 
@@ -15,41 +17,47 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TINY = 1e-8
-"""Added to the denominator, as in the release, for rows of zeros."""
+"""Term in denominators, as in the official code: rows of zeros give ``alpha = 1``."""
 
 ADAM_STEPS = 20
+"""Steps of the official code's GPTQ."""
 ADAM_RATE = 2e-3
+"""Learning rate of the official code's GPTQ."""
 ADAM_DECAY = 0.999
-"""Rate's factor a step when Adam runs to convergence: its steps add up to at most 2."""
+"""Factor of the rate per step when Adam runs to convergence; the rates add up to at most 2."""
 ADAM_EPSILON = 1e-8
 """``eps`` of ``torch.optim.Adam``."""
 ADAM_TOLERANCE = 1e-6
+"""Distance of every row from the optimum at which Adam has converged."""
 ADAM_LIMIT = 10_000
+"""Largest number of steps of Adam to convergence."""
 
 
 def row_scale(error: Tensor, scaled: Tensor, vectors: Tensor, rank: int, lam: float | Tensor) -> Tensor:
-    """``alpha_r = 1 + <E_r (I - P), Q_r> / (||Q_r||^2 + lambda_r)`` with ``E = W - Q``; ``(R,)`` float64.
+    """Return ``alpha_r = 1 + <E_r (I - P), Q_r> / (||Q_r||^2 + lambda_r)``, ``E = W - Q``; ``(R,)`` float64.
 
     Args:
         error: ``E`` ``(R, C)``.
-        scaled: what ``alpha`` multiplies, ``(R, C)``: ``Q``, with zeros in columns that are not scaled.
+        scaled: ``Q`` ``(R, C)``, with zeros in columns that ``alpha`` does not multiply.
         vectors: eigenvectors, largest eigenvalue first, ``(C, m)`` with ``m >= rank``.
-        lam: one for all rows, or ``(R,)``.
+        rank: ``k``, rank of the input subspace.
+        lam: ``lambda``, one number for all rows or ``(R,)``.
     """
     return closed_form(reached(error, scaled, vectors, rank), row_norms(scaled), lam)
 
 
 def closed_form(shared: Tensor, norms: Tensor, lam: float | Tensor) -> Tensor:
-    """``alpha`` of ``<E_r (I - P), Q_r>`` and ``||Q_r||^2``; ``(R,)``, as they are."""
+    """Return ``alpha`` for ``shared = <E_r (I - P), Q_r>`` and ``norms = ||Q_r||^2``; ``(R,)`` each."""
     return 1 + shared / (norms + lam + TINY)
 
 
 def reached(error: Tensor, scaled: Tensor, vectors: Tensor, rank: int) -> Tensor:
-    """``<E_r (I - P), Q_r>``; ``(R,)`` float64.
+    """Return ``<E_r (I - P), Q_r>``; ``(R,)`` float64.
 
     ``I - P = V V^T`` with ``V`` the ``rank`` leading columns of ``vectors``, so the projector is never
-    formed: ``<E (I - P), Q> = <E V, Q V>``, through whichever of range and null basis is thinner. Products
-    are in the precision of ``error``: what float32 loses of ``alpha`` is below ``1e-7``.
+    formed: ``<E (I - P), Q> = <E V, Q V>``, with the basis of the input subspace or of the null space, the
+    one with fewer columns. Products are in the precision of ``error``: float32 changes ``alpha`` by less
+    than ``1e-7`` (docs/LOG.md).
     """
     from q2n.linalg.dense import row_dots
 
@@ -61,7 +69,7 @@ def reached(error: Tensor, scaled: Tensor, vectors: Tensor, rank: int) -> Tensor
 
 
 def row_norms(values: Tensor) -> Tensor:
-    """``||Q_r||^2`` ``(R,)`` float64."""
+    """Return ``||Q_r||^2`` of every row; ``(R,)`` float64."""
     from q2n.linalg.dense import row_dots
 
     return row_dots(values, values)
@@ -69,8 +77,13 @@ def row_norms(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Descent:
-    """Where Adam ended: ``alpha`` ``(R,)``, after ``steps``, its farthest row ``distance`` from the
-    optimum."""
+    """Result of Adam.
+
+    Attributes:
+        alpha: row scales, ``(R,)``.
+        steps: number of steps taken.
+        distance: largest distance of a row from the optimum.
+    """
 
     alpha: Tensor
     steps: int
@@ -78,24 +91,29 @@ class Descent:
 
 
 def adam_row_scale(fit: Tensor, norms: Tensor, lam: float | Tensor) -> Tensor:
-    """20 steps of ``torch.optim.Adam`` (its defaults, rate 2e-3) from one, as the release's GPTQ; ``(R,)``.
+    """Take 20 steps of ``torch.optim.Adam`` (defaults, rate 2e-3) from one, as the official GPTQ; ``(R,)``.
 
     Args:
         fit: least-squares scales ``f`` ``(R,)``.
         norms: ``||Q_r||^2`` ``(R,)``.
+        lam: ``lambda``, one number for all rows or ``(R,)``.
     """
     return _adam(fit, norms, lam, ADAM_STEPS, decay=1.0, tolerance=0.0).alpha
 
 
 def adam_to_convergence(fit: Tensor, norms: Tensor, lam: float | Tensor) -> Descent:
-    """The same with a decaying rate, until every row is within ``1e-6`` of where its gradient vanishes, or
-    10,000 steps; the objective is quadratic, so that gradient over curvature is the distance."""
+    """Run Adam from one with a decaying rate until every row is within ``1e-6`` of its optimum.
+
+    It stops after 10,000 steps at the latest. The objective is quadratic, so the distance from the optimum is
+    gradient over curvature. Arguments as in :func:`adam_row_scale`.
+    """
     return _adam(fit, norms, lam, ADAM_LIMIT, decay=ADAM_DECAY, tolerance=ADAM_TOLERANCE)
 
 
 def _adam(
     fit: Tensor, norms: Tensor, lam: float | Tensor, limit: int, decay: float, tolerance: float
 ) -> Descent:
+    """Run Adam with the ``betas`` 0.9 and 0.999 of ``torch.optim.Adam``; tolerance 0 takes all steps."""
     import torch
 
     alpha = torch.ones_like(fit)

@@ -1,4 +1,4 @@
-"""Spectra of the inputs' second moment, by the decomposition that was asked for or the cheaper one."""
+"""Eigendecomposition of the inputs' second moment, by the configured method or the cheaper one."""
 
 from __future__ import annotations
 
@@ -25,21 +25,28 @@ if TYPE_CHECKING:
     from q2n.types import Statistics
 
 AUTO_WIDTH = 2048
-"""Columns below which ``auto`` does not try the partial decomposition."""
+"""Columns from which ``auto`` tries the partial decomposition (timings in docs/LOG.md)."""
 AUTO_FRACTION = 12
-"""``auto`` gives the partial decomposition up at this part of all directions."""
+"""``auto`` abandons the partial decomposition at a 12th of all directions (timings in docs/LOG.md)."""
 PARTIAL_FRACTION = 4
-"""The same of ``partial``."""
+"""``partial`` abandons the partial decomposition at a 4th of all directions, with a warning."""
 
 
 class FullDecompositionWarning(UserWarning):
-    """A partial decomposition was asked for and the full one was made; the record says where and why."""
+    """A full decomposition was computed instead of the partial one; the record contains layer and reason."""
 
 
 def decompose(
     stats: Statistics, moment: Moment, how: Decomposition, precision: Precision, rule: RankRule
 ) -> Spectrum:
-    """The spectrum of the inputs' second moment; its ``method`` says how it was made.
+    """Return the spectrum of the inputs' second moment; its ``method`` names the decomposition used.
+
+    Args:
+        stats: statistics of the layer's inputs.
+        moment: second moment to decompose.
+        how: configured decomposition.
+        precision: floating-point type of the decomposition.
+        rule: rank rule, which ends a partial decomposition.
 
     Raises:
         NumericalError: the statistic is not finite.
@@ -63,8 +70,10 @@ def decompose(
 
 
 def _full(stats: Statistics, moment: Moment, matrix: Tensor, precision: Precision) -> Spectrum:
-    """Made once however it came to be asked for; in float64 by the statistics' own means, which may know the
-    result already."""
+    """Return the full decomposition, cached under one key for all methods that end here.
+
+    In float64 it is computed by ``stats.decompose``, which may have the result of another cell.
+    """
 
     def compute() -> Spectrum:
         if precision == "float32":
@@ -75,11 +84,12 @@ def _full(stats: Statistics, moment: Moment, matrix: Tensor, precision: Precisio
 
 
 def singular_spectrum(rows: Tensor) -> Spectrum:
-    """Of ``Z`` ``(m, C)``: squared singular values ``(min(m, C),)`` and right singular vectors, which are the
-    eigenvalues and eigenvectors of ``Z^T Z``; those that are missing have eigenvalue zero.
+    """Return the spectrum of ``Z^T Z`` from the singular value decomposition of ``Z = rows`` ``(m, C)``.
+
+    It has ``min(m, C)`` eigenvalues, the squared singular values; all others are zero.
 
     Raises:
-        NumericalError: not finite, or the iteration does not converge.
+        NumericalError: an entry is not finite, or the iteration does not converge.
     """
     require_finite(rows, "activations to be decomposed")
     with converging(f"singular value decomposition ({len(rows)} rows)"), steady(rows.shape[1]):

@@ -1,4 +1,4 @@
-"""From a layer's statistics to its null space: which second moment, which decomposition, which rank."""
+"""Estimator of a layer's null space: second moment, decomposition and rank rule."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ Signs = Literal["clamp", "abs"]
 
 @dataclass(frozen=True)
 class NullSpace:
-    """The first ``rank`` eigenvectors of ``spectrum`` span the inputs' range, everything orthogonal to them
-    the null space."""
+    """Null space: all directions orthogonal to the first ``rank`` eigenvectors of ``spectrum``.
+
+    These eigenvectors span the input subspace.
+    """
 
     spectrum: Spectrum
     rank: int
 
     @property
     def dimension(self) -> int:
-        """Directions of the null space."""
+        """Dimension of the null space, ``C - rank``."""
         return len(self.spectrum.vectors) - self.rank
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """Every choice by which a null space is estimated; equal choices on one layer share a decomposition."""
+    """Settings by which a null space is estimated; equal settings on one layer share a decomposition."""
 
     moment: Moment = "gram"
     decomposition: Decomposition = "eigh"
@@ -41,10 +43,12 @@ class Estimator:
 
     @property
     def requires(self) -> frozenset[Statistic]:
+        """Statistics that :meth:`estimate` needs."""
         return needed(self.moment, rows=self.decomposition == "svd")
 
     def estimate(self, stats: Statistics) -> NullSpace:
-        """
+        """Estimate the null space of the inputs that ``stats`` were measured on.
+
         Raises:
             NumericalError: the statistic is not finite.
         """
@@ -55,7 +59,7 @@ class Estimator:
         return NullSpace(spectrum, rank)
 
     def spectrum(self, stats: Statistics) -> Spectrum:
-        """The decomposition, made once for all layers that share the input."""
+        """Return the decomposition, computed once for all layers that share the input."""
         from q2n.corrections.nullspace.decompose import decompose
 
         how = (self.moment, self.decomposition, self.precision)

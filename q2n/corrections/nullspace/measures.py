@@ -1,4 +1,4 @@
-"""Measures of a null space: how sharp it is, how well it carries over, how much of the aim is reached."""
+"""Measures of a null space: spectrum, generalisation to other inputs, share of Q2N's target reached."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from q2n.types import Statistic, Statistics, share
 
 
 def places(size: int, points: int) -> Tensor:
-    """Up to ``points`` places among ``size``, from the first to the last, evenly spaced in their logarithm;
-    ``(p,)`` int64, from 0."""
+    """Return at most ``points`` of the indices ``0 ... size - 1``, evenly spaced in the logarithm.
+
+    First and last index are included; ``(p,)`` int64.
+    """
     spaced = torch.logspace(0, torch.log10(torch.tensor(float(size))).item(), points, dtype=torch.float64)
     chosen: Tensor = torch.unique(spaced.round().long().clamp(1, size)) - 1
     return chosen
 
 
 def sampled(values: Tensor, points: int) -> tuple[float, ...]:
-    """Eigenvalues over the largest, at :func:`places`, four significant digits."""
+    """Return the eigenvalues at :func:`places`, relative to the largest, with four significant digits."""
     largest = float(values[0])
     chosen = values[places(len(values), points)] / (largest if largest > 0 else 1.0)
     return tuple(float(f"{value:.4g}") for value in chosen.tolist())
 
 
 def effective_rank(values: Tensor) -> float:
-    """``exp`` of the entropy of the eigenvalues as shares of their sum (Roy and Vetterli, 2007), or 0."""
+    """Return ``exp`` of the entropy of the normalised eigenvalues (Roy and Vetterli, 2007); 0 for zeros."""
     total = values.sum()
     if total <= 0:
         return 0.0
@@ -36,8 +38,10 @@ def effective_rank(values: Tensor) -> float:
 
 
 def projection_error(null_space: NullSpace, gram: Tensor) -> float:
-    """``||X P|| / ||X||`` of inputs with Gram matrix ``X^T X = gram`` ``(C, C)``, whichever inputs the null
-    space was estimated from; 0 of inputs that are zero."""
+    """Return ``||X P|| / ||X||`` for inputs with Gram matrix ``X^T X = gram`` ``(C, C)``.
+
+    The null space may come from other inputs than ``gram``. The error of zero inputs is 0.
+    """
     matrix = gram.double()
     total = float(matrix.diagonal().sum())
     basis = null_space.spectrum.vectors[:, null_space.rank :].double()
@@ -48,7 +52,7 @@ def projection_error(null_space: NullSpace, gram: Tensor) -> float:
 
 
 def halves(stats: Statistics) -> tuple[Statistics, Statistics]:
-    """Statistics of every other calibration sequence, from the first, and of those between."""
+    """Return the statistics of calibration sequences 1, 3, 5, ... and of sequences 2, 4, 6, ..."""
     half, whole = stats[Statistic.HALF_GRAM].double(), stats.gram.double()
     count, tokens = (stats.sequences + 1) // 2, stats.tokens // stats.sequences
     rest = stats.sequences - count
@@ -60,10 +64,10 @@ def halves(stats: Statistics) -> tuple[Statistics, Statistics]:
 
 
 def principal_angles(one: NullSpace, other: NullSpace, points: int) -> tuple[float, ...]:
-    """Principal angles between two null spaces in degrees, ascending: ``points`` evenly spaced quantiles of
-    the ``min(dimension)`` there are; none if one of them is empty.
+    """Return principal angles between two null spaces in degrees, ascending.
 
-    They are arc cosines of the singular values of ``N_1^T N_2`` with orthonormal bases ``N``.
+    ``points`` evenly spaced quantiles of all ``min(dimension)`` angles are returned; none if a null space is
+    empty. The angles are arc cosines of the singular values of ``N_1^T N_2`` with orthonormal bases ``N``.
     """
     first = one.spectrum.vectors[:, one.rank :].double()
     second = other.spectrum.vectors[:, other.rank :].double()
@@ -80,11 +84,16 @@ def principal_angles(one: NullSpace, other: NullSpace, points: int) -> tuple[flo
 def reach(
     original: Tensor, base: Tensor, corrected: Tensor, null_space: NullSpace
 ) -> tuple[float | None, float | None]:
-    """How much of the way from ``Q`` to the projected target ``B = Q + E (I - P)`` a row scale can go, and
-    how much the correction went: ``1 - ||B - Q'||^2 / ||B - Q||^2``.
+    """Return the share of Q2N's target that row scales can reach, and the share the correction reached.
 
-    The best row scale is the least-squares one, without regulariser. ``None`` where ``B = Q``, or where a
-    product exceeds float32.
+    With the target ``B = Q + E (I - P)`` a share is ``1 - ||B - Q'||^2 / ||B - Q||^2``. The best row scale is
+    the least-squares scale, without penalty. A share is None if ``B = Q`` or a product exceeds float32.
+
+    Args:
+        original: ``W`` ``(R, C)``.
+        base: ``Q`` ``(R, C)``, before the correction.
+        corrected: ``Q'`` ``(R, C)``, after the correction.
+        null_space: null space ``P`` projects onto.
     """
     basis = null_space.spectrum.vectors[:, : null_space.rank].to(original.dtype)
     aim = (original - base) @ basis
@@ -102,11 +111,11 @@ def reach(
 def error_sources(
     original: Tensor, error: Tensor, null_space: NullSpace
 ) -> tuple[float, float, float] | None:
-    """The relative squared output error ``||E X||^2 / ||W X||^2`` by the directions of the inputs it comes
-    from: the leading eigenvector, the rest of the range, the null space.
+    """Split the relative output error ``||E X||^2 / ||W X||^2`` by input directions.
 
-    Eigenvectors do not mix in ``E H E^T = sum_i sigma_i (E v_i)(E v_i)^T``, so that the three add up to the
-    layer's error; ``None`` where that has none.
+    The parts come from the leading eigenvector, the rest of the input subspace and the null space.
+    Eigenvectors do not mix in ``E H E^T = sum_i sigma_i (E v_i)(E v_i)^T``, so the parts add up to the
+    relative output error. The result is None if that error does not exist.
     """
     values = null_space.spectrum.values.clamp(min=0)
     vectors = null_space.spectrum.vectors.to(original.dtype)

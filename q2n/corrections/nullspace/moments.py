@@ -1,4 +1,4 @@
-"""Whose null space: the second moments and the rows of activations that an estimator decomposes, and how."""
+"""Second moments and rows of activations from which a null space is estimated."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ _ROWS_NEED = {
 
 
 def needed(moment: Moment, rows: bool) -> frozenset[Statistic]:
-    """What must be collected for :func:`second_moment`, or with ``rows`` for :func:`activation_rows`."""
+    """Return the statistics for :func:`second_moment` or, with ``rows``, for :func:`activation_rows`."""
     return (_ROWS_NEED if rows else _MOMENT_NEEDS)[moment]
 
 
 def second_moment(stats: Statistics, moment: Moment) -> Tensor:
-    """``(C, C)`` float64: the Gram matrix ``H``, the same of inputs less their mean, or ``A^T A`` of the
-    position mean ``A``."""
+    """Return the second moment ``(C, C)`` in float64.
+
+    It is the Gram matrix ``H``, the Gram matrix of the inputs minus their mean, or ``A^T A`` of the position
+    mean ``A``.
+    """
     if moment == "gram":
         return stats.gram.double()
     if moment == "covariance":
@@ -42,11 +45,11 @@ def second_moment(stats: Statistics, moment: Moment) -> Tensor:
 
 
 def activation_rows(stats: Statistics, moment: Moment) -> Tensor:
-    """``Z`` ``(m, C)`` float64 with ``Z^T Z`` equal to, or an estimate of, :func:`second_moment`.
+    """Return ``Z`` ``(m, C)`` float64 with ``Z^T Z`` equal to, or an estimate of, :func:`second_moment`.
 
-    The position mean is its own ``Z``. For the others ``Z`` holds the ``m`` evenly spaced tokens of
-    ``TOKEN_SAMPLE`` (64 a sequence), for the covariance less the mean of all tokens, scaled by
-    ``sqrt(2 N / (n m))`` as Gram's normalisation wants: an estimate from ``m`` of ``N`` tokens.
+    For the position mean, ``Z`` is the mean itself. Otherwise ``Z`` contains the ``m`` evenly spaced tokens
+    of ``TOKEN_SAMPLE`` (64 per sequence), minus the mean of all tokens for the covariance. It is scaled by
+    ``sqrt(2 N / (n m))`` to the Gram matrix' normalisation: an estimate from ``m`` of ``N`` tokens.
     """
     if moment == "position_mean":
         return stats[Statistic.POSITION_MEAN].double()

@@ -1,7 +1,7 @@
 """Leading eigenpairs of a symmetric matrix until a rank rule is met, by ARPACK's Lanczos iteration.
 
-The trace is the sum of all eigenvalues and costs nothing, so that a rule that compares leading energy with
-the rest is decided by the leading eigenpairs alone.
+The trace is the sum of all eigenvalues and costs nothing. A rule that compares leading energy with the rest
+therefore needs the leading eigenpairs only.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
     from q2n.corrections.nullspace.rank import RankRule
 
 FIRST = 32
-"""Eigenpairs of the first round."""
+"""Eigenpairs of the first round, and margin above the lower bound in later rounds."""
 TOLERANCE = 1e-10
-"""Residual ARPACK iterates to, relative to each eigenvalue."""
+"""Residual at which ARPACK stops, relative to each eigenvalue."""
 ACCEPTED = 1e-7
-"""Largest residual ``||H v - sigma v|| / sigma_1`` that is taken for converged."""
+"""Largest residual ``||H v - sigma v|| / sigma_1`` that counts as converged."""
 
 
 class NotPartialError(Exception):
-    """The leading eigenpairs are not enough, or not to be had; the message is the reason."""
+    """Leading eigenpairs do not suffice or cannot be computed; the message is the reason."""
 
 
 def leading_spectrum(matrix: Tensor, rule: RankRule, limit: int) -> Spectrum:
-    """The leading eigenpairs of a positive semi-definite ``(C, C)`` matrix, as many as ``rule`` needs.
+    """Return the leading eigenpairs of a positive semi-definite ``(C, C)`` matrix, as many as ``rule`` needs.
 
-    Rounds of ARPACK (:func:`scipy.sparse.linalg.eigsh`), each on the matrix less what is known of it; after
-    each round the energy that is missing tells how many directions there must at least be. Rayleigh-Ritz
-    in the span of all rounds makes the vectors orthonormal and gives the residuals, the largest of which is
-    ``Spectrum.residual``.
+    ARPACK (:func:`scipy.sparse.linalg.eigsh`) runs in rounds, each on the matrix minus the known eigenpairs.
+    After each round the missing energy gives a lower bound of the rank. A Rayleigh-Ritz step in the span of
+    all rounds makes the vectors orthonormal and gives the residuals; ``Spectrum.residual`` is the largest.
 
     Args:
-        matrix: finite, float32 or float64; the precision it works in.
-        limit: eigenpairs from which on it gives up.
+        matrix: finite, float32 or float64, which is also the precision of the iteration.
+        rule: rank rule that decides how many eigenpairs are needed.
+        limit: largest number of eigenpairs.
 
     Raises:
         NotPartialError: more than ``limit`` pairs, no convergence, or a larger eigenvalue was missed.
@@ -69,7 +69,7 @@ def leading_spectrum(matrix: Tensor, rule: RankRule, limit: int) -> Spectrum:
 
 
 def _extended(matrix: Tensor, values: Tensor, vectors: Tensor, more: int) -> tuple[Tensor, Tensor]:
-    """The ``more`` next eigenpairs, joined with the known ones by a Rayleigh-Ritz step."""
+    """Return the known eigenpairs and the ``more`` next ones, joined by a Rayleigh-Ritz step."""
     from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
 
     operator = _deflated(matrix, values, vectors)
@@ -90,7 +90,7 @@ def _extended(matrix: Tensor, values: Tensor, vectors: Tensor, more: int) -> tup
 
 
 def _deflated(matrix: Tensor, values: Tensor, vectors: Tensor) -> LinearOperator:
-    """``x -> H x - V diag(values) V^T x`` for NumPy vectors."""
+    """Return the operator ``x -> H x - V diag(values) V^T x`` for NumPy vectors."""
     from scipy.sparse.linalg import LinearOperator
 
     weighted = vectors * values.to(vectors)
@@ -108,10 +108,14 @@ def _deflated(matrix: Tensor, values: Tensor, vectors: Tensor) -> LinearOperator
 
 
 def _checked(matrix: Tensor, values: Tensor, vectors: Tensor, total: float) -> Spectrum:
-    """The pairs with their residual, if they are converged and the leading ones.
+    """Return the eigenpairs with their residual, if they are converged and no leading one is missing.
 
-    Of the eigenvalues that are left, the largest is at least their sum of squares over their sum; both are
-    known, from the Frobenius norm and the trace. If that exceeds the smallest one found, one was missed.
+    The largest of the remaining eigenvalues is at least their sum of squares over their sum. Both sums are
+    known, from the Frobenius norm and the trace. If this bound exceeds the smallest eigenvalue found, a
+    leading eigenvalue was missed.
+
+    Raises:
+        NotPartialError: the residual is too large, or an eigenvalue was missed.
     """
     residuals = (matrix @ vectors - vectors * values.to(vectors)).norm(dim=0)
     largest = float(values[0].abs())
@@ -119,7 +123,7 @@ def _checked(matrix: Tensor, values: Tensor, vectors: Tensor, total: float) -> S
     if largest != 0:
         residual /= largest
     accepted = max(ACCEPTED, 100 * torch.finfo(matrix.dtype).eps)
-    if not residual <= accepted:  # nor if it is no number: round-off of subnormal matrices
+    if not residual <= accepted:  # `not <=` catches NaN: subnormal matrices
         raise NotPartialError(f"residual {residual:.1e} of the largest eigenvalue")
     with steady():
         squares = float(matrix.double().square().sum())

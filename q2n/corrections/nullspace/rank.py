@@ -1,7 +1,7 @@
-"""How many leading eigenvectors span the inputs' range; the others span the null space.
+"""Rank rules: number of leading eigenvectors that span the input subspace; the others span the null space.
 
-Every rule works on the whole spectrum or on its leading part: of a part, the trace of the matrix tells how
-much energy is still missing.
+Every rule works on the whole spectrum or on its leading part. For a part, the trace of the matrix gives the
+energy that is still missing.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ IndexRule = Literal["released", "textbook"]
 RuleName = Literal["prefix_suffix", "energy", "adam_nscl", "fixed"]
 
 NOTHING = 1e-12
-"""Sums of eigenvalues up to here count as zero, as in the released code."""
+"""Largest sum of eigenvalues that counts as zero, as in the official code."""
 
 
 @dataclass(frozen=True)
 class RankRule:
-    """One of the rules with its parameters.
-
-    :class:`RankFields` makes one of an option's fields.
+    """Rank rule with its parameters; :class:`RankFields` builds it from the fields of an option.
 
     * ``prefix_suffix``: :func:`prefix_suffix_rank` with ``t``, ``index_rule`` and ``drop_first``;
-    * ``energy``: the range holds the fraction ``energy`` of the eigenvalues' sum (``drop_first`` as above);
-    * ``adam_nscl``: null are eigenvalues of at most ``nscl_a`` times the smallest (arXiv 2103.07113);
-    * ``fixed``: ``rank`` directions, or this fraction of all if it lies between 0 and 1.
+    * ``energy``: the input subspace holds the fraction ``energy`` of the eigenvalues' sum, with
+      ``drop_first`` as above;
+    * ``adam_nscl``: eigenvalues of at most ``nscl_a`` times the smallest are null (arXiv 2103.07113);
+    * ``fixed``: ``rank`` directions, or this fraction of all directions if it lies between 0 and 1.
     """
 
     name: RuleName = "prefix_suffix"
@@ -46,22 +45,22 @@ class RankRule:
 
     @property
     def needs_all(self) -> bool:
-        """Whether the smallest eigenvalue decides, so that leading ones are not enough."""
+        """True if the rule needs the smallest eigenvalue, so that leading ones do not suffice."""
         return self.name == "adam_nscl"
 
     def of_whole(self, values: Tensor) -> int:
-        """The rank of a whole spectrum: non-negative eigenvalues, descending, ``(C,)``."""
+        """Return the rank of a whole spectrum: non-negative eigenvalues, descending, ``(C,)``."""
         rank = self.of(values, len(values))
         assert rank is not None
         return rank
 
     def of(self, values: Tensor, size: int, total: float | None = None) -> int | None:
-        """The rank; ``None`` if more eigenvalues than these are needed to tell.
+        """Return the rank, or None if it takes more eigenvalues than ``values``.
 
         Args:
             values: leading eigenvalues, non-negative, descending, ``(m,)``.
-            size: how many there are in all, ``C``.
-            total: their sum; ``None``: that of ``values``, which are then all that are not zero.
+            size: number of all eigenvalues, ``C``.
+            total: sum of all eigenvalues, or None if ``values`` are all that are not zero.
         """
         if self.name == "fixed":
             wanted = self.rank if self.rank >= 1 else math.ceil(self.rank * size)
@@ -75,10 +74,15 @@ class RankRule:
         return prefix_suffix_rank(values, t, rule, self.drop_first, total)
 
     def at_least(self, values: Tensor, size: int, total: float) -> int:
-        """A lower bound of the rank from the leading eigenvalues alone.
+        """Return a lower bound of the rank from the leading eigenvalues alone.
 
-        Eigenvalues still to come are no larger than the last of ``values``, so that the energy that is still
-        missing from the range takes at least as many of them.
+        Later eigenvalues are no larger than the last of ``values``. The bound is the number of eigenvalues of
+        that size that the energy still missing from the input subspace takes.
+
+        Args:
+            values: leading eigenvalues, non-negative, descending, ``(m,)``.
+            size: number of all eigenvalues, ``C``.
+            total: sum of all eigenvalues.
         """
         if self.name == "fixed":
             return int(self.rank if self.rank >= 1 else math.ceil(self.rank * size))
@@ -88,18 +92,23 @@ class RankRule:
         largest = float(values[-1])
         if largest <= 0:
             return len(values)
-        # The released ratio leaves one eigenvalue out, which may save one direction. No more than all are
-        # missing, however small a subnormal eigenvalue is.
+        # The ratio of the official code leaves one eigenvalue out, which may save one direction. At most all
+        # directions are missing, however large the quotient by a subnormal eigenvalue is.
         return len(values) + max(0, math.floor(min(missing / largest, size)) - 1)
 
 
 @option
 class RankFields:
-    """``rank_rule`` says where the null space begins (:class:`RankRule`).
+    """Fields of options that choose the rank of the input subspace (:class:`RankRule`).
 
-    ``t``, ``index_rule`` and ``drop_first`` (the leading eigenvalue is left out of the comparison) belong to
-    ``prefix_suffix``, ``energy`` (also with ``drop_first``), ``nscl_a`` and ``rank`` to the rules ``energy``,
-    ``adam_nscl`` and ``fixed``.
+    Attributes:
+        t: ``prefix_suffix``: largest ratio of remaining to covered energy.
+        rank_rule: name of the rule.
+        index_rule: ``prefix_suffix``: index of the official code, or the textbook's.
+        drop_first: ``prefix_suffix`` and ``energy``: leave the leading eigenvalue out of the comparison.
+        energy: ``energy``: fraction of the eigenvalues' sum that the input subspace holds.
+        nscl_a: ``adam_nscl``: null eigenvalues are at most this multiple of the smallest.
+        rank: ``fixed``: number of directions, or their fraction of all if below 1.
     """
 
     t: Annotated[float, Field(ge=0), ReadIf(rank_rule="prefix_suffix")] = 0.1
@@ -114,7 +123,7 @@ class RankFields:
 
     @property
     def rule(self) -> RankRule:
-        """The rule with its parameters."""
+        """Rank rule of these fields."""
         return RankRule(
             self.rank_rule, self.t, self.index_rule, self.drop_first, self.energy, self.nscl_a, self.rank
         )
@@ -127,18 +136,19 @@ def prefix_suffix_rank(
     drop_first: bool = True,
     total: float | None = None,
 ) -> int | None:
-    """The smallest ``k`` with ``sum(values after k) / sum(values up to k) <= t``.
-
-    The leading eigenvalue is left out of both sums with ``drop_first``. The released code's ratio skips one
-    more eigenvalue, so that its null space has one direction more (``rule='released'``).
+    """Return the smallest ``k`` with ``sum(values after k) / sum(values up to k) <= t``.
 
     Args:
         values: non-negative eigenvalues, descending, ``(m,)``.
-        total: the sum of all eigenvalues if ``values`` are only the leading ones.
+        t: threshold of the ratio.
+        rule: with ``'released'`` the ratio skips one more eigenvalue, as in the official code, so that the
+            null space has one more direction.
+        drop_first: leave the leading eigenvalue out of both sums.
+        total: sum of all eigenvalues if ``values`` are only the leading ones.
 
     Returns:
-        ``0`` if everything but the dropped eigenvalue vanishes: all directions are null. ``None`` if the
-        rule is not met within leading eigenvalues only.
+        The rank; 0 if all eigenvalues but the dropped one vanish, so that all directions are null. None if
+        ``values`` are only the leading eigenvalues and the rule is not met within them.
     """
     import torch
 
