@@ -1,8 +1,8 @@
-"""Frozen objects that travel between the stages, and the protocols the stages implement.
+"""Frozen objects passed between the stages, and the protocols the stages implement.
 
-Shapes: a linear layer is ``y = W x`` with ``W`` of shape ``(R, C)``: ``R`` output rows, ``C`` input
-columns. Every tensor here is in the layer's own column order; a solver that permutes columns undoes
-it before it returns (released code that did not is the subject of docs/reproduction.md).
+Shapes: a linear layer is ``y = W x`` with ``W`` of shape ``(R, C)``: ``R`` output rows, ``C`` input columns.
+Every tensor here is in the layer's own column order; a solver that permutes columns undoes the permutation
+before it returns (docs/reproduction.md describes official code that does not).
 """
 
 from q2n.types.findings import LayerReport, NullSpaceReport, share

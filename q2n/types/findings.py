@@ -1,4 +1,4 @@
-"""What the record keeps of a layer."""
+"""Results per layer that the record contains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 def share(part: float, whole: float) -> float | None:
-    """``part / whole``; 0 if both are zero, or None if the quotient does not exist or is not finite."""
+    """Return ``part / whole``, 0 if both are zero, or None if the quotient is undefined or not finite."""
     if part == 0 == whole:
         return 0.0
     quotient = part / whole if whole else math.inf
@@ -17,10 +17,26 @@ def share(part: float, whole: float) -> float | None:
 
 @dataclass(frozen=True)
 class NullSpaceReport:
-    """Measures of the null space of a layer's inputs, from their Gram matrix in the layer's own basis
-    (:mod:`q2n.corrections.nullspace.measures` defines each). ``spectrum`` holds eigenvalues over the largest
-    at ``spectrum_places``, counted from 1. Names with ``half`` compare two halves of the calibration
-    sequences."""
+    """Measures of the null space of a layer's inputs, from their Gram matrix in the layer's own basis.
+
+    :mod:`q2n.corrections.nullspace.measures` defines each measure.
+
+    Attributes:
+        spectrum: eigenvalues relative to the largest, at ``spectrum_places``.
+        spectrum_places: indices of these eigenvalues, counted from 1.
+        rank: rank of the input subspace.
+        effective_rank: ``exp`` of the entropy of the eigenvalues.
+        projection_error: ``||X P|| / ||X||`` on the calibration inputs.
+        heldout_projection_error: the same on held-out inputs, or None without any.
+        half_ranks: ranks from two halves of the calibration sequences, or None if not measured.
+        half_projection_error: projection error of the first half's null space on the second half.
+        half_angles: quantiles of the principal angles between the two null spaces, in degrees.
+        reach: share of Q2N's target that row scales can reach.
+        reached: share that the correction reached.
+        error_sources: relative output error before the correction by input directions: leading eigenvector,
+            rest of the input subspace, null space.
+        error_sources_after: the same after the correction.
+    """
 
     spectrum: tuple[float, ...]
     spectrum_places: tuple[int, ...]
@@ -39,12 +55,32 @@ class NullSpaceReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What the record keeps of one linear layer. Errors are relative squared output errors
-    ``||(W - Q) X||^2 / ||W X||^2`` on the calibration inputs, before and after the correction; ``heldout_``
-    on inputs from held-out sequences, ``None`` without any. An error is ``None`` where there is none: the
-    output is zero and that of the quantized layer is not, or a product exceeds float32 (:func:`share`).
-    ``decomposition`` says how the spectrum was made
-    and why not as asked, ``decomposition_residual`` how exact an iteration was."""
+    """Results of one linear layer in the record.
+
+    Errors are relative output errors ``||(W - Q) X||^2 / ||W X||^2`` on the calibration inputs, before and
+    after the correction. An error is None if it does not exist (:func:`share`): the output is zero and the
+    quantized layer's output is not, or a product exceeds float32.
+
+    Attributes:
+        block: index of the decoder block, from 0.
+        name: name of the layer inside the block.
+        shape: ``(R, C)``.
+        bits_per_weight: storage of the corrected layer in bits per weight.
+        error_before: relative output error of the solver's result.
+        error_after: relative output error after the correction.
+        alpha_min: smallest scale of the correction, or None if it has no scales.
+        alpha_max: largest scale of the correction.
+        null_rank: dimension of the null space.
+        damping: damping that the solver used.
+        solve_seconds: wall time of the solver in seconds.
+        correct_seconds: wall time of the correction in seconds.
+        heldout_error_before: error on held-out inputs, or None without held-out sequences.
+        heldout_error_after: the same after the correction.
+        decomposition: decomposition used, with the reason if it is not the configured one.
+        decomposition_residual: relative residual of an iterative decomposition.
+        null_space: measures of ``diagnostics=null_space``.
+        extra: further numbers of the correction by name.
+    """
 
     block: int
     name: str

@@ -1,4 +1,4 @@
-"""Linear layers before and after they are quantized, and the number formats they are stored in."""
+"""Linear layers before and after quantization, and the protocols of number formats."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ T = TypeVar("T")
 class LinearProblem:
     """Linear layers that share one input: their rows stacked, one set of statistics.
 
-    ``weight`` is ``(R, C)`` float32, rows of layer ``i`` in order, ``rows[i]`` of them; ``names`` are the
-    layers' names inside the block (``self_attn.q_proj``); ``biased`` says which of them have a bias (none if
-    empty).
+    Attributes:
+        names: names of the layers inside the block (``self_attn.q_proj``).
+        rows: number of rows of each layer.
+        weight: ``(R, C)`` float32, the rows of the layers in order.
+        stats: statistics of the shared input.
+        biased: for each layer, True if it has a bias; empty if none has.
     """
 
     names: tuple[str, ...]
@@ -36,79 +39,91 @@ class LinearProblem:
     biased: tuple[bool, ...] = ()
 
     def has_bias(self, index: int) -> bool:
-        """Whether layer ``index`` of the problem has a bias."""
+        """Return True if layer ``index`` of the problem has a bias."""
         return bool(self.biased) and self.biased[index]
 
 
 class Format(Protocol):
-    """A stored number format: everything needed to rebuild a weight matrix.
+    """Weight matrix in a number format: everything needed to rebuild the weight.
 
-    Formats are immutable; ``dequantize`` is the only definition of the weight they stand for.
+    Formats are immutable; ``dequantize`` is the only definition of the weight.
     """
 
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, int]:
+        """Shape ``(R, C)`` of the weight."""
+        ...
 
     def dequantize(self) -> Tensor:
-        """``(R, C)`` float32."""
+        """Return the weight ``(R, C)`` in float32."""
         ...
 
     def scale_rows(self, alpha: Tensor) -> Format:
-        """The format of ``diag(alpha) W`` with the same codes: alpha ``(R,)`` goes into the scales."""
+        """Return the format of ``diag(alpha) W`` with the same codes; ``alpha`` ``(R,)`` is folded in."""
         ...
 
     def select_rows(self, start: int, stop: int) -> Format:
-        """The format of rows ``start:stop``."""
+        """Return the format of rows ``start:stop``.
+
+        Raises:
+            UnsupportedError: rows of this format cannot be separated.
+        """
         ...
 
     def storage_bits(self) -> float:
-        """Bits this matrix needs on disk: codes, scales, zeros, masks, tables, kept columns, vectors."""
+        """Return the storage in bits: codes, scales, zero points, masks, codebooks, FP16 columns, vectors."""
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The stored tensors by name, for export and for tests."""
+        """Return the stored tensors by name, for export and for tests."""
         ...
 
 
 @runtime_checkable
 class GroupedFormat(Format, Protocol):
-    """A format with scales finer than one a row. The weight is linear in them."""
+    """Number format with several scales per row; the weight is linear in the scales."""
 
     @property
     def scale_count(self) -> int:
-        """Scales of a row, ``G``."""
+        """Number of scales per row, ``G``."""
         ...
 
     def scale_index(self) -> Tensor:
-        """Which scale of its row multiplies each weight: ``(C,)``, or ``(R, C)`` where rows differ, int64;
-        ``-1``: none does."""
+        """Return the index of each weight's scale within its row, or -1 if it has none.
+
+        The shape is ``(C,)``, or ``(R, C)`` if rows differ; int64.
+        """
         ...
 
     def scale_groups(self, factor: Tensor) -> Format:
-        """Every scale multiplied by its factor ``(R, G)``; codes unchanged."""
+        """Return the format with every scale multiplied by its ``factor`` ``(R, G)``; codes unchanged."""
         ...
 
 
 @runtime_checkable
 class RoundingFormat(Format, Protocol):
-    """A format that can round another weight to the levels it has."""
+    """Number format that can round another weight to its existing levels."""
 
     def requantized(self, weight: Tensor) -> Format:
-        """The nearest codes for ``weight`` ``(R, C)``; scales, tables and kept columns as they are."""
+        """Return the nearest codes for ``weight`` ``(R, C)``; scales, codebooks and FP16 columns are kept."""
         ...
 
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """What a solver returns for a :class:`LinearProblem`, in the problem's own column order.
+    """Result of a solver for a :class:`LinearProblem`, in the problem's own column order.
 
-    ``original`` is the weight the problem asked for. ``compensated`` is the buffer an error-compensating
-    solver was approximating when it rounded each block of columns (equal to ``original`` for the others):
-    both are kept so that a correction chooses explicitly which one it compares with.
-    ``order`` is the column order the solver worked in (solver column ``j`` is column ``order[j]``), kept
-    only so that the released code's misaligned step can be reproduced; ``kept`` marks columns that stay in
-    full precision. ``bias`` ``(R,)`` is to be added to the layer's output, beside a bias it may have.
-    ``scaling`` says that this is another layer with scaled rows, so that what is known of that one serves.
+    Attributes:
+        format: the weight in its number format.
+        original: weight of the problem, ``(R, C)``.
+        compensated: buffer that an error-compensating solver approximated when it rounded each block of
+            columns; equal to ``original`` for other solvers. A correction chooses between the two.
+        order: column order of the solver (solver column ``j`` is column ``order[j]``), kept only to reproduce
+            the misaligned step of the official code; None if columns were not permuted.
+        kept: mask of FP16 outlier columns, or None without any.
+        diagnostics: notes of solver and correction for the record.
+        bias: ``(R,)``, added to the output in addition to a bias the layer may have.
+        scaling: set if this is another layer with scaled rows, so that its cached results can be reused.
     """
 
     format: Format
@@ -122,11 +137,14 @@ class QuantizedLinear:
 
     @cached_property
     def weight(self) -> Tensor:
-        """The dequantized weight ``(R, C)`` float32: always ``format.dequantize()``."""
+        """Dequantized weight ``(R, C)`` float32: always ``format.dequantize()``."""
         return self.format.dequantize()
 
     def weight_rows(self, rows: slice) -> Tensor:
-        """Rows of :attr:`weight`; of a large one nothing else is made, unless rows cannot be told apart."""
+        """Return rows of :attr:`weight`.
+
+        Of a large weight only these rows are dequantized, if the format can separate rows.
+        """
         from q2n.linalg.dense import ENTRIES_AT_ONCE
 
         if "weight" not in self.__dict__ and math.prod(self.format.shape) > ENTRIES_AT_ONCE:
@@ -135,11 +153,15 @@ class QuantizedLinear:
         return self.weight[rows]
 
     def recall(self, what: Hashable, of: tuple[Any, ...], compute: Callable[[], T]) -> T:
-        """``compute()``, once: what follows from this layer and the objects ``of``, as long as those are the
-        very same ones.
+        """Return ``compute()``, cached while the objects ``of`` stay identical.
 
-        Cells that differ after the solver only may share a layer (:mod:`q2n.pipeline.sharing`); what is asked
-        of it under the same ``what`` must follow from it and ``of`` alone.
+        Cells that differ only after the solver may share a layer (:mod:`q2n.pipeline.sharing`). A result must
+        therefore depend on this layer, ``what`` and ``of`` alone.
+
+        Args:
+            what: key of the result.
+            of: objects the result depends on, compared by identity.
+            compute: computes the result.
         """
         known = self._recalled.get(what)
         if known is None or not all(ref() is item for ref, item in zip(known[0], of, strict=True)):
@@ -153,12 +175,12 @@ class QuantizedLinear:
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the format; what a bias takes depends on whether the layer has one anyway."""
+        """Storage of the format in bits per weight, without the bias, which the layer may have anyway."""
         rows, columns = self.format.shape
         return self.format.storage_bits() / (rows * columns)
 
     def scaled_rows(self, alpha: Tensor, **diagnostics: Any) -> QuantizedLinear:
-        """``diag(alpha)`` folded into the format, codes unchanged; ``alpha`` is noted in the diagnostics.
+        """Fold ``alpha`` ``(R,)`` into the format and add it to the diagnostics; codes are unchanged.
 
         Raises:
             NumericalError: ``alpha`` is not finite.
@@ -170,13 +192,13 @@ class QuantizedLinear:
         return replace(scaled, scaling=RowScaling(self, alpha))
 
     def with_format(self, form: Format, **diagnostics: Any) -> QuantizedLinear:
-        """The layer stored otherwise, with more diagnostics."""
+        """Return the layer with another format and further diagnostics."""
         return replace(self, format=form, diagnostics={**self.diagnostics, **diagnostics}, scaling=None)
 
 
 @dataclass(frozen=True)
 class RowScaling:
-    """Rows of ``base`` times ``alpha`` ``(R,)``, but for columns kept in full precision."""
+    """Rows of ``base`` times ``alpha`` ``(R,)``, except for FP16 outlier columns."""
 
     base: QuantizedLinear
     alpha: Tensor
@@ -184,7 +206,7 @@ class RowScaling:
 
 @dataclass(frozen=True)
 class Solution:
-    """A layer before and after the correction, both in the layer's own basis, and the seconds this took."""
+    """Layer before and after the correction, in its own basis, and the correction's wall time in seconds."""
 
     base: QuantizedLinear
     corrected: QuantizedLinear

@@ -1,4 +1,4 @@
-"""What a method is: a baseline, and a correction after it."""
+"""Protocols of a method: a baseline and the correction that follows it."""
 
 from __future__ import annotations
 
@@ -15,67 +15,82 @@ if TYPE_CHECKING:
 
 
 class Correction(Protocol):
-    """A step after the solver that changes a quantized layer: its scales, its codes, its bias."""
+    """Step after the solver that changes the scales, codes or bias of a quantized layer."""
 
     @property
-    def requires(self) -> frozenset[Statistic]: ...
+    def requires(self) -> frozenset[Statistic]:
+        """Statistics of the layer's input that the correction needs."""
+        ...
 
     @property
     def heldout(self) -> int:
-        """Held-out sequences it asks for; 0: it looks at none."""
+        """Number of held-out sequences the correction needs; 0 if it uses none."""
         ...
 
     def bind(self, baseline: Baseline) -> Correction:
-        """The correction as it follows ``baseline``: itself, unless its definition depends on the method.
+        """Return the correction after ``baseline``: itself, unless its definition depends on the baseline.
 
         Raises:
             UnsupportedError: the correction is not defined after this baseline.
         """
         ...
 
-    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear: ...
+    def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
+        """Return the corrected layer; ``quantized`` is not modified.
+
+        Raises:
+            NumericalError: a number is not finite.
+        """
+        ...
 
 
 Quantize = Callable[[LinearProblem], QuantizedLinear]
+"""Solver of one problem, as :meth:`Baseline.quantize`."""
 
 
 class Baseline(Protocol):
-    """A quantization method. :class:`q2n.baselines.base.LayerwiseBaseline` has defaults for all but one."""
+    """Quantization method.
+
+    :class:`q2n.baselines.base.LayerwiseBaseline` has defaults for all members but :meth:`quantize`.
+    """
 
     @property
     def code_bits(self) -> int | float:
-        """Average bits of a weight's code: the ``bits`` of a cell's label and column."""
+        """Average bits per code: the ``bits`` of a cell's label and column."""
         ...
 
     @property
     def columns_per_scale(self) -> int:
-        """The ``group_size`` of a cell; -1: scales belong to whole rows or to the matrix."""
+        """Group size in columns, the ``group_size`` of a cell; -1 for per-channel or per-tensor scales."""
         ...
 
     @property
     def no_groups(self) -> str:
-        """Why a group size does not apply (``one scale per tensor``); empty: it does."""
+        """Reason why a group size does not apply (``one scale per tensor``); empty if it applies."""
         ...
 
     @property
     def stacks_rows(self) -> bool:
-        """Whether rows are independent, so that layers sharing an input are solved as one problem."""
+        """True if rows are independent, so that layers sharing an input are solved as one problem."""
         ...
 
     @property
     def requires(self) -> frozenset[Statistic]:
-        """Statistics the solver needs of every linear layer's input."""
+        """Statistics of every linear layer's input that the solver needs."""
         ...
 
     @property
     def rewrite_fields(self) -> tuple[str, ...] | None:
-        """Fields that decide what :meth:`rewrite` and :meth:`prepare_block` make of a model: cells that agree
-        in them may share its statistics. Empty: they do nothing; None: any field may matter."""
+        """Fields that :meth:`rewrite` and :meth:`prepare_block` depend on.
+
+        Cells that agree in these fields may share statistics. Empty if both methods do nothing, or None if
+        any field may matter.
+        """
         ...
 
     @property
     def prepares_blocks(self) -> bool:
-        """Whether :meth:`prepare_block` does anything."""
+        """True if :meth:`prepare_block` changes the model."""
         ...
 
     def check(self, adapter: ModelAdapter) -> None:
@@ -83,26 +98,29 @@ class Baseline(Protocol):
         ...
 
     def rewrite(self, adapter: ModelAdapter) -> None:
-        """Function-preserving rewrite of the whole model before calibration (rotations)."""
+        """Rewrite the whole model before calibration, function-preserving (rotations)."""
         ...
 
     def prepare_block(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
-        """Function-preserving rewrite of one block before its layers are solved (scale migration)."""
+        """Rewrite one block before its layers are solved, function-preserving (scale migration)."""
         ...
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        """The solver: the problem in the method's number format, in the basis it is given in."""
+        """Return the problem in the method's number format, in the basis of the problem: the solver."""
         ...
 
     def solve(
         self, problem: LinearProblem, correction: Correction, quantize: Quantize | None = None
     ) -> Solution:
-        """Quantize, apply ``correction`` in the basis the solver worked in, and return to the layer's own.
+        """Quantize, apply ``correction`` in the solver's basis, and return to the layer's own basis.
 
-        ``quantize`` stands in for :meth:`quantize` where its result may be known already.
+        Args:
+            problem: layers in their own basis.
+            correction: correction bound to this baseline.
+            quantize: replacement of :meth:`quantize` that may have its result already.
         """
         ...
 
     def finish(self, adapter: ModelAdapter) -> None:
-        """Switch on what must not be in force during calibration (activation quantizers)."""
+        """Switch on what calibration must run without (activation quantizers)."""
         ...

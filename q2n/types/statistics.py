@@ -1,4 +1,4 @@
-"""What is measured of a layer's calibration inputs, and how it moves with the weight."""
+"""Statistics of a layer's calibration inputs, and their transformation together with the weight."""
 
 from __future__ import annotations
 
@@ -17,42 +17,45 @@ T = TypeVar("T")
 
 
 class Statistic(StrEnum):
-    """What can be measured of a layer's calibration inputs ``X_s`` (sequence ``s``, ``(T, C)``)."""
+    """Statistics of a layer's calibration inputs ``X_s`` (sequence ``s``, ``(T, C)``)."""
 
     GRAM = "gram"
     """``H = (2/n) sum_s X_s^T X_s``, ``(C, C)`` float32; ``n`` counts sequences (GPTQ's convention)."""
     TRIANGLE = "triangle"
-    """The lower triangle of that, packed by :func:`q2n.linalg.gram.triangle`: enough to measure errors
-    with."""
+    """Lower triangle of ``GRAM``, packed by :func:`q2n.linalg.gram.triangle`; enough for output errors."""
     HALF_GRAM = "half_gram"
-    """The Gram matrix of every other sequence, from the first, normalised by their number."""
+    """Gram matrix of sequences 1, 3, 5, ..., normalised by their number."""
     POSITION_MEAN = "position_mean"
-    """``A = (1/n) sum_s X_s``, ``(T, C)`` float32: what the official release uses in place of ``X``."""
+    """``A = (1/n) sum_s X_s``, ``(T, C)`` float32: the official code uses ``A`` in place of ``X``."""
     SQRT_POSITION_MEAN = "sqrt_position_mean"
-    """``A = (1/n) sum_k sqrt(2/k) X_k``, ``(T, C)``: the weighting of the release's PB-LLM."""
+    """``A = (1/n) sum_k sqrt(2/k) X_k``, ``(T, C)``: the weights of PB-LLM in the official code."""
     MEAN = "mean"
     """Mean input over all tokens, ``(C,)`` float32."""
     ABS_MEAN = "abs_mean"
-    """mean ``|x|`` per channel, ``(C,)`` float32."""
+    """Mean ``|x|`` per channel, ``(C,)`` float32."""
     ABS_MAX = "abs_max"
-    """max ``|x|`` per channel, ``(C,)`` float32."""
+    """Maximum ``|x|`` per channel, ``(C,)`` float32."""
     TOKEN_SAMPLE = "token_sample"
     """Evenly spaced input rows, ``(m, C)`` float32."""
 
 
 QUADRATIC = frozenset({Statistic.GRAM, Statistic.HALF_GRAM})
-"""Statistics that move as ``H -> R H R^T``."""
+"""Statistics that transform as ``H -> R H R^T``."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was measured of one input shared by one or more linear layers.
+    """Statistics of one input shared by one or more linear layers.
 
-    Statistics move only together with the weight (:class:`LinearProblem`), so that a weight and the
-    statistics it is solved with are always in the same basis.
+    Statistics are transformed only together with the weight (:class:`LinearProblem`), so a weight and its
+    statistics are always in the same basis.
 
-    ``heldout``, if any, is the same of sequences that were kept from all this: nothing may be fitted to it,
-    but choices may be judged by it.
+    Attributes:
+        values: tensors by statistic.
+        sequences: number of sequences, ``n``.
+        tokens: number of tokens, ``N``.
+        heldout: statistics of held-out sequences, or None without any. Nothing may be fitted to them;
+            choices may be made by them.
     """
 
     values: Mapping[Statistic, Tensor]
@@ -60,7 +63,7 @@ class Statistics:
     tokens: int
     heldout: Statistics | None = None
     decompose: Callable[[Tensor], Spectrum] | None = field(default=None, repr=False, compare=False)
-    """How a symmetric ``(C, C)`` float64 matrix is decomposed; None: by
+    """Eigendecomposition of a symmetric ``(C, C)`` float64 matrix, or None if it is
     ``q2n.linalg.dense.symmetric_spectrum``."""
 
     def __getitem__(self, statistic: Statistic) -> Tensor:
@@ -71,29 +74,31 @@ class Statistics:
 
     @property
     def gram(self) -> Tensor:
-        """``(C, C)``."""
+        """Gram matrix ``(C, C)``."""
         return self.values[Statistic.GRAM]
 
     @property
     def output_form(self) -> Tensor:
-        """The Gram matrix, or its packed triangle where that is all there is, for
-        :func:`q2n.linalg.dense.quadratic_rows`."""
+        """Gram matrix, or its packed triangle if only that was measured.
+
+        Both are inputs of :func:`q2n.linalg.dense.quadratic_rows`.
+        """
         return self.values[Statistic.GRAM if Statistic.GRAM in self.values else Statistic.TRIANGLE]
 
     @property
     def centred_gram(self) -> Tensor:
-        """``H - (2 N / n) m m^T`` with ``m`` the mean input: the Gram matrix of ``x - m`` over the same ``N``
-        tokens, in Gram's normalisation; ``(C, C)`` float64.
+        """Gram matrix of ``x - m``, ``H - (2 N / n) m m^T`` with the mean input ``m``; ``(C, C)`` float64.
 
-        Directions with hardly any variance have only the digits that the float32 sums leave them: where the
-        mean dominates, eigenvalues near ``1e-7`` of the largest of ``H`` are round-off of either sign.
+        It has the normalisation of the Gram matrix over the same ``N`` tokens. Its precision is that of the
+        float32 sums: if the mean dominates, eigenvalues near ``1e-7`` of the largest of ``H`` are round-off
+        of either sign.
         """
         mean = self.values[Statistic.MEAN].double()
         return self.gram.double() - 2 * self.tokens / self.sequences * mean[:, None] * mean
 
     @property
     def covariance(self) -> Tensor:
-        """``(1/N) sum (x - m)(x - m)^T`` over all ``N`` tokens; ``(C, C)`` float64."""
+        """Covariance ``(1/N) sum (x - m)(x - m)^T`` over all ``N`` tokens; ``(C, C)`` float64."""
         return self.centred_gram * (self.sequences / (2 * self.tokens))
 
     @cached_property
@@ -101,15 +106,14 @@ class Statistics:
         return {}
 
     def cached(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """What ``compute`` returned the first time it was asked for under ``key``: work that follows from
-        the statistics is done once for all layers that share the input."""
+        """Return ``compute()``, cached under ``key`` for all layers that share the input."""
         if key not in self._cache:
             self._cache[key] = compute()
         value: T = self._cache[key]
         return value
 
     def spectrum(self, statistic: Statistic) -> Spectrum:
-        """Full eigendecomposition of the statistic's ``(C, C)`` second moment in float64, computed once.
+        """Return the full eigendecomposition of the statistic's ``(C, C)`` second moment in float64; cached.
 
         Raises:
             NumericalError: the statistic is not finite.
@@ -124,17 +128,19 @@ class Statistics:
         return self.cached((statistic.value, "eigh", "float64", "full"), compute)
 
     def mapped(self, right: Tensor) -> Statistics:
-        """Statistics of ``x' = R x``, ``R = right`` ``(C', C)``: ``H -> R H R^T``, rows ``A -> A R^T``,
-        mean ``m -> R m``.
+        """Return the statistics of ``x' = R x`` with ``R = right`` ``(C', C)``.
 
-        The element-wise statistics (absolute mean and maximum) have no image under a general matrix and
-        are dropped; asking for one afterwards is a ``KeyError``, never a wrong number.
+        ``H -> R H R^T``, rows ``A -> A R^T``, mean ``m -> R m``. Element-wise statistics (absolute mean and
+        maximum) have no image under a general matrix and are dropped; reading one afterwards raises a
+        ``KeyError``.
         """
         return self.mapped_by(lambda rows: rows @ right.to(rows).T)
 
     def mapped_by(self, rotate: Callable[[Tensor], Tensor]) -> Statistics:
-        """:meth:`mapped` with ``right`` given as what it does to rows, ``rotate(A) = A R^T``: for maps that
-        are applied faster than they can be written down."""
+        """Return :meth:`mapped` for ``R`` given as the function ``rotate(A) = A R^T``.
+
+        It serves transforms that are faster than a product with ``R`` (Kronecker products).
+        """
         images: dict[Statistic, Tensor] = {}
         for statistic, value in self.values.items():
             if statistic in QUADRATIC:
@@ -147,13 +153,13 @@ class Statistics:
         return replace(self, values=images, heldout=heldout)
 
     def damped(self, fraction: float) -> Statistics:
-        """The same with ``fraction`` of the mean diagonal added to the Gram matrix."""
+        """Return the statistics with ``fraction`` of the mean diagonal added to the Gram matrix."""
         gram = self.gram.clone()
         gram.diagonal().add_(fraction * gram.diagonal().mean())
         return replace(self, values={**self.values, Statistic.GRAM: gram})
 
     def scaled(self, factor: Tensor) -> Statistics:
-        """Statistics of ``x' = factor * x`` (``factor`` of shape ``(C,)``, positive)."""
+        """Return the statistics of ``x' = factor * x`` with ``factor`` ``(C,)``, positive."""
         images: dict[Statistic, Tensor] = {}
         for statistic, value in self.values.items():
             if statistic is Statistic.TRIANGLE:
