@@ -1,0 +1,1 @@
+"""Baselines: the quantization methods that a correction follows."""

@@ -1,4 +1,4 @@
-"""AWQ (Lin et al., MLSys 2024, arXiv 2306.00978): channel scales, clipped ranges, round-to-nearest."""
+"""AWQ (Lin et al., MLSys 2024, arXiv 2306.00978): per-channel scaling, clipping, round-to-nearest."""
 
 from __future__ import annotations
 
@@ -18,13 +18,22 @@ if TYPE_CHECKING:
     from q2n.quantization.formats.awq import AwqSpec
 
 UNCLIPPED = ("q_proj", "k_proj")
-"""Layers whose outputs are multiplied with each other: a clipped range harms them."""
+"""Layers that are not clipped: their outputs are multiplied with each other, so that clipping harms them."""
 
 
 @option
 class AWQ(LayerwiseBaseline):
-    """``scale_steps`` exponents are tried a group of layers, on whole sequences of up to ``search_tokens``
-    tokens together (null: all); ``clip_tokens`` inputs judge the clipped ranges."""
+    """AWQ with a search of scales per group of layers and of clipped ranges per group of columns.
+
+    Attributes:
+        bits: bits per code.
+        group_size: columns per scale and clipped range, or -1 for whole rows.
+        scale_steps: exponents tried per group of layers.
+        search_tokens: most calibration tokens, in whole sequences, that exponents are evaluated on, or None
+            for all.
+        clip: search clipped ranges.
+        clip_tokens: calibration tokens that clipped ranges are evaluated on.
+    """
 
     bits: Bits
     group_size: GroupSize
@@ -37,9 +46,11 @@ class AWQ(LayerwiseBaseline):
 
     @property
     def requires(self) -> frozenset[Statistic]:
+        """Sample of input tokens for the clipped ranges; nothing without ``clip``."""
         return frozenset({Statistic.TOKEN_SAMPLE} if self.clip else ())
 
     def prepare_block(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
+        """Search the channel scales of every group of layers and fold them into the block."""
         from q2n.quantization.formats.awq import AwqSpec
         from q2n.quantization.transforms.awq_scales import fold_scales, search_scales
         from q2n.quantization.transforms.scaling import group_inputs, spread_sequences
@@ -49,7 +60,10 @@ class AWQ(LayerwiseBaseline):
         fold_scales(block, search_scales(block, read, grid, self.scale_steps))
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        """Corrections compare with the scaled weight as it was before clipping."""
+        """Clip and round the scaled weight.
+
+        Corrections compare with the scaled weight before clipping.
+        """
         from q2n.quantization.formats.awq import AwqSpec
 
         grid = AwqSpec(self.bits, self.group_size)
@@ -57,7 +71,7 @@ class AWQ(LayerwiseBaseline):
         return QuantizedLinear(form, problem.weight, problem.weight)
 
     def clipped(self, problem: LinearProblem, grid: AwqSpec) -> Tensor:
-        """The weight with each group clamped to its limit, except in layers that are not clipped."""
+        """Return the weight ``(R, C)``; groups are clamped to their limits, except in :data:`UNCLIPPED`."""
         import torch
 
         from q2n.quantization.formats.awq import clamp_groups, clip_limits

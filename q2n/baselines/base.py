@@ -1,5 +1,7 @@
-"""Defaults of a baseline that works layer by layer (such a method is one ``quantize`` method), and the types
-of fields that several share, with their ranges."""
+"""Defaults of baselines that work layer by layer, and types of fields that several baselines share.
+
+A layer-by-layer method needs one method only: ``quantize``.
+"""
 
 from __future__ import annotations
 
@@ -41,17 +43,23 @@ def _activation_bits(value: int) -> int:
 
 
 Bits = Annotated[int, Field(ge=2, le=8)]
+"""Bits per code, 2 to 8."""
 GroupSize = Annotated[int, AfterValidator(_group_size)]
+"""Columns per scale, or -1 for whole rows."""
 Damping = Annotated[float, Field(gt=0, le=10)]
+"""Damping of the Hessian in units of its mean diagonal."""
 DampingSchedule = Annotated[list[Annotated[float, Field(gt=0, le=10)]], AfterValidator(_schedule)]
-"""Fractions tried after ``percdamp`` when the Hessian does not factorise; empty: raise at once."""
+"""Increasing dampings tried after ``percdamp`` if the Hessian does not factorise; if empty, raise at once."""
 ActivationBits = Annotated[int, AfterValidator(_activation_bits)]
+"""Bits of activations, 2 to 8, or 16 for no quantization."""
 ClipRatio = Annotated[float, Field(gt=0, le=1)]
+"""Quantized range as a fraction of the full range."""
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""Seed of a random transform."""
 
 
 def layer_widths(adapter: ModelAdapter) -> dict[str, int]:
-    """Input columns of every linear layer by its name inside a block."""
+    """Return the number of input columns of every linear layer, by its name inside a block."""
     return {
         name: block.linear(name).weight.shape[1]
         for block in adapter.blocks
@@ -61,18 +69,19 @@ def layer_widths(adapter: ModelAdapter) -> dict[str, int]:
 
 
 class LayerwiseBaseline(ABC):
-    """A method whose solver works in the layer's own basis and needs no rewrite of the model."""
+    """Base class of methods whose solver works in the layer's own basis, without a rewrite of the model."""
 
     stacks_rows: ClassVar[bool] = True
+    """See :attr:`q2n.types.Baseline.stacks_rows`."""
     released: ClassVar[ReleasedRecipe | None] = None
-    """What the official release's Q2N step does after this method; ``None``: the release has none."""
+    """Q2N step of the official code after this method, or None if it has none."""
 
     @property
     def code_bits(self) -> int | float:
-        """The field ``bits``.
+        """Average bits per code: the field ``bits``.
 
         Raises:
-            ConfigurationError: there is no such field; a method without it overrides this property.
+            ConfigurationError: there is no such field; a method without one overrides this property.
         """
         bits: int | float | None = getattr(self, "bits", None)
         if bits is None:
@@ -82,36 +91,42 @@ class LayerwiseBaseline(ABC):
 
     @property
     def columns_per_scale(self) -> int:
-        """The field ``group_size``; -1 without one."""
+        """Columns per scale: the field ``group_size``, or -1 without one."""
         return int(getattr(self, "group_size", -1))
 
     @property
     def no_groups(self) -> str:
+        """Reason why a group size does not apply; empty, since one applies by default."""
         return ""
 
     def released_step(self) -> ReleasedRecipe | None:
-        """:attr:`released`, unless these settings have no counterpart in the release."""
+        """Return :attr:`released`, or None if the official code has no counterpart of these settings."""
         return self.released
 
     @property
     def requires(self) -> frozenset[Statistic]:
+        """Statistics the solver needs: the Gram matrix by default."""
         return frozenset({Statistic.GRAM})
 
     @property
     def rewrite_fields(self) -> tuple[str, ...] | None:
-        """Every field, for a method that changes the model before it is solved; see :class:`Baseline`."""
+        """Fields that the rewrite of the model depends on (:class:`q2n.types.Baseline`).
+
+        None, for any field, if the method changes the model before it is solved; otherwise empty.
+        """
         rewrites = type(self).rewrite is not LayerwiseBaseline.rewrite
         return None if rewrites or self.prepares_blocks else ()
 
     @property
     def prepares_blocks(self) -> bool:
+        """True if the class overrides :meth:`prepare_block`."""
         return type(self).prepare_block is not LayerwiseBaseline.prepare_block
 
     def check(self, adapter: ModelAdapter) -> None:
-        """Groups of columns (the field ``group_size``, where a method has it) fit into every layer.
+        """Check that the group size fits every layer.
 
         Raises:
-            UnsupportedError: a layer has fewer columns than a group; says what would fit.
+            UnsupportedError: a layer has fewer columns than a group; the message contains sizes that fit.
         """
         size = self.columns_per_scale
         for name, columns in layer_widths(adapter).items():
@@ -122,29 +137,30 @@ class LayerwiseBaseline(ABC):
                 )
 
     def rewrite(self, adapter: ModelAdapter) -> None:
-        """Nothing to rewrite."""
+        """Do nothing by default."""
 
     def prepare_block(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
-        """Nothing to prepare."""
+        """Do nothing by default."""
 
     def finish(self, adapter: ModelAdapter) -> None:
-        """Nothing to switch on."""
+        """Do nothing by default."""
 
     @abstractmethod
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        """The layer in the method's number format."""
+        """Return the layer in the method's number format."""
 
     def solve(
         self, problem: LinearProblem, correction: Correction, quantize: Quantize | None = None
     ) -> Solution:
+        """Quantize and correct in the layer's own basis."""
         return corrected(problem, (quantize or self.quantize)(problem), correction)
 
 
 def corrected(problem: LinearProblem, base: QuantizedLinear, correction: Correction) -> Solution:
-    """Apply ``correction`` in the basis that ``problem`` and ``base`` are in, and take its time.
+    """Apply ``correction`` in the basis of ``problem`` and ``base``, and measure its wall time.
 
     Raises:
-        NumericalError: a number is not finite; where it was one of the solver's already, says so.
+        NumericalError: a number is not finite; the message names the solver's result if the fault is there.
     """
     from q2n.linalg.dense import require_finite
 

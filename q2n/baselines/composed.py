@@ -1,4 +1,4 @@
-"""Any solver with any number format: what the methods of the literature are special cases of."""
+"""Any solver with any number format; methods of the literature are special cases."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ if TYPE_CHECKING:
     from q2n.quantization.formats.base import FormatSpec
 
 WHOLE = ("lut", "per_tensor")
-"""Grids whose parameters belong to whole rows or to the matrix."""
+"""Grids with per-channel or per-tensor parameters, which have no groups."""
 
 
 @option
 class Composed(LayerwiseBaseline):
-    """``solver`` rounds to ``grid`` in the layer's own basis; docs/baselines.md has the table of pairs.
+    """Rounds with ``solver`` to ``grid`` in the layer's own basis; docs/baselines.md has the table of pairs.
 
-    ``act_order`` is for ``obs``, ``npasses`` (greedy passes) for ``ldlq``, ``exponent`` for the levels of
-    ``lut``; ``static_groups`` are fitted once, as ``ldlq`` always does.
+    Attributes:
+        bits: bits per code.
+        group_size: columns per scale, or -1 for whole rows.
+        solver: round-to-nearest, OBS (GPTQ) or LDLQ (QuIP).
+        grid: number format.
+        act_order: with ``obs``, order columns by falling Hessian diagonal.
+        static_groups: with ``obs``, fit all scales once before rounding, as ``ldlq`` always does.
+        npasses: with ``ldlq``, number of greedy passes.
+        exponent: with ``lut``, exponent of the k-means weights.
+        percdamp: damping in units of the mean Hessian diagonal.
+        percdamp_schedule: with ``obs``, dampings tried if the Hessian does not factorise.
     """
 
     bits: Bits
@@ -38,7 +47,7 @@ class Composed(LayerwiseBaseline):
         default_factory=lambda: [0.1, 1.0]
     )
 
-    # A per-tensor scale is that of one layer, so layers are not independent rows.
+    # A per-tensor scale belongs to one layer, so layers cannot be stacked.
     stacks_rows: ClassVar[bool] = False
 
     @model_validator(mode="after")
@@ -55,9 +64,15 @@ class Composed(LayerwiseBaseline):
 
     @property
     def requires(self) -> frozenset[Statistic]:
+        """Gram matrix, unless the solver is round-to-nearest."""
         return frozenset() if self.solver == "rtn" else frozenset({Statistic.GRAM})
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        """Round the weight to the grid with the chosen solver.
+
+        Raises:
+            NumericalError: a weight or the Gram matrix is not finite, or no damping makes it factorise.
+        """
         from q2n.linalg.dense import within_range
         from q2n.quantization.formats.per_tensor import PerTensorSpec
         from q2n.quantization.solvers.ldlq import solve_ldlq
@@ -73,7 +88,7 @@ class Composed(LayerwiseBaseline):
             return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule], order)
         hessian = within_range(problem.stats.gram).clone()
         hessian.diagonal().add_(self.percdamp * hessian.diagonal().mean())
-        # QuIP's solver aims at the weight clipped to the range of its one scale.
+        # As in QuIP, the target is the weight clipped to the range of the per-tensor scale.
         target = grid.target(problem.weight) if isinstance(grid, PerTensorSpec) else None
         return solve_ldlq(problem, grid, hessian, self.npasses, target)
 

@@ -1,7 +1,7 @@
 """GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323): OBS rounding on a uniform grid.
 
-To follow it on one layer, read on from :meth:`GPTQ.quantize` in ``quantization/solvers/reference.py`` (the
-algorithm, of which ``solve_obs`` is the faster run), ``linalg/dense.py`` (:func:`damped_inverse_factor`) and
+The path of one layer: :meth:`GPTQ.quantize`, ``quantization/solvers/reference.py`` (the algorithm;
+``solve_obs`` is its faster implementation), ``linalg/dense.py`` (:func:`damped_inverse_factor`) and
 ``quantization/formats/uniform.py`` (the grid).
 """
 
@@ -19,8 +19,18 @@ from q2n.types import LinearProblem, QuantizedLinear
 
 @option
 class GPTQ(LayerwiseBaseline):
-    """``act_order`` works through the columns by falling Hessian diagonal; with ``static_groups`` the groups
-    stay those of the layer's own columns."""
+    """GPTQ on a uniform grid.
+
+    Attributes:
+        bits: bits per code.
+        group_size: columns per scale, or -1 for whole rows.
+        sym: grid symmetric around zero.
+        act_order: round columns by falling Hessian diagonal.
+        static_groups: with ``act_order``, group neighbouring columns of the layer; scales are fitted once.
+        clip: range of the grid: ``minmax``, or ``mse``, a search of a smaller range.
+        percdamp: damping in units of the mean Hessian diagonal.
+        percdamp_schedule: dampings tried if the Hessian does not factorise.
+    """
 
     bits: Bits
     group_size: GroupSize
@@ -34,6 +44,11 @@ class GPTQ(LayerwiseBaseline):
     released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False, alpha="adam20")
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        """Round the columns one by one; the remaining columns compensate the errors.
+
+        Raises:
+            NumericalError: a weight or the Gram matrix is not finite, or no damping makes it factorise.
+        """
         from q2n.quantization.formats.uniform import UniformSpec
         from q2n.quantization.solvers.obs import solve_obs
         from q2n.quantization.solvers.reference import activation_order

@@ -1,4 +1,4 @@
-"""LeanQuant (Zhang et al., ICLR 2025, arXiv 2407.10032): OBS rounding on a loss-error-aware table a row."""
+"""LeanQuant (Zhang et al., ICLR 2025, arXiv 2407.10032): OBS rounding to a loss-error-aware codebook."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ from q2n.types import LinearProblem, QuantizedLinear
 
 @option
 class LeanQuant(LayerwiseBaseline):
-    """GPTQ's solver with a table of ``2^bits`` levels a row from k-means, weighted by the inverse Hessian's
-    Cholesky diagonal to the power ``-exponent``. A table belongs to a whole row: there are no groups (the
-    official code accepts a group size and ignores it)."""
+    """GPTQ's solver with a codebook of ``2^bits`` levels per row from weighted k-means.
+
+    A codebook belongs to a whole row, so there are no groups; the official code accepts a group size and
+    ignores it.
+
+    Attributes:
+        bits: bits per code.
+        exponent: k-means weights are the inverse Hessian's Cholesky diagonal to the power ``-exponent``.
+        act_order: round columns by falling Hessian diagonal.
+        kmeans_seed: seed of k-means++.
+        percdamp: damping in units of the mean Hessian diagonal.
+        percdamp_schedule: dampings tried if the Hessian does not factorise.
+    """
 
     bits: Bits
     exponent: Annotated[float, Field(ge=0, le=16)] = 4.0
     act_order: bool = True
-    # up to 8 levels start evenly spaced
+    # Codebooks of up to 8 levels start evenly spaced, without k-means++.
     kmeans_seed: Annotated[int, Field(ge=0, lt=2**32), ReadUnless(bits=(2, 3))] = 0
     percdamp: Damping = 0.1
     percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [1.0])
@@ -30,6 +40,11 @@ class LeanQuant(LayerwiseBaseline):
     no_groups: ClassVar[str] = "a codebook per row"
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        """Fit a codebook per row and round the columns to it one by one.
+
+        Raises:
+            NumericalError: a weight or the Gram matrix is not finite, or no damping makes it factorise.
+        """
         from q2n.quantization.formats.lut import LutSpec
         from q2n.quantization.solvers.obs import solve_obs
         from q2n.quantization.solvers.reference import activation_order

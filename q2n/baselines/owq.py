@@ -1,4 +1,4 @@
-"""OWQ (Lee et al., AAAI 2024, arXiv 2306.02272): OBS rounding with a few weak columns in full precision."""
+"""OWQ (Lee et al., AAAI 2024, arXiv 2306.02272): OBS rounding with FP16 outlier columns."""
 
 from __future__ import annotations
 
@@ -19,22 +19,31 @@ if TYPE_CHECKING:
     from q2n.quantization.formats.uniform import UniformSpec
 
 LAYER_TYPES = 7
-"""Linear layers of a block of the served families, among which the budget is divided."""
+"""Linear layers per block of the supported model families, among which the budget is divided."""
 
 MLP_SHARE = 0.375
-"""Share of the other layers' budget that gate, up and down projections get (upstream's table for Llama)."""
+"""Budget of gate, up and down projections relative to other layers (table for Llama in the official code)."""
 
 ROW_FACTOR = 12
-"""Upstream's constant in the budget: a block's weights in units of one square attention projection."""
+"""Constant of the official code: weights of a block in units of one square attention projection."""
 
 
 @option
 class OWQ(LayerwiseBaseline):
-    """The columns whose rounding costs most, ``H_jj ||W_j - Q(W_j)||^2``, stay in 16 bits.
+    """OBS rounding; the columns of largest rounding cost, ``H_jj ||W_j - Q(W_j)||^2``, stay in FP16.
 
-    Exactly one of ``target_rank``, the number of kept columns of every layer, and ``target_bit``, the average
-    bits they may bring a weight to (``bits`` to ``bits + 1``), is given. ``frobenius=False`` ranks columns by
-    ``H_jj`` alone. ``tuning='mse'`` searches step and zero point of the grid.
+    Exactly one of ``target_rank`` and ``target_bit`` is given.
+
+    Attributes:
+        bits: bits per code.
+        group_size: columns per scale, or -1 for whole rows.
+        target_rank: number of FP16 outlier columns per layer.
+        target_bit: average bits per weight with FP16 outlier columns, between ``bits`` and ``bits + 1``.
+        tuning: ``'mse'`` searches step and zero point of the grid.
+        frobenius: rank columns by the full cost; False ranks them by ``H_jj`` alone.
+        act_order: round columns by falling cost.
+        percdamp: damping in units of the mean Hessian diagonal.
+        percdamp_schedule: dampings tried if the Hessian does not factorise.
     """
 
     bits: Bits
@@ -47,7 +56,7 @@ class OWQ(LayerwiseBaseline):
     percdamp: Damping = 0.01
     percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
 
-    # Each layer has its own kept columns.
+    # Each layer has its own FP16 outlier columns.
     stacks_rows: ClassVar[bool] = False
     released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False, kept_columns="zero")
 
@@ -60,8 +69,10 @@ class OWQ(LayerwiseBaseline):
         return self
 
     def kept_count(self, name: str, columns: int) -> int:
-        """Columns kept of the layer ``name``; an even number under ``target_bit``, as upstream packs
-        pairs."""
+        """Return the number of FP16 outlier columns of the layer ``name`` with ``columns`` columns.
+
+        With ``target_bit`` the number is even, since the official code packs pairs.
+        """
         if self.target_rank is not None:
             return self.target_rank
         assert self.target_bit is not None
@@ -70,12 +81,18 @@ class OWQ(LayerwiseBaseline):
         return count + count % 2
 
     def check(self, adapter: ModelAdapter) -> None:
+        """Check that every layer gets FP16 outlier columns and keeps columns to round.
+
+        Raises:
+            UnsupportedError: a layer would have none, or nothing but FP16 outlier columns, or the group size
+                does not fit.
+        """
         super().check(adapter)
         widths = layer_widths(adapter)
         kept = {name: self.kept_count(name, columns) for name, columns in widths.items()}
         none = [name for name, count in kept.items() if count == 0]
         if none:
-            # 0.5 rounds to 0: the smallest budget is just above.
+            # round(0.5) is 0, so the smallest budget lies just above. Adding 5e-4 rounds the printed bits up.
             needed = max(0.5 / (widths[name] * _share(name)) for name in none)
             bits = self.bits + needed * LAYER_TYPES * (16 - self.bits) / ROW_FACTOR
             hint = f" or target_bit >= {bits + 5e-4:.3f}" if bits + 5e-4 < self.bits + 1 else ""
@@ -91,6 +108,11 @@ class OWQ(LayerwiseBaseline):
             )
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        """Round all columns but the FP16 outlier columns.
+
+        Raises:
+            NumericalError: a weight or the Gram matrix is not finite, or no damping makes it factorise.
+        """
         from q2n.quantization.formats.kept import KeptColumnsSpec
         from q2n.quantization.solvers.obs import solve_obs
 
@@ -108,7 +130,7 @@ class OWQ(LayerwiseBaseline):
         return Mse2dSpec(self.bits, group_size, steps=STEPS_COARSE if coarse else STEPS_MAIN)
 
     def sensitivity(self, problem: LinearProblem) -> Tensor:
-        """Cost of rounding each column, ``(C,)``."""
+        """Return the cost of rounding each column, ``(C,)``."""
         from q2n.quantization.formats.uniform import column_errors
 
         diagonal = problem.stats.gram.diagonal()
@@ -118,7 +140,7 @@ class OWQ(LayerwiseBaseline):
         return diagonal * column_errors(problem.weight, *grid.fit(problem.weight), grid.levels)
 
     def _order(self, problem: LinearProblem, count: int) -> Tensor:
-        """Columns to be rounded, in their own order or by falling sensitivity; then the kept ones by it."""
+        """Return the column order: columns to round, by falling cost with act-order, then FP16 outliers."""
         import torch
 
         falling = torch.argsort(self.sensitivity(problem), descending=True)

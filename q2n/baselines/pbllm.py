@@ -1,4 +1,4 @@
-"""PB-LLM (Shang et al., ICLR 2024, arXiv 2310.00034): one bit for most weights, many for the salient ones."""
+"""PB-LLM (Shang et al., ICLR 2024, arXiv 2310.00034): one bit for most weights, more for salient ones."""
 
 from __future__ import annotations
 
@@ -14,11 +14,21 @@ from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 @option
 class PBLLM(LayerwiseBaseline):
-    """``low_frac`` of the weights in one bit, the others in ``high_bits``.
+    """Stores the fraction ``low_frac`` of the weights in one bit, the others in ``high_bits``.
 
-    Without ``low_frac`` the fraction is the one whose codes take ``bits`` a weight on average,
-    ``low_frac + (1 - low_frac) high_bits = bits``; scales and the mask come on top, as the record's
-    ``bits_per_weight`` says. ``group_size`` is that of the binary part and of the saliency threshold.
+    Scales and the mask of salient weights are not part of ``bits``; the record's ``bits_per_weight`` counts
+    them.
+
+    Attributes:
+        bits: average bits per code, from which the fraction follows if ``low_frac`` is None:
+            ``low_frac + (1 - low_frac) high_bits = bits``.
+        low_frac: fraction of one-bit weights.
+        high_bits: bits per code of salient weights.
+        saliency: criterion of salient weights.
+        group_size: columns per mean, scale and saliency threshold of the one-bit weights, or -1 for whole
+            rows.
+        percdamp: damping in units of the mean Hessian diagonal.
+        percdamp_schedule: dampings tried if the Hessian does not factorise.
     """
 
     bits: Annotated[float, Field(gt=1, le=16), ReadIf(low_frac=None)]
@@ -29,7 +39,7 @@ class PBLLM(LayerwiseBaseline):
     percdamp: Damping = 0.01
     percdamp_schedule: DampingSchedule = Field(default_factory=lambda: [0.1, 1.0])
 
-    # The saliency threshold is common to all rows of a layer, so layers are not independent rows.
+    # The saliency threshold is common to all rows of a layer, so layers cannot be stacked.
     stacks_rows: ClassVar[bool] = False
     released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(statistic=Statistic.SQRT_POSITION_MEAN)
 
@@ -41,20 +51,25 @@ class PBLLM(LayerwiseBaseline):
 
     @property
     def low_fraction(self) -> float:
-        """Share of the weights that get one bit."""
+        """Fraction of one-bit weights."""
         if self.low_frac is not None:
             return self.low_frac
         return (self.high_bits - self.bits) / (self.high_bits - 1)
 
     @property
     def code_bits(self) -> float:
-        """``bits``, or the average that ``low_frac`` comes to."""
+        """Average bits per code: ``bits``, or the average that follows from ``low_frac``."""
         if self.low_frac is None:
             return self.bits
-        # a column of a table is called by it: not 1.7000000000000002
+        # Rounded because it is a column title in tables: 1.7, not 1.7000000000000002.
         return round(self.low_frac + (1 - self.low_frac) * self.high_bits, 4)
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        """Round the columns one by one to the one-bit or the high-bit grid.
+
+        Raises:
+            NumericalError: a weight or the Gram matrix is not finite, or no damping makes it factorise.
+        """
         from q2n.quantization.formats.masked import SalientSpec
         from q2n.quantization.formats.uniform import UniformSpec
         from q2n.quantization.formats.xnor import XnorSpec

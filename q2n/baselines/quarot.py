@@ -30,13 +30,33 @@ if TYPE_CHECKING:
 
 @option
 class QuaRot(LayerwiseBaseline):
-    """The residual stream is rotated; in the finished model activations, now without outliers, are rounded
-    token by token.
+    """Rotates the residual stream, which removes outliers, and quantizes weights and activations.
 
-    ``rotation`` of the residual stream is a Hadamard matrix with random signs or any ``orthogonal`` one.
-    ``head_rotation='full'`` rotates heads among each other online, ``per_head`` only each within itself,
-    ``auto`` fully where a Hadamard matrix of the number of heads exists. ``a_``, ``k_`` and ``v_`` are for
-    activations, keys and values; 16 bits: not quantized. Keys and values are rounded head by head.
+    The finished model rounds activations per token, keys and values per token and head.
+
+    Attributes:
+        bits: bits per code of the weights.
+        group_size: columns per scale, or -1 for whole rows.
+        sym: grid centred on zero.
+        clip: range of the grid: ``minmax``, or ``mse``, a search of a smaller range.
+        weight_solver: solver of the weights.
+        act_order: with ``gptq``, round columns by falling Hessian diagonal.
+        percdamp: with ``gptq``, damping in units of the mean Hessian diagonal.
+        percdamp_schedule: with ``gptq``, dampings tried if the Hessian does not factorise.
+        seed: seed of the rotation.
+        rotation: rotation of the residual stream: Hadamard matrix with random signs, or random orthogonal.
+        head_rotation: ``full`` rotates across heads, online; ``per_head`` within each head only; ``auto`` is
+            ``full`` if a Hadamard matrix of the number of heads exists.
+        center_embeddings: subtract the mean of each embedding, as the official code does; this changes a
+            model with RMS norms.
+        a_bits: bits of activations; 16 for no quantization.
+        a_group_size: channels per scale of a token, or -1 for whole tokens.
+        a_sym: activation grid centred on zero.
+        a_clip_ratio: fraction of the range of activations that is kept.
+        k_bits: bits of keys; 16 for no quantization.
+        v_bits: bits of values; 16 for no quantization.
+        kv_sym: grid of keys and values centred on zero.
+        kv_clip_ratio: fraction of the range of keys and values that is kept.
     """
 
     bits: Bits
@@ -62,20 +82,26 @@ class QuaRot(LayerwiseBaseline):
     kv_sym: Annotated[bool, ReadUnless(k_bits=16, v_bits=16)] = True
     kv_clip_ratio: Annotated[ClipRatio, ReadUnless(k_bits=16, v_bits=16)] = 1.0
 
-    # The release's test for the layer to skip never matches a wrapped layer's name.
+    # The official code's test for skipped layers never matches a wrapped layer's name: none is skipped.
     released: ClassVar[ReleasedRecipe | None] = ReleasedRecipe(aligned=False, skip=())
 
     rewrite_fields: ClassVar[tuple[str, ...]] = ("seed", "rotation", "head_rotation", "center_embeddings")
 
     @property
     def requires(self) -> frozenset[Statistic]:
+        """Gram matrix for GPTQ; nothing for round-to-nearest."""
         return frozenset({Statistic.GRAM} if self.weight_solver == "gptq" else ())
 
     def released_step(self) -> ReleasedRecipe | None:
-        """The release corrects GPTQ weights only."""
+        """Return the recipe, or None for round-to-nearest: the official code corrects GPTQ weights only."""
         return self.released if self.weight_solver == "gptq" else None
 
     def check(self, adapter: ModelAdapter) -> None:
+        """Check that the rotations exist for the model and that the group sizes fit.
+
+        Raises:
+            UnsupportedError: a width has no known Hadamard matrix, or a group size does not fit.
+        """
         from q2n.quantization.transforms.hadamard_orders import require_hadamard
 
         super().check(adapter)
@@ -105,13 +131,14 @@ class QuaRot(LayerwiseBaseline):
                 )
 
     def rotates_across_heads(self, num_heads: int) -> bool:
-        """What ``head_rotation`` comes to for a model."""
+        """Return True if ``head_rotation`` rotates across heads in a model with ``num_heads`` heads."""
         from q2n.quantization.transforms.hadamard_orders import hadamard_order
 
         exists = num_heads > 1 and hadamard_order(num_heads) is not None
         return self.head_rotation != "per_head" and exists
 
     def rewrite(self, adapter: ModelAdapter) -> None:
+        """Rotate the residual stream and the heads."""
         from q2n.quantization.transforms.rotation import random_rotation, rotate_model
 
         rotate_model(
@@ -122,6 +149,11 @@ class QuaRot(LayerwiseBaseline):
         )
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        """Quantize the rotated weight with GPTQ or round-to-nearest.
+
+        Raises:
+            NumericalError: a weight or the Gram matrix is not finite, or no damping makes it factorise.
+        """
         from q2n.quantization.formats.uniform import CentredSpec
         from q2n.quantization.solvers.obs import solve_obs
         from q2n.quantization.solvers.reference import activation_order
@@ -134,20 +166,22 @@ class QuaRot(LayerwiseBaseline):
         return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule], order)
 
     def finish(self, adapter: ModelAdapter) -> None:
+        """Switch on the quantization of activations, keys and values."""
         from q2n.quantization.transforms.online import QuantizedCache, quantize_cache, quantize_inputs
 
         inputs = _quantizer(self.a_bits, self.a_sym, self.a_clip_ratio, self.a_group_size)
         if inputs is not None:
             quantize_inputs(adapter, inputs)
         keys = _quantizer(self.k_bits, self.kv_sym, self.kv_clip_ratio)
-        # As in the official code values are groups of a token's channels, keys are tokens of a head: only the
-        # range of a key is made to contain zero.
+        # As in the official code, values are quantized as groups of a token's channels, keys as tokens of a
+        # head. The difference: only the range of a key is extended to contain zero.
         values = _quantizer(self.v_bits, self.kv_sym, self.kv_clip_ratio, adapter.head_dim)
         if keys is not None or values is not None:
             quantize_cache(adapter, QuantizedCache(keys, values))
 
 
 def _quantizer(bits: int, symmetric: bool, ratio: float, group_size: int = -1) -> ActivationQuantizer | None:
+    """Return the quantizer, or None for 16 bits."""
     from q2n.quantization.formats.activation import ActivationQuantizer
 
     return None if bits == 16 else ActivationQuantizer(bits, symmetric, ratio, group_size)

@@ -18,16 +18,20 @@ if TYPE_CHECKING:
     from q2n.quantization.transforms.incoherence import Incoherence
 
 TRACE_FLOOR = 0.01
-"""Added to the Hessian's diagonal once its mean is 1, before rotation and damping (upstream's
-conditioning)."""
+"""Term of the Hessian's diagonal, after scaling to mean 1 and before damping, as in the official code."""
 
 
 @option
 class QuIP(LayerwiseBaseline):
-    """One scale a matrix after random rotations of rows and columns.
+    """LDLQ rounding with a per-tensor scale after random rotations of rows and columns.
 
-    ``npasses`` greedy passes follow the rounding. ``grid='uniform'`` puts the rotated weight on a scale and
-    zero point a row and group instead; only then may ``group_size`` be set.
+    Attributes:
+        bits: bits per code.
+        seed: seed of the rotations.
+        npasses: number of greedy passes after the rounding.
+        percdamp: damping in units of the mean Hessian diagonal.
+        grid: ``per_tensor`` scale, or ``uniform``: scale and zero point per group of every row.
+        group_size: columns per scale, or -1 for whole rows; only with ``grid='uniform'``.
     """
 
     bits: Bits
@@ -48,11 +52,17 @@ class QuIP(LayerwiseBaseline):
 
     @property
     def no_groups(self) -> str:
+        """Reason why a group size does not apply; empty with ``grid='uniform'``."""
         return "one scale per tensor" if self.grid == "per_tensor" else ""
 
     def solve(
         self, problem: LinearProblem, correction: Correction, quantize: Quantize | None = None
     ) -> Solution:
+        """Quantize and correct in a randomly rotated basis, then return to the layer's own.
+
+        Raises:
+            NumericalError: a weight or the Gram matrix is not finite.
+        """
         from q2n.quantization.transforms.incoherence import draw_incoherence
 
         return self.solve_in(problem, correction, draw_incoherence(problem, self.seed), quantize)
@@ -68,12 +78,12 @@ class QuIP(LayerwiseBaseline):
         rotated = basis.problem(problem)
         there = corrected(rotated, (quantize or self.quantize)(rotated), correction)
         base = _back(problem, there.base, basis)
-        # One object if nothing was corrected: rotating back is then done once.
+        # The same object if nothing was corrected, so that the weight is rotated back only once.
         same = there.corrected is there.base
         return replace(there, base=base, corrected=base if same else _back(problem, there.corrected, basis))
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
-        """The problem in the basis it is given in, without rotations."""
+        """Return the problem rounded in its own basis, without rotations."""
         from q2n.quantization.formats.per_tensor import PerTensorSpec
         from q2n.quantization.formats.uniform import UniformSpec
         from q2n.quantization.solvers.ldlq import solve_ldlq
@@ -88,7 +98,7 @@ class QuIP(LayerwiseBaseline):
         return replace(result, diagnostics={**result.diagnostics, "damping": self.percdamp})
 
     def conditioned(self, gram: Tensor) -> Tensor:
-        """The Hessian: mean diagonal 1, plus the floor, plus ``percdamp`` of the new mean; ``(C, C)``."""
+        """Return the Hessian ``(C, C)``: mean diagonal 1, plus floor, plus ``percdamp`` of the new mean."""
         from q2n.linalg.dense import within_range
 
         gram = within_range(gram)
@@ -98,7 +108,7 @@ class QuIP(LayerwiseBaseline):
 
 
 def _back(problem: LinearProblem, rotated: QuantizedLinear, basis: Incoherence) -> QuantizedLinear:
-    """A rotated result as one of the layer: a format that rotates back."""
+    """Return a rotated result as a result of the layer, in a format that rotates back."""
     from q2n.quantization.transforms.incoherence import TransformedFormat
 
     return replace(

@@ -1,4 +1,4 @@
-"""Round-to-nearest: the reference without calibration of weights."""
+"""Round-to-nearest: the reference without calibration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from q2n.types import LinearProblem, QuantizedLinear, Statistic
 
 @option
 class RTN(LayerwiseBaseline):
-    """Each group's range is divided evenly and every weight goes to the nearest level."""
+    """Round-to-nearest on a uniform grid per group.
+
+    Attributes:
+        bits: bits per code.
+        group_size: columns per scale, or -1 for whole rows.
+        sym: grid symmetric around zero.
+        clip: range of the grid: ``minmax``, or ``mse``, a search of a smaller range.
+    """
 
     bits: Bits
     group_size: GroupSize
@@ -20,6 +27,7 @@ class RTN(LayerwiseBaseline):
     requires: ClassVar[frozenset[Statistic]] = frozenset()
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        """Round every weight to the nearest level of its group's grid."""
         from q2n.quantization.formats.uniform import UniformSpec
         from q2n.quantization.solvers.rtn import solve_rtn
 

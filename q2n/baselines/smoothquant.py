@@ -25,12 +25,28 @@ if TYPE_CHECKING:
     from q2n.models.adapter import DecoderBlock, ModelAdapter
 
 MIN_SCALE = 1e-5
+"""Lower bound of maxima and scales, so that no channel is divided by zero."""
 
 
 @option
 class SmoothQuant(LayerwiseBaseline):
-    """Channels are divided by ``max|x|^alpha / max|w|^(1 - alpha)`` behind each norm; then weights are
-    rounded, and in the finished model every token of every linear's input (``a_bits=16``: not)."""
+    """Divides channels behind each norm by ``max|x|^alpha / max|w|^(1 - alpha)``, then quantizes.
+
+    The finished model rounds the inputs of all linear layers per token, unless ``a_bits=16``.
+
+    Attributes:
+        bits: bits per code of the weights.
+        group_size: columns per scale, or -1 for whole rows.
+        alpha: migration strength, 0 to 1.
+        weight_solver: solver of the weights.
+        sym: grid centred on zero.
+        clip: range of the grid: ``minmax``, or ``mse``, a search of a smaller range.
+        a_bits: bits of activations; 16 for no quantization.
+        a_sym: activation grid centred on zero.
+        a_clip_ratio: fraction of the range of activations that is kept.
+        percdamp: with ``gptq``, damping in units of the mean Hessian diagonal.
+        percdamp_schedule: with ``gptq``, dampings tried if the Hessian does not factorise.
+    """
 
     bits: Bits
     group_size: GroupSize = -1
@@ -50,10 +66,11 @@ class SmoothQuant(LayerwiseBaseline):
 
     @property
     def requires(self) -> frozenset[Statistic]:
+        """Gram matrix for GPTQ; nothing for round-to-nearest."""
         return frozenset({Statistic.GRAM} if self.weight_solver == "gptq" else ())
 
     def prepare_block(self, block: DecoderBlock, inputs: Sequence[Tensor]) -> None:
-        """Move the outliers of the inputs of a block into its weights.
+        """Migrate the outliers of a block's inputs into its weights.
 
         Raises:
             NumericalError: an input is not finite.
@@ -69,7 +86,12 @@ class SmoothQuant(LayerwiseBaseline):
             migrate(norm, linears, self.scale(largest, [linear.weight for linear in linears]))
 
     def scale(self, largest: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """``max|x|^alpha / max|w|^(1 - alpha)`` of every channel, ``(C,)``; ``weights`` share the input."""
+        """Return ``max|x|^alpha / max|w|^(1 - alpha)`` of every channel; ``(C,)``.
+
+        Args:
+            largest: ``max|x|`` of every channel, ``(C,)``.
+            weights: weights ``(R_i, C)`` of the layers that share the input.
+        """
         import torch
 
         columns = torch.stack([weight.float().abs().amax(dim=0) for weight in weights]).amax(dim=0)
@@ -77,6 +99,7 @@ class SmoothQuant(LayerwiseBaseline):
         return (strength / columns.clamp(min=MIN_SCALE) ** (1 - self.alpha)).clamp(min=MIN_SCALE)
 
     def quantize(self, problem: LinearProblem) -> QuantizedLinear:
+        """Quantize the scaled weight with round-to-nearest or GPTQ."""
         from q2n.quantization.formats.uniform import CentredSpec
         from q2n.quantization.solvers.obs import solve_obs
         from q2n.quantization.solvers.rtn import solve_rtn
@@ -87,6 +110,7 @@ class SmoothQuant(LayerwiseBaseline):
         return solve_obs(problem, grid, [self.percdamp, *self.percdamp_schedule])
 
     def finish(self, adapter: ModelAdapter) -> None:
+        """Switch on the quantization of activations."""
         from q2n.quantization.formats.activation import ActivationQuantizer
         from q2n.quantization.transforms.online import quantize_inputs
 
