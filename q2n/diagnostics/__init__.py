@@ -1,0 +1,1 @@
+"""Diagnostics: measures of quantized layers for the record, which change nothing."""

@@ -1,4 +1,4 @@
-"""``diagnostics=none``, and what a group of measures is."""
+"""Protocol of diagnostics, and ``diagnostics=none``."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from q2n.types import LinearProblem, NullSpaceReport, Solution, Statistic
 
 
 class Diagnostics(Protocol):
-    """Measures of solved layers that go into the record and change nothing."""
+    """Measures of quantized layers for the record; they change nothing."""
 
     @property
-    def requires(self) -> frozenset[Statistic]: ...
+    def requires(self) -> frozenset[Statistic]:
+        """Statistics that :meth:`measure` needs."""
+        ...
 
     @property
     def heldout(self) -> int:
-        """Held-out sequences it asks for; 0: it looks at them where there are some."""
+        """Number of held-out sequences to request; with 0, those of other settings are still used."""
         ...
 
     def measure(self, problem: LinearProblem, solution: Solution) -> list[NullSpaceReport | None]:
-        """One entry a layer of the problem."""
+        """Return one report per layer of the problem, or None where nothing is measured."""
         ...
 
 
 @option
 class NoDiagnostics:
-    """Measures nothing beside the layers' errors."""
+    """Measures nothing in addition to the output errors, which the record always contains."""
 
     requires: ClassVar[frozenset[Statistic]] = frozenset()
     heldout: ClassVar[int] = 0
 
     def measure(self, problem: LinearProblem, solution: Solution) -> list[NullSpaceReport | None]:
+        """Return None per layer."""
         return [None] * len(problem.names)

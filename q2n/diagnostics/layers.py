@@ -1,4 +1,4 @@
-"""What the record says of one quantized layer."""
+"""Report per quantized layer for the record."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from q2n.types import (
 )
 
 BIAS_BITS = 16
+"""Storage of an added bias, in bits per output."""
 
 
 def layer_reports(
@@ -27,10 +28,17 @@ def layer_reports(
     seconds: float,
     null_spaces: Sequence[NullSpaceReport | None] | None = None,
 ) -> list[LayerReport]:
-    """One report per layer of the problem; ``seconds`` of solver and correction are shared out by rows.
+    """Return one report per layer of the problem.
 
-    The relative output error ``tr((W - Q) H (W - Q)^T) / tr(W H W^T)`` is measured with the Gram matrix of
-    the calibration inputs, undamped, and with that of the held-out inputs where there are any.
+    The relative output error ``tr((W - Q) H (W - Q)^T) / tr(W H W^T)`` is measured with the undamped Gram
+    matrix of the calibration inputs, and with the Gram matrix of the held-out inputs if there are any.
+
+    Args:
+        block: index of the decoder block.
+        problem: layers before quantization.
+        solution: layers before and after the correction.
+        seconds: wall time of solver and correction, divided among the layers by rows.
+        null_spaces: report of the null space per layer, or None without diagnostics.
     """
     before, after = _errors(problem, solution, problem.stats)
     heldout = problem.stats.heldout
@@ -73,7 +81,7 @@ Errors = list[float | None]
 
 
 def _errors(problem: LinearProblem, solution: Solution, stats: Statistics) -> tuple[Errors, Errors]:
-    """Relative output errors of each layer before and after the correction."""
+    """Return the relative output errors of each layer, before and after the correction."""
     energy, rows = output_energy(problem, solution.base, stats), list(problem.rows)
     before, after = (output_errors(problem, it, stats) for it in (solution.base, solution.corrected))
     return _ratios(before, energy, rows), _ratios(after, energy, rows)
@@ -85,7 +93,7 @@ def _ratios(errors: Tensor, energies: Tensor, rows: list[int]) -> Errors:
 
 
 def _bits(quantized: QuantizedLinear, rows: slice, biased: bool) -> float:
-    """Bits a weight; a bias counts where the layer had none to hold it."""
+    """Return the bits per weight; a bias counts only if the layer had none before."""
     form = quantized.format.select_rows(rows.start, rows.stop)
     count, columns = form.shape
     added = quantized.bias is not None and not biased and bool(quantized.bias[rows].any())

@@ -1,4 +1,4 @@
-"""``diagnostics=null_space``: the inputs' null space of every layer, and what a correction makes of it."""
+"""``diagnostics=null_space``: null space of every layer's inputs, and effect of the correction on it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from q2n.corrections.nullspace.estimator import NullSpace
 
 ANGLES = 17
-"""Evenly spaced quantiles of the principal angles that are kept."""
+"""Number of evenly spaced quantiles of the principal angles in the record."""
 
 
 class _OfInputs(TypedDict, total=False):
-    """What is the same for all layers that share an input."""
+    """Measures that are the same for all layers that share an input."""
 
     spectrum: tuple[float, ...]
     spectrum_places: tuple[int, ...]
@@ -34,12 +34,15 @@ class _OfInputs(TypedDict, total=False):
 
 @option
 class NullSpaceMeasures(RankFields):
-    """Spectrum, rank and projection error of the Gram matrix in the layer's own basis, with the null space of
-    these :class:`RankFields`, whatever the correction's is.
+    """Measures spectrum, rank and projection error of the Gram matrix in the layer's own basis.
 
-    ``points`` of each spectrum are kept. ``halves`` measures a second Gram matrix, of every other
-    calibration sequence, and compares the null spaces of the two halves. ``heldout_sequences`` are asked for
-    where the configuration leaves the number open.
+    The null space is set by these :class:`RankFields`, independent of the correction's settings.
+
+    Attributes:
+        points: eigenvalues of each spectrum in the record.
+        halves: collect a second Gram matrix, of every other calibration sequence, and compare the null spaces
+            of the two halves.
+        heldout_sequences: number of held-out sequences if ``calibration.heldout`` is null.
     """
 
     points: Annotated[int, Field(ge=2, le=1000)] = 32
@@ -48,13 +51,20 @@ class NullSpaceMeasures(RankFields):
 
     @property
     def requires(self) -> frozenset[Statistic]:
+        """Gram matrix, and with ``halves`` that of every other sequence."""
         return frozenset({Statistic.GRAM, *([Statistic.HALF_GRAM] if self.halves else [])})
 
     @property
     def heldout(self) -> int:
+        """Number of held-out sequences to request."""
         return self.heldout_sequences
 
     def measure(self, problem: LinearProblem, solution: Solution) -> list[NullSpaceReport | None]:
+        """Return the measures of every layer of the problem.
+
+        Raises:
+            NumericalError: the Gram matrix is not finite, or a decomposition does not converge.
+        """
         from q2n.corrections.nullspace import measures
 
         estimator = Estimator(rule=self.rule)
