@@ -1,0 +1,1 @@
+"""Pipeline of one cell: calibration, block loop, checkpoints and costs."""

@@ -1,7 +1,7 @@
-"""Where activations wait between two stages of a block: in memory, or in memory-mapped files.
+"""Storage of activations between two stages of a block: in memory, or in memory-mapped files.
 
-Mapped tensors read and write like any other, but their pages can leave memory, so that a calibration set
-larger than memory goes through (at the disk's speed).
+Mapped tensors behave like any other, but their pages can leave memory, so a calibration set may be larger
+than memory (at the disk's speed).
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ class ActivationStore:
     """Keeps tensors in memory."""
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """An equal tensor that may live elsewhere."""
+        """Return an equal tensor, possibly in other storage."""
         return tensor
 
 
 class MappedActivationStore(ActivationStore):
     """Keeps each tensor in an unlinked file below ``folder``.
 
-    The file has no name any more once it is mapped: its space is freed with the tensor, also when the
-    process is killed.
+    The file is unlinked as soon as it is mapped: its space is freed with the tensor, even if the process is
+    killed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """As in memory.
+        """Copy the tensor into a mapped file.
 
         Raises:
-            StorageError: there is no room.
+            StorageError: the disk is full.
         """
         size = tensor.numel() * tensor.element_size()
         with (
             explained(self._folder, size),
             tempfile.NamedTemporaryFile(dir=self._folder, suffix=".activations") as file,
         ):
-            if size and hasattr(os, "posix_fallocate"):  # a mapped page without room would be a SIGBUS
+            if size and hasattr(os, "posix_fallocate"):  # else a full disk raises SIGBUS later
                 os.posix_fallocate(file.fileno(), 0, size)
             mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
         return mapped.copy_(tensor.reshape(-1)).reshape(tensor.shape)
@@ -55,7 +55,7 @@ class MappedActivationStore(ActivationStore):
 
 @contextlib.contextmanager
 def activation_store(kind: str) -> Iterator[ActivationStore]:
-    """``"memory"``, or ``"disk"``: files in the system's temporary folder (``TMPDIR``)."""
+    """Yield the store of ``"memory"``, or ``"disk"``: files in the temporary folder (``TMPDIR``)."""
     if kind == "memory":
         yield ActivationStore()
         return

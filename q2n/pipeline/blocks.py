@@ -1,4 +1,4 @@
-"""The block loop: collect statistics, solve, correct, write back, advance. It names no algorithm."""
+"""Block loop, for any method: collect statistics, solve, correct, write back, advance."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from q2n.types import (
 )
 
 Progress = Callable[[int, str], None]
-"""Called with the block's index and the stage that begins (``"self_attn.qkv"``)."""
+"""Callback with the block's index and the stage that begins (``"self_attn.qkv"``)."""
 
 OnBlock = Callable[[Sequence[LayerReport]], None]
-"""Called after every block with the reports of all layers so far; what it raises ends the run."""
+"""Callback after every block with the reports of all layers so far; an exception ends the cell."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A baseline, the correction that follows it, and what is measured of the result."""
+    """Baseline, correction and diagnostics of a cell."""
 
     baseline: Baseline
     correction: Correction
@@ -50,12 +50,12 @@ class Method:
 
     @property
     def requires(self) -> frozenset[Statistic]:
-        """The Gram matrix is always among them: the layers' output errors are measured with it."""
+        """Statistics of all parts, and the Gram matrix, with which output errors are measured."""
         return self._asked_for | {Statistic.GRAM}
 
     @property
     def measured(self) -> frozenset[Statistic]:
-        """The same in less memory: half of a Gram matrix that only errors are measured with."""
+        """Statistics to collect: a packed triangle in place of a Gram matrix that only errors need."""
         errors = Statistic.GRAM if Statistic.GRAM in self._asked_for else Statistic.TRIANGLE
         return self._asked_for | {errors}
 
@@ -66,7 +66,7 @@ class Method:
 
 @contextmanager
 def _at(block: DecoderBlock, *names: str) -> Iterator[None]:
-    """Put block and layers, or the group of layers, before what is wrong with their numbers."""
+    """Prefix numerical errors with the block and the names of layers or groups."""
     try:
         yield
     except NumericalError as error:
@@ -75,10 +75,10 @@ def _at(block: DecoderBlock, *names: str) -> Iterator[None]:
 
 
 def require_finite_weights(block: DecoderBlock) -> None:
-    """Check a block before anything is measured with it.
+    """Check the weights of a block before it is used.
 
     Raises:
-        NumericalError: a parameter or buffer of the block is not finite; names block and layer.
+        NumericalError: a parameter or buffer of the block is not finite; the message names block and layer.
     """
     for path, tensor in block.tensors().items():
         if tensor.is_floating_point():
@@ -88,20 +88,22 @@ def require_finite_weights(block: DecoderBlock) -> None:
 
 @dataclass(frozen=True)
 class BlockLoop:
-    """How a model is quantized, block by block.
+    """Quantization of a model, block by block.
 
     Attributes:
+        method: baseline, correction and diagnostics.
         tokens: calibration sequences, ``(n, T)`` int64.
-        store: where activations that wait for their next stage are kept.
-        device: where one block at a time is computed.
+        store: storage of activations between two stages.
+        device: device on which one block at a time is computed.
         progress: see :data:`Progress`.
-        batch_size: sequences per micro-batch; 0: all at once.
-        true_sequential: statistics of a group come from inputs that went through the block's already
-            quantized groups; otherwise from the block as it was.
-        heldout: sequences that go the same way, but that nothing is fitted to, ``(m, T)`` int64.
-        seed: with the block's index, seeds whatever draws from a global generator.
-        checkpoint: where to go on, and what is told of every finished block.
-        static: all statistics come from the unquantized model, by way of what other cells have left of it.
+        batch_size: sequences per micro-batch, or 0 for all at once.
+        true_sequential: statistics of a group come from inputs that went through the quantized groups before
+            it; if False, from the block before its quantization.
+        heldout: held-out sequences ``(m, T)`` int64, propagated like ``tokens``; nothing is fitted to them.
+        seed: seed of the global generators, mixed with the block's index.
+        checkpoint: checkpoint to resume from and to update as blocks finish, or None for no checkpoints.
+        static: stages with statistics of the unquantized model, shared between cells, or None if statistics
+            come from the partly quantized model.
         on_block: see :data:`OnBlock`.
     """
 
@@ -120,12 +122,14 @@ class BlockLoop:
 
     @torch.no_grad()
     def quantize(self, adapter: ModelAdapter) -> list[LayerReport]:
-        """Quantize every linear of every decoder block in place, propagating the quantized model's
-        activations.
+        """Quantize all linear layers of all decoder blocks in place; activations come from quantized blocks.
+
+        Returns:
+            One report per layer.
 
         Raises:
-            NumericalError: a weight, an activation, a statistic or a factorisation is not finite, or does not
-                exist; names block, layer (or group of layers) and cause.
+            NumericalError: a weight, an activation or a statistic is not finite, or a matrix does not
+                factorise; the message names block, layer (or group of layers) and cause.
             CheckpointError: see :meth:`q2n.pipeline.checkpoint.Checkpoint.restore`.
         """
         checkpoint, ready = self.checkpoint, self.static is not None and self.static.ready
@@ -145,7 +149,9 @@ class BlockLoop:
                 position = self._behind(block, position)
                 if checkpoint:
                     block.finish(checkpoint.finished)
-            if checkpoint and not ready:  # what has no activations cannot be gone on from, and takes seconds
+            if (
+                checkpoint and not ready
+            ):  # without activations there is nothing to resume from, and blocks take seconds
                 checkpoint.reached(position)
             if self.on_block:
                 self.on_block(position.reports)
@@ -157,8 +163,8 @@ class BlockLoop:
         return () if sequences is None else sequences.split(self.batch_size or len(sequences))
 
     def _behind(self, block: DecoderBlock, position: Position) -> Position:
-        """Quantize one block; the position behind it."""
-        require_finite_weights(block)  # before anything is measured of inputs to them
+        """Quantize one block and return the position after it."""
+        require_finite_weights(block)  # before statistics of their inputs
         moved = [batch.to(self.device) for batch in position.batches]
         apart = len(self._batches(self.heldout))
         outputs, reports = (self._calibrated if self.static is None else self._static)(block, moved, apart)
@@ -171,11 +177,18 @@ class BlockLoop:
     def _calibrated(
         self, block: DecoderBlock, batches: Sequence[Tensor], apart: int
     ) -> tuple[list[Tensor], list[LayerReport]]:
-        """Outputs and reports, with statistics of what the quantized blocks before this one leave of the
-        activations; nothing is fitted to the last ``apart`` micro-batches.
+        """Quantize one block with statistics of the activations of the quantized blocks before it.
 
-        If true-sequential, there is one forward per block, suspended before each group while that group is
-        solved; otherwise a second one with the quantized block, after all groups were measured.
+        If true-sequential, there is one forward pass per block, suspended before each group while the group
+        is solved. Otherwise a second pass follows with the quantized block, after all groups were measured.
+
+        Args:
+            block: block to quantize.
+            batches: micro-batches of its inputs, ``(B, T, D)`` each.
+            apart: number of micro-batches at the end that are held out.
+
+        Returns:
+            Output of every micro-batch, and one report per layer.
         """
         with _at(block):
             self.method.baseline.prepare_block(block, batches[: len(batches) - apart])
@@ -185,7 +198,7 @@ class BlockLoop:
         for group in block.groups:
             self.progress(block.index, group.name)
             if self.true_sequential:
-                # Not kept in a variable: it would outlive the group while the next one is measured.
+                # A variable would keep the statistics in memory while the next group is measured.
                 reports += solve_group(
                     block, group, collect(forwards, self.method.measured, apart)[1], self.method
                 )
@@ -200,7 +213,7 @@ class BlockLoop:
     def _static(
         self, block: DecoderBlock, batches: Sequence[Tensor], apart: int
     ) -> tuple[list[Tensor], list[LayerReport]]:
-        """With statistics of the unquantized block, whose outputs are what the next block is given."""
+        """Quantize one block with statistics of the unquantized block, whose outputs enter the next block."""
         assert self.static is not None
         notify = partial(self.progress, block.index)
         with _at(block):
@@ -216,11 +229,25 @@ class BlockLoop:
 def solve_group(
     block: DecoderBlock, group: LinearGroup, stats: Statistics, method: Method, solve: Solve | None = None
 ) -> list[LayerReport]:
-    """Solve, correct and write back all layers of one group; ``solve`` in place of the baseline's own."""
+    """Solve, correct and write back all layers of one group.
+
+    Args:
+        block: block of the group.
+        group: linear layers that share an input.
+        stats: statistics of this input.
+        method: baseline, correction and diagnostics.
+        solve: replacement of the baseline's ``solve``, or None if there is none.
+
+    Returns:
+        One report per layer.
+
+    Raises:
+        NumericalError: a number is not finite; the message names block and layers.
+    """
     with _at(block, group.name):
         _require_finite_inputs(block.linear(group.linears[0]).in_features, stats)
     reports = []
-    # Rows are stacked to share what follows from a Gram matrix; one layer after the other takes less memory.
+    # Stacked rows share the results of a Gram matrix; without one, layer by layer takes less memory.
     stacked = method.baseline.stacks_rows and Statistic.GRAM in stats
     for names in (group.linears,) if stacked else [(name,) for name in group.linears]:
         reports += _solve_layers(block, _problem(block, names, stats), method, solve)
@@ -230,6 +257,7 @@ def solve_group(
 def _solve_layers(
     block: DecoderBlock, problem: LinearProblem, method: Method, solve: Solve | None
 ) -> list[LayerReport]:
+    """Solve, correct, write back and measure the layers of one problem."""
     began = time.perf_counter()
     with timed("solve"), _at(block, *problem.names):
         solution = (solve or method.baseline.solve)(problem, method.correction)
@@ -241,7 +269,7 @@ def _solve_layers(
 
 
 def _require_finite_inputs(width: int, stats: Statistics) -> None:
-    """Of a Gram matrix the diagonal tells inputs that are no numbers from squares that are too large."""
+    """Check the inputs; the diagonal of the Gram matrix distinguishes NaN from overflow."""
     for part, what in ((stats, "inputs"), (stats.heldout, "held-out inputs")):
         if part is None:
             continue
@@ -257,7 +285,7 @@ def _require_finite_inputs(width: int, stats: Statistics) -> None:
 
 
 def _problem(block: DecoderBlock, names: tuple[str, ...], stats: Statistics) -> LinearProblem:
-    """The layers ``names``, their rows stacked."""
+    """Return the problem of the layers ``names``, their rows stacked."""
     layers = [block.linear(name) for name in names]
     for name, layer in zip(names, layers, strict=True):
         _finite(block, name, "weight, as the baseline prepared it,", layer.weight)
@@ -269,13 +297,13 @@ def _problem(block: DecoderBlock, names: tuple[str, ...], stats: Statistics) -> 
 
 
 def _write_back(block: DecoderBlock, problem: LinearProblem, solution: Solution) -> None:
-    """The one place where weights change, in the model's dtype."""
+    """Write the corrected weights and biases, in the model's dtype: the only place where weights change."""
     first = 0
     for name, count in zip(problem.names, problem.rows, strict=True):
         target = block.linear(name).weight.data
         for rows in row_parts(target):
             weight = solution.corrected.weight_rows(slice(first + rows.start, first + rows.stop))
-            # In the model's dtype, where a number may overflow that float32 holds.
+            # Checked in the model's dtype, in which a finite float32 number may overflow.
             target[rows].copy_(_finite(block, name, "quantized weight", weight.to(target.dtype)))
         first += count
     if solution.corrected.bias is None:
@@ -287,7 +315,7 @@ def _write_back(block: DecoderBlock, problem: LinearProblem, solution: Solution)
 
 
 def _finite(block: DecoderBlock, name: str, what: str, tensor: Tensor) -> Tensor:
-    """``tensor``, part of the linear ``name``, if it is finite."""
+    """Return ``tensor``, a part of the layer ``name``, if it is finite."""
     with _at(block, name):
         require_finite(tensor, f"{what} in {dtype_name(tensor.dtype)}")
     return tensor

@@ -1,4 +1,4 @@
-"""The work of one cell: load, measure the original, quantize, measure again, make the record."""
+"""Computation of one cell: load, evaluate the unquantized model, quantize, evaluate, build the record."""
 
 from __future__ import annotations
 
@@ -38,14 +38,19 @@ from q2n.types import LayerReport
 def compute(
     config: RunConfig, identity: Mapping[str, Any], bar: CellProgress, watch: OnBlock | None = None
 ) -> RunRecord:
-    """The finished record of a cell; ``bar`` is shown already, ``watch`` gets the reports so far after every
-    block.
+    """Compute a cell and return its record.
+
+    Args:
+        config: configuration of the cell.
+        identity: identity of the cell, from which its fingerprint is computed.
+        bar: progress line, already visible.
+        watch: callback after every block with the reports so far, or None if there is none.
 
     Raises:
-        UnsupportedError: model and method do not fit (found before calibration).
+        UnsupportedError: model and method do not fit; raised before calibration.
         ConfigurationError, DataError: see :func:`q2n.pipeline.inputs.read_inputs`; no weights are read yet.
         CheckpointError, ModelError, NumericalError: see the stages.
-        Interrupted: SIGINT or SIGTERM; where the cell had got to is saved.
+        Interrupted: SIGINT or SIGTERM; the progress of the cell is saved.
     """
     dtype: torch.dtype = getattr(torch, identity["hardware"]["dtype"])
     device = torch.device(identity["hardware"]["device"])
@@ -70,10 +75,10 @@ def compute(
         with expense.stage("load"):
             loaded = config.model.load(dtype, scalars.cache_dir, scalars.streaming)
             config.baseline.check(loaded.adapter)
-            if loaded.adapter.in_memory:  # blocks that are streamed are checked when they are taken
+            if loaded.adapter.in_memory:  # streamed blocks are checked when they are loaded
                 for block in loaded.adapter.blocks:
                     require_finite_weights(block)
-        if loaded.adapter.in_memory:  # who streams needs the memory more than the time
+        if loaded.adapter.in_memory:  # streaming saves memory at the cost of time
             keep_freed_memory()
         cell = _LoadedCell(config, identity, inputs, loaded, device, checkpoint, expense, tally, bar)
         context = EvaluationContext(loaded, device, dtype, scalars.cache_dir, bar.advance)
@@ -94,7 +99,7 @@ def compute(
 
 @dataclass(frozen=True)
 class _LoadedCell:
-    """What a cell has in hand from when its model is loaded."""
+    """State of a cell after its model is loaded."""
 
     config: RunConfig
     identity: Mapping[str, Any]
@@ -107,7 +112,7 @@ class _LoadedCell:
     bar: CellProgress
 
     def guard(self, reference: list[Metric]) -> None:
-        """Stop before quantization where the unquantized model is not what it is known to be."""
+        """Compare the unquantized model's metrics with known values; ``sanity`` decides if the cell stops."""
         scalars = self.config.scalars
         guard(
             reference,
@@ -119,7 +124,7 @@ class _LoadedCell:
         )
 
     def quantize(self, watch: OnBlock | None) -> list[LayerReport]:
-        """Quantize the model in place."""
+        """Quantize the model in place and return one report per layer."""
         config, calibration, blocks = self.config, self.config.calibration, self.loaded.adapter.blocks
         steps = [f"{block.index}/{group.name}" for block in blocks for group in block.groups]
 
@@ -146,6 +151,7 @@ class _LoadedCell:
             return loop.quantize(self.loaded.adapter)
 
     def _static(self, method: Method) -> StaticStages:
+        """Return the stages that share statistics of the unquantized model with other cells."""
         scalars = self.config.scalars
         store = StageStore(cache_root(scalars.cache_dir) / "stages", int(scalars.cache_limit * 2**30))
         return StaticStages(
@@ -157,7 +163,7 @@ class _LoadedCell:
         )
 
     def record(self, layers: list[LayerReport], metrics: list[Metric]) -> RunRecord:
-        """The record of the finished cell."""
+        """Return the record of the finished cell."""
         config, scalars, spent = self.config, self.config.scalars, self.expense.total
         weights = sum(report.shape[0] * report.shape[1] for report in layers)
         bits = sum(report.bits_per_weight * report.shape[0] * report.shape[1] for report in layers)
@@ -186,6 +192,7 @@ class _LoadedCell:
 
 
 def _with_reference(metric: Metric, references: list[Metric]) -> Metric:
+    """Return the metric with the unquantized model's value, if it was measured in the same way."""
     same = (reference for reference in references if metric.measures_as(reference))
     found = next(same, None)
     return metric if found is None else metric.with_reference(found)

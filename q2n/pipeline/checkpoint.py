@@ -1,10 +1,9 @@
-"""What a cell leaves behind between two blocks, so that another process can go on from there.
+"""Checkpoints between two blocks, from which another process resumes a cell.
 
-A checkpoint is a folder: the finished blocks, the live activations that enter the next one (computing them
-again would not give the same bits), and a manifest that names every file with its size and digest. The
-manifest is replaced last and in one step, so a process killed at any moment leaves the former checkpoint or
-the new one. What is drawn at random is seeded block by block (:func:`seed_block`), so no state of a generator
-has to be kept.
+A checkpoint is a folder with the finished blocks, the activations that enter the next block (computing them
+again would not give the same bits), and a manifest with the size and digest of every file. The manifest is
+replaced last and atomically, so a process killed at any moment leaves the former checkpoint or the new one.
+Random generators are seeded per block (:func:`seed_block`), so their states need not be stored.
 """
 
 from __future__ import annotations
@@ -40,19 +39,25 @@ Every = int | Literal["auto"]
 
 MANIFEST = "manifest.json"
 RULE = 1
-"""Changes whenever a manifest means something else."""
+"""Version of the manifest's format; it is raised when a field changes its meaning."""
 AUTO_SECONDS = 60.0
-"""With ``every='auto'``: the least time between two checkpoints."""
+"""With ``every='auto'``: least time between two checkpoints, in seconds."""
 AUTO_SHARE = 20
-"""With ``every='auto'``: a checkpoint waits this many times what the last one took to write."""
+"""With ``every='auto'``: least multiple of the last write time between two checkpoints (5 % overhead)."""
 
 _REPORTS = TypeAdapter(tuple[LayerReport, ...])
 
 
 @dataclass(frozen=True)
 class Position:
-    """Quantization between two blocks: ``batches`` ``(B, T, D)`` enter block ``next_block`` (empty after the
-    last), ``reports`` and ``structures`` are those of the blocks before it."""
+    """State of the quantization between two blocks.
+
+    Attributes:
+        next_block: index of the next block.
+        batches: micro-batches ``(B, T, D)`` that enter it; empty after the last block.
+        reports: reports of all layers before it.
+        structures: digests (:func:`structure`) of the blocks before it.
+    """
 
     next_block: int
     batches: tuple[Tensor, ...]
@@ -60,14 +65,20 @@ class Position:
     structures: tuple[str, ...] = ()
 
     def after(self, batches: tuple[Tensor, ...], reports: Sequence[LayerReport], structure: str) -> Position:
-        """The position one block further."""
+        """Return the position after the next block.
+
+        Args:
+            batches: outputs of that block.
+            reports: reports of its layers.
+            structure: its digest.
+        """
         return Position(
             self.next_block + 1, batches, (*self.reports, *reports), (*self.structures, structure)
         )
 
 
 def seed_block(seed: int, block: int) -> None:
-    """Seed every global generator for one block: what it draws depends on nothing that came before."""
+    """Seed every global generator for one block, so that its draws do not depend on earlier blocks."""
     import numpy as np
     import torch
 
@@ -78,10 +89,10 @@ def seed_block(seed: int, block: int) -> None:
 
 
 class Checkpoint:
-    """The checkpoint of one cell, and the folder of its finished blocks.
+    """Checkpoint of one cell, with the folder of its finished blocks.
 
-    A context manager around the computation: interrupted, it saves where the cell is; after an error it
-    leaves what was saved before.
+    It is a context manager around the computation. An interruption saves the position of the cell. After an
+    error the last saved checkpoint remains.
     """
 
     def __init__(
@@ -94,18 +105,22 @@ class Checkpoint:
         account: Callable[[], Mapping[str, Any]] = dict,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """
+        """Create the checkpoint of a cell without reading it.
+
         Args:
-            every: blocks from one checkpoint to the next; 0: none is written, ``auto``: as often as costs
-                little.
-            account: what else to keep in a checkpoint, as a JSON tree; :attr:`account` has it afterwards.
-            say: is told what a person should know.
+            folder: folder of the checkpoint.
+            fingerprint: fingerprint of the cell.
+            resume: ``auto`` uses a valid checkpoint, ``never`` discards it, ``required`` raises without one.
+            every: blocks between two checkpoints, 0 for no checkpoints, or ``auto`` to limit the time for
+                writing (:data:`AUTO_SHARE`).
+            account: returns further data to store, as a JSON tree; see :attr:`account`.
+            say: called with messages for the user.
         """
         self.finished = FinishedBlocks(folder)
         self.account: Mapping[str, Any] = {}
-        """What the process that wrote the checkpoint had noted; empty in a cell that starts anew."""
+        """Data stored by the process that wrote the checkpoint; empty in a cell that is not resumed."""
         self.resumed_at: tuple[int, ...] = ()
-        """Blocks at which a process took over from another."""
+        """Indices of the blocks at which the cell was resumed."""
         self._fingerprint = fingerprint
         self._resume = resume
         self._pace = _Pace(every)
@@ -119,13 +134,15 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
+        """Folder of the checkpoint."""
         return self.finished.folder
 
     def __enter__(self) -> Checkpoint:
-        """Look for a checkpoint, before anything heavy is done.
+        """Look for a checkpoint, before any expensive work.
 
         Raises:
-            CheckpointError: with ``resume='required'``: there is none, or it is damaged or another cell's.
+            CheckpointError: with ``resume='required'``: there is none, it is damaged, or it belongs to
+                another cell.
         """
         if self._resume != "never":
             try:
@@ -143,19 +160,24 @@ class Checkpoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Save the position on an interruption; remove a folder without a manifest."""
         if isinstance(error, KeyboardInterrupt):
             self._save()
         if not (self.folder / MANIFEST).exists():
-            discard(self.folder)  # blocks alone are of no use to another process
+            discard(self.folder)  # blocks without a manifest cannot be resumed from
 
     def restore(self, adapter: ModelAdapter, store: ActivationStore) -> Position | None:
-        """Give the model, rewritten as for its calibration, its finished blocks back.
+        """Load the finished blocks into the model.
+
+        Args:
+            adapter: model, rewritten as before its calibration.
+            store: storage of the activations.
 
         Returns:
-            Where to go on; None: at the beginning.
+            The position to resume from, or None if the cell starts from the beginning.
 
         Raises:
-            CheckpointError: with ``resume='required'``: the checkpoint is of other modules.
+            CheckpointError: with ``resume='required'``: the checkpoint has other modules than the model.
         """
         self._adapter = adapter
         if self._manifest is None:
@@ -178,7 +200,7 @@ class Checkpoint:
         return self._position
 
     def reached(self, position: Position) -> None:
-        """Quantization is at ``position``: what is saved when the time has come, or on an interruption."""
+        """Set the position, and save it if a checkpoint is due; an interruption saves the last position."""
         assert self._adapter is not None
         last = position.next_block == len(self._adapter.blocks)
         self._position = replace(position, batches=()) if last else position
@@ -186,6 +208,7 @@ class Checkpoint:
             self._save()
 
     def _refuse(self, error: CheckpointError) -> None:
+        """Ignore the checkpoint with a message, or raise with ``resume='required'``."""
         if self._resume == "required":
             raise CheckpointError(f"resume=required: {self.folder}: {error}") from None
         self._manifest = None
@@ -199,14 +222,14 @@ class Checkpoint:
         return self.folder / f"activations-{block:05d}.safetensors"
 
     def _save(self) -> None:
-        """Save the position reached, if it is new; a full disk costs only the checkpoint."""
+        """Save the position if it is new; if the disk is full, the cell continues without the checkpoint."""
         if not self._pace.every or self._position.next_block == self._saved or self._adapter is None:
             return
         try:
             with interruption.shielded(), self._pace.timed():
                 self._write(self._adapter, self._position)
         except OSError as error:
-            if not self._said:  # each block would say it again
+            if not self._said:  # once, not per block
                 self._say(f"the cell goes on without a new checkpoint: {error}")
             self._said = True
 
@@ -238,7 +261,7 @@ class Checkpoint:
 
 
 class _Pace:
-    """When the next checkpoint is due."""
+    """Schedule of checkpoints."""
 
     def __init__(self, every: Every) -> None:
         self.every = every
@@ -246,13 +269,19 @@ class _Pace:
         self._cost = 0.0
 
     def due(self, blocks: int, last: bool) -> bool:
-        """``blocks`` are finished since the last checkpoint; ``last``: there are no more."""
+        """Return True if a checkpoint is due.
+
+        Args:
+            blocks: number of blocks finished since the last checkpoint.
+            last: True after the last block.
+        """
         if self.every == "auto":
             return time.monotonic() - self._last >= max(AUTO_SECONDS, AUTO_SHARE * self._cost)
         return self.every > 0 and (last or blocks >= self.every)
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
+        """Measure the time to write a checkpoint."""
         began = time.monotonic()
         yield
         self._last = time.monotonic()
@@ -260,8 +289,10 @@ class _Pace:
 
 
 def structure(block: DecoderBlock) -> str:
-    """Digest of a block's modules and of its tensors' names, shapes and dtypes: all but the numbers, and the
-    biases, which a correction may add."""
+    """Return a digest of a block's modules and of its tensors' names, shapes and dtypes.
+
+    Biases are left out, since a correction may add them.
+    """
     modules = [f"{name} {type(module).__qualname__}" for name, module in block.module.named_modules()]
     present = {name: it for name, it in block.tensors().items() if not name.endswith(".bias")}
     tensors = [f"{name} {tuple(it.shape)} {it.dtype}" for name, it in present.items()]
@@ -269,17 +300,17 @@ def structure(block: DecoderBlock) -> str:
 
 
 def discard(folder: Path) -> None:
-    """Delete a checkpoint; one that is not there is no error."""
+    """Delete a checkpoint if there is one."""
     with contextlib.suppress(OSError):
-        (folder / MANIFEST).unlink()  # first: what is left if this is interrupted is no checkpoint
+        (folder / MANIFEST).unlink()  # first, so that an interrupted deletion leaves no valid checkpoint
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _verified(folder: Path, fingerprint: str) -> Mapping[str, Any] | None:
-    """The manifest, if all it says is so; None if there is none.
+    """Return the manifest after checking all its files, or None if there is none.
 
     Raises:
-        CheckpointError: it, or a file it names, is damaged, or it is of another cell.
+        CheckpointError: the manifest or one of its files is damaged, or it belongs to another cell.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a cell takes: wall seconds by stage and peak memory, over all the processes that worked on it."""
+"""Cost of a cell: wall time per stage and peak memory, over all processes that worked on it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from q2n.runtime.clock import WorkClock
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds by stage; bytes of the host's and, where one was used, of the device's memory.
+    """Cost of a cell.
 
-    ``work_seconds`` shares out the stage ``quantize`` by kind of work (:mod:`q2n.runtime.clock`).
+    Attributes:
+        seconds: wall time per stage, in seconds.
+        work_seconds: wall time of the stage ``quantize`` by kind of work (:mod:`q2n.runtime.clock`).
+        peak_memory_bytes: peak memory of the host.
+        peak_device_memory_bytes: peak memory of the device, or None if none was used.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -25,7 +29,7 @@ class Cost:
     peak_device_memory_bytes: int | None = None
 
     def plus(self, other: Cost) -> Cost:
-        """Both, one after the other."""
+        """Return the cost of both, one after the other: times add up, peaks are the larger one."""
         peaks = [
             it for it in (self.peak_device_memory_bytes, other.peak_device_memory_bytes) if it is not None
         ]
@@ -42,7 +46,7 @@ def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, floa
 
 
 class Expense:
-    """Measures from when it is made; ``earlier`` is what former processes spent on the same cell."""
+    """Measurement of a cell's cost, from its creation; ``earlier`` is the cost of former processes."""
 
     def __init__(self) -> None:
         provenance.reset_peak_memory()
@@ -53,6 +57,7 @@ class Expense:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Measure the wall time of the stage ``name``."""
         self._running[name] = time.perf_counter()
         try:
             yield
@@ -62,12 +67,12 @@ class Expense:
 
     @property
     def total(self) -> Cost:
-        """So far; a stage that is not over counts as far as it got."""
+        """Cost so far, including stages that still run."""
         now = time.perf_counter()
         running = Cost({name: now - began for name, began in self._running.items()})
         memory = (provenance.peak_memory_bytes(), provenance.peak_device_memory_bytes())
         return self.earlier.plus(Cost(self._seconds, self.work.seconds, *memory)).plus(running)
 
     def note(self) -> Mapping[str, Any]:
-        """:attr:`total` as a tree for :class:`Cost`."""
+        """Return :attr:`total` as a JSON tree with the fields of :class:`Cost`."""
         return asdict(self.total)

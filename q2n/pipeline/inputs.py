@@ -1,4 +1,4 @@
-"""What a cell reads besides weights: configuration, tokenizer and text, checked before weights are read."""
+"""Inputs of a cell besides weights: configuration, tokenizer and text, checked before weights are read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ if TYPE_CHECKING:
     from q2n.models.loaded import Outline
 
 SAME_TEXT = 0.05
-"""Share of the shorter text from which on two texts count as the same one: well above what separate sides of
-one corpus share by common phrases (of the bundled texts: none of the articles, below 0.1 % of the news), well
-below what a shuffled or shortened copy does."""
+"""Share of the shorter text from which two texts count as the same text.
+
+It lies well above the overlap of separate splits of one corpus by common phrases (bundled texts: none of the
+articles, below 0.1 % of the news), and well below the overlap with a shuffled or shortened copy."""
 
 
 @dataclass(frozen=True)
 class CellInputs:
-    """Calibration sequences, and what was allowed although it makes numbers hard to compare.
+    """Calibration sequences, and exceptions that make numbers hard to compare.
 
-    ``calibrated``: digests of the evaluated texts that are calibration text. ``notes``: sentences for record
-    and tables.
+    Attributes:
+        calibration: calibration sequences.
+        calibrated: digests of the evaluated texts that are calibration text.
+        notes: sentences for record and tables.
     """
 
     calibration: TokenSet
@@ -34,7 +37,7 @@ class CellInputs:
     notes: tuple[str, ...] = ()
 
     def marked(self, metric: Metric) -> Metric:
-        """The metric, its protocol with the mark of a text that is calibration text, if it is."""
+        """Return the metric; its protocol is marked if the evaluated text is calibration text."""
         protocol = metric.protocol
         if not isinstance(protocol, EvaluationProtocol) or protocol.text_sha256 not in self.calibrated:
             return metric
@@ -46,8 +49,9 @@ def read_inputs(config: RunConfig) -> CellInputs:
 
     Raises:
         ConfigurationError: sequences are longer than the model's context length.
-        DataError: text is missing, too short, not what its file promises, or on both sides.
-        ModelError: configuration or tokenizer cannot be had, or do not fit each other.
+        DataError: text is missing, too short, not as its file declares, or evaluation text is calibration
+            text.
+        ModelError: configuration or tokenizer cannot be read, or do not fit each other.
     """
     scalars = config.scalars
     outline = config.model.outline(scalars.cache_dir)
@@ -70,7 +74,11 @@ def read_inputs(config: RunConfig) -> CellInputs:
 
 
 def _require_rows(text: TokenSet, outline: Outline) -> None:
-    """A tokenizer's template may add ids that are not in its vocabulary."""
+    """Check that the embedding has a row per id; a tokenizer's template may add ids beyond its vocabulary.
+
+    Raises:
+        ModelError: an id has no row.
+    """
     largest, rows = int(text.tokens.max()), outline.config.vocab_size
     if largest >= rows:
         raise ModelError(
@@ -80,10 +88,10 @@ def _require_rows(text: TokenSet, outline: Outline) -> None:
 
 
 def _beyond_context(group: str, texts: Sequence[TokenSet], outline: Outline, allowed: bool) -> Iterator[str]:
-    """A note if sequences are longer than the model's context length.
+    """Yield a note if sequences are longer than the model's context length.
 
     Raises:
-        ConfigurationError: they are, and it is not allowed.
+        ConfigurationError: they are longer, and this is not allowed.
     """
     seqlen, positions = max((text.tokens.shape[1] for text in texts), default=0), outline.positions
     if positions is None or seqlen <= positions:
@@ -98,16 +106,19 @@ def _beyond_context(group: str, texts: Sequence[TokenSet], outline: Outline, all
 
 
 def _learns(config: RunConfig) -> bool:
-    """Whether anything of the quantized model depends on calibration text: with plain rounding only the
-    layers' errors are measured on it."""
+    """Return True if the quantized model depends on calibration text.
+
+    With plain rounding it does not: only output errors are measured on calibration text.
+    """
     baseline, correction = config.baseline, config.correction.bind(config.baseline)
     return baseline.prepares_blocks or bool(baseline.requires | correction.requires)
 
 
 def _calibrated(calibration: TokenSet, measured: Sequence[TokenSet], outline: Outline) -> dict[str, str]:
-    """Of the evaluated texts that are calibration text, what they have in common with it, by digest.
+    """Return a sentence on the overlap for each evaluated text that is calibration text, by digest.
 
-    All calibration text counts, since the seed decides which of it is read; of evaluation text the windows.
+    All calibration text counts, since the seed decides which part is read; of evaluation text only the
+    windows count.
     """
     found = {}
     for text in measured:
