@@ -59,7 +59,7 @@ class Format(Protocol):
         ...
 
     def scale_rows(self, alpha: Tensor) -> Format:
-        """Return the format of ``diag(alpha) W`` with the same codes; ``alpha`` ``(R,)`` is folded in."""
+        """Return the format of ``diag(alpha) W`` and the same codes; ``alpha`` ``(R,)`` is folded in."""
         ...
 
     def select_rows(self, start: int, stop: int) -> Format:
