@@ -149,9 +149,8 @@ class BlockLoop:
                 position = self._behind(block, position)
                 if checkpoint:
                     block.finish(checkpoint.finished)
-            if (
-                checkpoint and not ready
-            ):  # without activations there is nothing to resume from, and blocks take seconds
+            # Without activations there is nothing to resume from, and blocks take seconds.
+            if checkpoint and not ready:
                 checkpoint.reached(position)
             if self.on_block:
                 self.on_block(position.reports)
