@@ -97,7 +97,7 @@ class OWQ(LayerwiseBaseline):
             bits = self.bits + needed * LAYER_TYPES * (16 - self.bits) / ROW_FACTOR
             hint = f" or target_bit >= {bits + 5e-4:.3f}" if bits + 5e-4 < self.bits + 1 else ""
             raise UnsupportedError(
-                f"baseline.target_bit={self.target_bit}: the budget rounds to no kept column for "
+                f"baseline.target_bit={self.target_bit}: the budget rounds to no FP16 outlier column for "
                 f"{', '.join(none)}; this model needs target_rank >= 1{hint}"
             )
         narrow = min(widths, key=lambda name: widths[name] - kept[name])

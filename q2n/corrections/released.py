@@ -47,14 +47,12 @@ class ReleasedScale:
         if recipe is None:
             known = getattr(baseline, "released", None) is not None
             what = type(baseline).__name__ + (" with these settings" if known else "")
-            raise UnsupportedError(f"the official release has no Q2N step for {what}; use q2n=on or q2n=off")
+            raise UnsupportedError(f"the official code has no Q2N step for {what}; use q2n=on or q2n=off")
         return BoundRelease(self.t, self.lam, recipe)
 
     def correct(self, problem: LinearProblem, quantized: QuantizedLinear) -> QuantizedLinear:
         """Raise :class:`UnsupportedError`: the step is defined only after :meth:`bind`."""
-        raise UnsupportedError(
-            "the released step differs from baseline to baseline: call bind(baseline) first"
-        )
+        raise UnsupportedError("the official step differs between baselines: call bind(baseline) first")
 
 
 @dataclass(frozen=True)

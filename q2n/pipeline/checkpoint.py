@@ -230,7 +230,7 @@ class Checkpoint:
                 self._write(self._adapter, self._position)
         except OSError as error:
             if not self._said:  # once, not per block
-                self._say(f"the cell goes on without a new checkpoint: {error}")
+                self._say(f"the cell continues without a new checkpoint: {error}")
             self._said = True
 
     def _write(self, adapter: ModelAdapter, position: Position) -> None:

@@ -68,7 +68,7 @@ def read_inputs(config: RunConfig) -> CellInputs:
     if seen and not scalars.allow_calibration_text:
         raise DataError(
             "\n".join(seen) + "\nName other files or another data set for one of them, or measure all the "
-            "same with allow_calibration_text=true: record and tables then say so"
+            "same with allow_calibration_text=true: record and tables then contain a note"
         )
     return CellInputs(calibration, frozenset(shares), (*beyond, *seen))
 
@@ -100,7 +100,7 @@ def _beyond_context(group: str, texts: Sequence[TokenSet], outline: Outline, all
         raise ConfigurationError(
             f"{group}: seqlen={seqlen} is beyond the {positions} positions of {outline.name} "
             "(max_position_embeddings, times the factor of its rotary scaling if that extends them); choose "
-            f"{positions} at most, or go beyond with allow_beyond_context=true: record and tables then say so"
+            f"{positions} at most, or set allow_beyond_context=true: record and tables then contain a note"
         )
     yield f"{group} sequences of {seqlen} tokens are beyond the model's {positions} positions"
 
