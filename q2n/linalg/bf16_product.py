@@ -2,9 +2,9 @@
 
 Speed only, see :mod:`q2n.linalg`.
 
-It comes with the package ``onednn-cpu-gomp`` (Linux on x86-64; nothing else needs it), whose library runs in
-torch's own threads. A product of two bfloat16 numbers is exact in float32, so nothing is lost against
-converting them first; the processor multiplies twice as many of them at a time.
+The library comes with the package ``onednn-cpu-gomp`` (Linux on x86-64; optional) and runs in torch's own
+threads. A product of two bfloat16 numbers is exact in float32, so the result is as accurate as after a
+conversion to float32; the processor multiplies twice as many bfloat16 numbers at a time.
 """
 
 from __future__ import annotations
@@ -24,9 +24,17 @@ Gemm = Callable[..., int]
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left^T right`` for bfloat16 ``left`` ``(n, a)`` and ``right`` ``(n, b)``, float32 ``total``.
+    """Add ``left^T right`` to ``total`` in place; call only where :func:`available`.
 
-    All are on the CPU and contiguous along their last dimension. Call only where :func:`available`.
+    All matrices are on the CPU and contiguous along their last dimension.
+
+    Args:
+        total: ``(a, b)`` float32.
+        left: ``(n, a)`` bfloat16.
+        right: ``(n, b)`` bfloat16.
+
+    Raises:
+        RuntimeError: oneDNN reports an error.
     """
     gemm = _gemm()
     assert gemm is not None
@@ -45,19 +53,22 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _matrix(tensor: Tensor) -> tuple[int, int]:
-    """Address and row length in memory. Of a single row torch's stride may be any number, and oneDNN refuses
-    one below the number of columns."""
+    """Return the address and the row stride of a matrix.
+
+    The stride that torch reports for a single row may be any number; oneDNN refuses a stride below the number
+    of columns.
+    """
     return tensor.data_ptr(), max(tensor.stride(0), tensor.shape[1])
 
 
 @cache
 def has_amx() -> bool:
-    """Whether the processor multiplies tiles of bfloat16 numbers, many times as fast as float32 ones."""
+    """Return True if the processor has AMX tiles, which multiply bfloat16 many times as fast as float32."""
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def available() -> bool:
-    """Whether the package is installed, the processor has such instructions and the product is right."""
+    """Return True if the package is installed, the processor has bfloat16 and a test product is exact."""
     return _gemm() is not None
 
 
@@ -80,7 +91,7 @@ def _gemm() -> Gemm | None:
 
 
 def _is_right(gemm: Gemm) -> bool:
-    """A product of small integers, which must come out exactly."""
+    """Return True if a product of small integers is exact, as it must be."""
     left = (torch.arange(70).reshape(10, 7) % 11 - 5).bfloat16()
     right = (torch.arange(50).reshape(10, 5) % 7 - 3).bfloat16()
     total = torch.ones(7, 5)

@@ -1,7 +1,7 @@
-"""Dense linear algebra the solvers and corrections stand on: pure functions of tensors.
+"""Dense linear algebra for solvers and corrections: pure functions of tensors.
 
 Factorisations run in float64: at the sizes of a decoder layer they cost little beside the Gram matrix,
-and a damped Hessian of 16k correlated tokens has a condition number that float32 does not survive.
+and float32 is too narrow for the condition number of a damped Hessian of 16k correlated tokens.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from q2n.linalg.kernels.threads import steady
 from q2n.runtime.clock import timed
 
 SMALL_TRIANGLE = 192
-"""Columns up to which the library's factorisation is used as it is."""
+"""Largest number of columns that is factorised directly, not by halves."""
 
 ROW_BLOCK = 2**18
-"""Entries whose products are summed at a time."""
+"""Entries per block of :func:`row_dots`, whose products then stay in the cache."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
     """Eigenvalues ``(m,)`` descending, float64, and eigenvectors ``(C, m)`` (columns) of a symmetric matrix.
 
-    ``m`` is ``C`` unless only the leading ones were computed. Then ``total`` is the sum of all eigenvalues
-    (``None``: that of ``values``). ``method`` says how it was made, ``residual`` how exact an iteration is:
-    ``max ||H v - sigma v|| / sigma_1``.
+    ``m`` is ``C`` unless only the leading ones were computed. ``total`` is the sum of all ``C`` eigenvalues,
+    or None if it is the sum of ``values``. ``method`` names the algorithm. ``residual`` is the accuracy of an
+    iterative method, ``max ||H v - sigma v|| / sigma_1``.
     """
 
     values: Tensor
@@ -44,40 +44,44 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class InverseFactor:
-    """``upper`` is ``U`` with ``(H + damping * mean(diag H) * I)^{-1} = U^T U``, float32 ``(C, C)``."""
+    """Upper triangular ``U``, float32 ``(C, C)``, with ``U^T U = (H + damping mean(diag H) I)^{-1}``."""
 
     upper: Tensor
     damping: float
 
 
 SMALL_GRAM, LARGE_GRAM = 1e-25, 1e25
-"""Largest entries of a Gram matrix between which its trace, its inverse and a hundredth of its mean diagonal
-are all well inside float32's range."""
+"""Bounds of the largest entry of a Gram matrix: between them its trace, its inverse and a hundredth of its
+mean diagonal are all well inside float32's range."""
 
 NO_GRAM = 1e-36
-"""Largest entry below which the others are subnormal: such a matrix need not be positive definite, not even
-with a hundredth of its mean diagonal."""
+"""Bound of the largest entry below which the others are subnormal: such a matrix need not be positive
+definite, not even with a hundredth of its mean diagonal added."""
 
 ENTRIES_AT_ONCE = 2**20
-"""Entries of a large matrix that are worked on at a time (4 MiB of float32, several beside each other)."""
+"""Entries of a large matrix per block (4 MiB of float32 per temporary)."""
 
 
 def require_finite(tensor: Tensor, what: str) -> None:
-    """Raise :class:`NumericalError` naming ``what`` unless every entry is finite."""
-    # One pass, and no copy in another dtype: only a sum that is not finite needs a look at every entry.
+    """Check that every entry is finite.
+
+    Raises:
+        NumericalError: an entry is NaN or infinite; the message begins with ``what``.
+    """
+    # One pass without a copy: entries are looked at one by one only if their sum is not finite.
     if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
         bad = int((~torch.isfinite(tensor)).sum())
         raise NumericalError(f"{what}: {bad} of {tensor.numel()} entries are not finite")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``float32``, as messages and the configuration say it."""
+    """Return a dtype's name as messages and the configuration spell it: ``float32``."""
     return str(dtype).removeprefix("torch.")
 
 
 @contextmanager
 def converging(what: str) -> Iterator[None]:
-    """Raise the :class:`NumericalError` that ``what`` failed where the library says so in its own way."""
+    """Turn torch's own error inside the block into a :class:`NumericalError` that says ``what`` failed."""
     try:
         yield
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -85,10 +89,11 @@ def converging(what: str) -> Iterator[None]:
 
 
 def within_range(gram: Tensor) -> Tensor:
-    """``gram`` ``(C, C)`` itself, unless its size alone would keep a solver that does not depend on it from
-    working: divided by its largest entry where sums over it would leave float32's range, the identity if it
-    is zero or has lost its digits. Inputs that are always zero prefer no rounding to another, so that each
-    weight counts the same.
+    """Return a Gram matrix ``(C, C)`` within float32's range, for solvers that do not depend on its scale.
+
+    ``gram`` itself in most cases; divided by its largest entry if sums over it would leave float32's range;
+    the identity if the matrix is zero or its entries have lost their digits. Inputs that are always zero
+    prefer no rounding to another, so with the identity each weight counts the same.
     """
     largest = gram.diagonal().max()
     size = float(largest)
@@ -98,14 +103,17 @@ def within_range(gram: Tensor) -> Tensor:
 
 
 def alive(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """``hessian`` ``(C, C)`` with a one on the diagonal of dead columns (their input is always zero), and
-    which columns these are, ``(C,)`` bool."""
+    """Set the diagonal of dead columns, whose input is always zero, to one.
+
+    Returns:
+        The matrix ``(C, C)``, a copy if there are dead columns, and the mask of dead columns ``(C,)`` bool.
+    """
     dead = hessian.diagonal() == 0
     return hessian + torch.diag(dead.to(hessian)) if bool(dead.any()) else hessian, dead
 
 
 def symmetric_spectrum(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Spectrum:
-    """Full eigendecomposition of a symmetric ``(C, C)`` matrix in ``dtype``, largest first.
+    """Compute all eigenvalues and eigenvectors of a symmetric ``(C, C)`` matrix in ``dtype``, largest first.
 
     Raises:
         NumericalError: the matrix is not finite in ``dtype``, or the iteration does not converge.
@@ -119,17 +127,17 @@ def symmetric_spectrum(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Sp
 
 
 def damped_inverse_factor(hessian: Tensor, damping: Sequence[float]) -> InverseFactor:
-    """Upper triangular ``U`` with ``U^T U = (H + d mean(diag H) I)^{-1}`` for the first ``d`` that works.
+    """Factorise the damped inverse Hessian as ``U^T U = (H + d mean(diag H) I)^{-1}``.
 
     With ``J`` the reversal and ``J H J = L L^T``, ``A = J L J`` is upper triangular and ``H = A A^T``, so
     ``U = A^{-1}``: one factorisation, where inverting ``H`` and factorising again would need two.
 
     Args:
         hessian: ``(C, C)`` symmetric; every diagonal entry positive.
-        damping: fractions of the mean diagonal, tried in order.
+        damping: fractions ``d`` of the mean diagonal, tried in order; the first that works is used.
 
     Raises:
-        NumericalError: not finite, or no damping of the schedule makes it positive definite.
+        NumericalError: the Hessian is not finite, or not positive definite with any damping of the schedule.
     """
     require_finite(hessian, "Hessian")
     with timed("factorise"):
@@ -137,7 +145,7 @@ def damped_inverse_factor(hessian: Tensor, damping: Sequence[float]) -> InverseF
             matrix = hessian.flip(0, 1).double()
             matrix.diagonal().add_(fraction * matrix.diagonal().mean())
             if invert_factor(matrix):
-                matrix = matrix.float()  # the wide one is gone before the next copy is made
+                matrix = matrix.float()  # frees the float64 matrix before the next copy is made
                 return InverseFactor(matrix.flip(0, 1), fraction)
     tried = ", ".join(f"{fraction:g}" for fraction in damping)
     raise NumericalError(
@@ -147,27 +155,34 @@ def damped_inverse_factor(hessian: Tensor, damping: Sequence[float]) -> InverseF
 
 
 def invert_factor(matrix: Tensor) -> bool:
-    """Put ``L^{-1}`` in the place of ``matrix = L L^T`` ``(C, C)``; whether that is positive definite. If
-    not, nothing of it is left either.
+    """Overwrite ``matrix = L L^T`` ``(C, C)`` with ``L^{-1}``; return False if it is not positive definite.
 
-    By halves: with ``matrix = [[A, .], [B, D]]`` and ``L_A`` the factor of ``A``, the blocks of ``L`` are
-    ``L_A``, ``M = B L_A^{-T}`` and the factor ``L_S`` of ``S = D - M M^T``; those of the inverse are
-    ``L_A^{-1}``, ``-L_S^{-1} M L_A^{-1}`` and ``L_S^{-1}``. Nearly all of it is matrix products, which run
-    several times faster than the library's own factorisation followed by a triangular solve against the
-    identity.
+    If False is returned, the contents of ``matrix`` are undefined.
+
+    The matrix is divided into halves: with ``matrix = [[A, .], [B, D]]`` and ``L_A`` the factor of ``A``, the
+    blocks of ``L`` are ``L_A``, ``M = B L_A^{-T}`` and the factor ``L_S`` of ``S = D - M M^T``; those of the
+    inverse are ``L_A^{-1}``, ``-L_S^{-1} M L_A^{-1}`` and ``L_S^{-1}``. Nearly all the work is matrix
+    products, which run several times faster than the library's factorisation followed by a triangular solve
+    against the identity.
     """
     return _factorise(matrix, None, matrix)
 
 
 def lower_factor(matrix: Tensor) -> Tensor | None:
-    """``L`` of :func:`invert_factor`, bit for bit; ``None`` if ``matrix`` is not positive definite."""
+    """Return ``L`` of :func:`invert_factor`, bit for bit, or None if ``matrix`` is not positive definite."""
     lower = torch.zeros_like(matrix)
     return lower if _factorise(matrix, lower, torch.zeros_like(matrix), whole=False) else None
 
 
 def _factorise(matrix: Tensor, lower: Tensor | None, inverse: Tensor, whole: bool = True) -> bool:
-    """``L`` into ``lower``, zeros before, and its inverse into ``inverse``; whether it worked. Unless
-    ``whole``, ``inverse`` has only what ``lower`` is made with. Without ``lower`` it is ``matrix``."""
+    """Write ``L`` into ``lower`` and its inverse into ``inverse``; return False if it does not exist.
+
+    Args:
+        matrix: ``(C, C)``; overwritten.
+        lower: zeros ``(C, C)``, or None if ``L`` is not wanted.
+        inverse: ``(C, C)``; is ``matrix`` itself if ``lower`` is None.
+        whole: compute all of the inverse; if False, only the blocks that ``lower`` depends on.
+    """
     size = len(matrix)
     if size <= SMALL_TRIANGLE:
         with steady(size):
@@ -202,7 +217,7 @@ def _factorise(matrix: Tensor, lower: Tensor | None, inverse: Tensor, whole: boo
 
 
 def _lower_times(lower: Tensor, dense: Tensor, out: Tensor) -> Tensor:
-    """``out = lower @ dense`` by halves, leaving out what ``lower`` has above its diagonal."""
+    """Compute ``out = lower @ dense`` by halves, without the zeros above the diagonal of ``lower``."""
     size = len(lower)
     if size <= SMALL_TRIANGLE:
         return torch.mm(lower, dense, out=out)
@@ -214,7 +229,7 @@ def _lower_times(lower: Tensor, dense: Tensor, out: Tensor) -> Tensor:
 
 
 def _times_lower(dense: Tensor, lower: Tensor, out: Tensor) -> Tensor:
-    """``out = dense @ lower``, likewise."""
+    """Compute ``out = dense @ lower`` by halves, without the zeros above the diagonal of ``lower``."""
     size = len(lower)
     if size <= SMALL_TRIANGLE:
         return torch.mm(dense, lower, out=out)
@@ -226,7 +241,7 @@ def _times_lower(dense: Tensor, lower: Tensor, out: Tensor) -> Tensor:
 
 
 def _subtract_square(matrix: Tensor, factor: Tensor) -> None:
-    """``matrix -= factor @ factor.T`` below the diagonal; what is above it is nobody's."""
+    """Compute ``matrix -= factor @ factor.T`` on and below the diagonal; entries above it are undefined."""
     size = len(matrix)
     if size <= SMALL_TRIANGLE:
         matrix.addmm_(factor, factor.T, alpha=-1)
@@ -238,10 +253,10 @@ def _subtract_square(matrix: Tensor, factor: Tensor) -> None:
 
 
 def kth_smallest(values: Tensor, rank: int) -> Tensor:
-    """The entry that would be at place ``rank`` (from 0) of all entries sorted; a scalar tensor.
+    """Return the entry at position ``rank`` (from 0) of all entries sorted; a scalar tensor.
 
-    NumPy selects in a CPU tensor several times faster than :func:`torch.kthvalue`, which also finds the
-    place.
+    On a CPU, NumPy's selection is several times faster than :func:`torch.kthvalue`, which also returns the
+    index.
     """
     flat = values.flatten()
     if flat.device.type != "cpu":
@@ -250,14 +265,20 @@ def kth_smallest(values: Tensor, rank: int) -> Tensor:
 
 
 QUADRATIC_BLOCK = 288
-"""Columns of the matrix taken at a time by :func:`quadratic_rows`."""
+"""Columns of the matrix per block in :func:`quadratic_rows`."""
 
 
 def quadratic_rows(rows: Tensor, gram: Tensor) -> Tensor:
-    """``(row_i^T H row_i)_i`` with a symmetric ``H``: for ``rows = W - Q`` the squared output error of every
-    row; ``(R,)`` float64. Blocks above the diagonal of ``H`` count twice, those below are not computed.
+    """Compute ``row_i^T H row_i`` for every row: the squared output error of each row if ``rows = W - Q``.
 
-    ``gram`` is ``H`` ``(C, C)``, or its lower triangle as :func:`q2n.linalg.gram.triangle` packs it.
+    Blocks above the diagonal of ``H`` count twice, those below it are not computed.
+
+    Args:
+        rows: ``(R, C)``.
+        gram: symmetric ``H`` ``(C, C)``, or its lower triangle packed by :func:`q2n.linalg.gram.triangle`.
+
+    Returns:
+        ``(R,)`` float64.
     """
     total = rows.new_zeros(len(rows), dtype=torch.float64)
     for own, block in _upper_blocks(gram, rows.shape[1]):
@@ -269,7 +290,7 @@ def quadratic_rows(rows: Tensor, gram: Tensor) -> Tensor:
 
 
 def _upper_blocks(gram: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of columns of a symmetric matrix, and what they hold down to the diagonal."""
+    """Yield runs of columns of a symmetric matrix with their entries down to the diagonal block."""
     for part, strip in [(slice(0, width), gram)] if gram.ndim == 2 else strips(gram, width):
         for first in range(part.start, part.stop, QUADRATIC_BLOCK):
             last = min(first + QUADRATIC_BLOCK, part.stop)
@@ -282,9 +303,10 @@ def _upper_blocks(gram: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def row_dots(one: Tensor, other: Tensor) -> Tensor:
-    """Scalar products of the rows of two ``(R, C)`` matrices, summed in float64; ``(R,)``.
+    """Return the scalar products of the rows of two ``(R, C)`` matrices, summed in float64; ``(R,)``.
 
-    Some rows at a time, so that their products stay in the cache: ten times as fast on a large layer.
+    A block of rows is multiplied at a time, so that the products stay in the cache: ten times as fast on a
+    large layer.
     """
     count = max(1, ROW_BLOCK // max(1, one.shape[1]))
     parts = zip(one.split(count), other.split(count), strict=True)
@@ -292,8 +314,10 @@ def row_dots(one: Tensor, other: Tensor) -> Tensor:
 
 
 def row_parts(matrix: Tensor) -> list[slice]:
-    """The rows of ``matrix`` ``(R, C)`` in runs of at most :data:`ENTRIES_AT_ONCE` entries: scratch as large
-    as a large matrix itself would be most of the memory."""
+    """Divide the rows of ``matrix`` ``(R, C)`` into runs of at most :data:`ENTRIES_AT_ONCE` entries.
+
+    Temporaries as large as a large matrix itself would dominate the peak memory.
+    """
     rows, columns = matrix.shape
     step = max(1, ENTRIES_AT_ONCE // columns)
     return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]

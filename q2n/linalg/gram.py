@@ -1,8 +1,8 @@
-"""The Gram matrix of a layer's inputs: half of what calibration computes beside the forward passes.
+"""Gram matrix of a layer's inputs: half of the work of calibration besides the forward passes.
 
-It is symmetric, so only blocks that reach below the diagonal are computed: the matrix is halved down to a few
-hundred columns, and of four quarters one is left out. Where inputs are bfloat16 and oneDNN can add
-products of such numbers up in float32 (:mod:`q2n.linalg.bf16_product`), they are not converted.
+The matrix is symmetric, so only blocks that reach below the diagonal are computed: the matrix is halved down
+to a few hundred columns, and one of four quarters is left out. bfloat16 inputs are not converted where oneDNN
+can add their products up in float32 (:mod:`q2n.linalg.bf16_product`).
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor
 from q2n.linalg import bf16_product as onednn
 
 SMALLEST = 192
-"""Columns at which halving stops: smaller products run slower than they save."""
+"""Columns at which halving stops: smaller products cost more time than halving saves."""
 
 SMALLEST_TILES = 576
-"""The same where the processor multiplies tiles: these are slow to start."""
+"""Columns at which halving stops on processors with AMX: tiles are slow to start."""
 
 CHUNK = 512
-"""Rows a product of bfloat16 matrices adds up before it goes into the sum: round-off grows with them."""
+"""Rows per product of bfloat16 matrices: round-off grows with the number of rows per product."""
 
 STRIP = 1024
-"""Rows of a packed triangle that lie together: all columns up to the last of them."""
+"""Rows per strip of a packed triangle; a strip has the columns up to its last row."""
 
 AddProduct = Callable[[Tensor, Tensor, Tensor], None]
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add ``rows^T rows`` to the lower triangle of ``total``; what lies above is left undefined.
+    """Add ``rows^T rows`` to the lower triangle of ``total``; entries above it are undefined.
 
     Args:
         total: ``(C, C)`` float32.
@@ -41,8 +41,11 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
 
 
 def triangle(width: int, like: Tensor) -> Tensor:
-    """Zeros for the lower triangle of a ``(width, width)`` matrix, packed into half the memory: strips of
-    :data:`STRIP` rows, each up to the last column of its square on the diagonal; float32 ``(n,)``."""
+    """Return zeros for the packed lower triangle of a ``(width, width)`` matrix; float32 ``(n,)``.
+
+    The triangle takes half the memory: strips of :data:`STRIP` rows, each up to the last column of its square
+    on the diagonal. ``like`` gives the device.
+    """
     count = sum(
         (min(first + STRIP, width) - first) * min(first + STRIP, width) for first in range(0, width, STRIP)
     )
@@ -50,7 +53,7 @@ def triangle(width: int, like: Tensor) -> Tensor:
 
 
 def strips(packed: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of every strip of :func:`triangle`, and the strip ``(rows, columns)``."""
+    """Yield the rows of each strip of :func:`triangle`, and a view of the strip ``(rows, columns)``."""
     offset = 0
     for first in range(0, width, STRIP):
         last = min(first + STRIP, width)
@@ -60,7 +63,7 @@ def strips(packed: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def add_triangle(packed: Tensor, rows: Tensor) -> None:
-    """:func:`add_gram` into a packed triangle; of squares on the diagonal, the lower triangle."""
+    """Add ``rows^T rows`` to a packed triangle; squares on the diagonal get their lower triangle only."""
     for part, add_product, smallest in _products(rows):
         for own, strip in strips(packed, rows.shape[1]):
             if own.start:
@@ -69,21 +72,21 @@ def add_triangle(packed: Tensor, rows: Tensor) -> None:
 
 
 def complete_triangle(packed: Tensor, width: int) -> Tensor:
-    """:func:`complete` for the squares on the diagonal."""
+    """Make the squares on the diagonal of a packed triangle symmetric, in place."""
     for own, strip in strips(packed, width):
         complete(strip[:, own])
     return packed
 
 
 def diagonal(form: Tensor, width: int) -> Tensor:
-    """The diagonal ``(width,)`` of a Gram matrix, whole or packed by :func:`triangle`."""
+    """Return the diagonal ``(width,)`` of a Gram matrix, full or packed by :func:`triangle`."""
     if form.ndim == 2:
         return form.diagonal()
     return torch.cat([strip[:, own].diagonal() for own, strip in strips(form, width)])
 
 
 def _products(rows: Tensor) -> Iterator[tuple[Tensor, AddProduct, int]]:
-    """Parts of ``rows``, what adds up their products, and the columns at which halving stops."""
+    """Yield parts of ``rows``, the function that adds their products, and the columns where halving stops."""
     if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and onednn.available():
         smallest = SMALLEST_TILES if onednn.has_amx() else SMALLEST
         for part in rows.contiguous().split(CHUNK):
@@ -93,8 +96,10 @@ def _products(rows: Tensor) -> Iterator[tuple[Tensor, AddProduct, int]]:
 
 
 def complete(lower: Tensor) -> Tensor:
-    """Make ``lower`` the symmetric matrix whose lower triangle it holds, in place: of a wide layer there is
-    no room for a second one."""
+    """Copy the lower triangle of ``lower`` to the upper one, in place.
+
+    There is no memory for a second matrix of a wide layer.
+    """
     for first in range(0, len(lower), SMALLEST):
         last = min(first + SMALLEST, len(lower))
         square = lower[first:last, first:last]

@@ -1,11 +1,11 @@
-"""The innermost part of the column loop: a few neighbouring columns, rounded one after the other.
+"""Innermost part of the column loop: a few neighbouring columns, rounded one after the other.
 
 The kernels share their first argument, ``strip``: ``current, push, errors, diagonal, target, values``.
-``current`` ``(n, R)`` are the columns as they are when everything before them has been pushed onto them;
-``push`` ``(n, n)`` holds in ``[i, j]``, ``i < j``, what the error of column ``i`` does to column ``j``.
+``current`` ``(n, R)`` are the columns with the errors of all columns before the strip pushed onto them;
+``push`` ``(n, n)`` holds in ``[i, j]``, ``i < j``, the factor of the error of column ``i`` in column ``j``.
 ``errors`` ``(n, R)`` is the result: ``(w - q) / diagonal``, or ``q - target`` if ``target`` ``(n, R)`` has
-any rows. ``values`` ``(n, R)`` gets the rounded columns if it has any rows. All other arguments are the
-number format's.
+any rows. ``values`` ``(n, R)`` receives the rounded columns if it has any rows. All other arguments belong
+to the number format.
 """
 
 from __future__ import annotations
@@ -15,17 +15,23 @@ import numpy as np
 from q2n.linalg.kernels import Floats, GroupedCodes, StripArrays, jit, jit_fused
 
 SLAB = 512
-"""Rows that go through all columns before the next rows do: their errors stay in the cache."""
+"""Rows per block: a block passes all columns before the next one, so that its errors stay in the cache."""
 
 
 @jit
 def round_uniform(
     strip: StripArrays, grid: GroupedCodes, before: Floats, levels: float, continued: bool
 ) -> None:
-    """``code = clamp(round(w / scale + before) + after, 0, levels)``, ``q = scale (code - before - after)``.
+    """Round to a uniform grid: ``code = clamp(round(w / scale + before) + after, 0, levels)``.
 
-    ``grid``: codes, ``scale`` and ``after``; ``before`` ``(G, R)``. If ``continued``, errors are those of
-    codes that are not clamped.
+    The value is ``q = scale (code - before - after)``.
+
+    Args:
+        strip: columns, see the module.
+        grid: codes, ``scale`` and ``after`` ``(G, R)``, and each column's group.
+        before: offset added before rounding, ``(G, R)``.
+        levels: largest code.
+        continued: compute the errors from codes that are not clamped.
     """
     current, push, errors, diagonal, target, values = strip
     codes, scale, after, group = grid
@@ -55,7 +61,14 @@ def round_uniform(
 
 @jit
 def round_table(strip: StripArrays, codes: Floats, table: Floats, middles: Floats) -> None:
-    """The nearest entry of a row's ``table`` ``(L, R)``, ascending; ``middles`` ``(L - 1, R)`` between."""
+    """Round to the nearest entry of each row's codebook, the lower of two equally near ones.
+
+    Args:
+        strip: columns, see the module.
+        codes: result ``(n, R)``.
+        table: codebook ``(L, R)``, ascending.
+        middles: midpoints of neighbouring entries, ``(L - 1, R)``.
+    """
     current, push, errors, diagonal, target, values = strip
     for first in range(0, current.shape[1], SLAB):
         slab = slice(first, min(first + SLAB, current.shape[1]))
@@ -83,10 +96,14 @@ def round_table(strip: StripArrays, codes: Floats, table: Floats, middles: Float
 def round_salient(
     strip: StripArrays, low: GroupedCodes, held: Floats, high: GroupedCodes, levels: float
 ) -> None:
-    """One bit, ``q = mean + spread sign(w - mean)``, where ``held`` ``(n, R)`` is 1; uniform where it is 0.
+    """Round to one bit, ``q = mean + spread sign(w - mean)``, where ``held`` is 1; uniformly elsewhere.
 
-    ``low``: signs, ``mean`` and ``spread``; ``high``: codes, scale and zero. Without rows in the codes of
-    ``high`` there is no uniform part.
+    Args:
+        strip: columns, see the module.
+        low: signs, ``mean`` and ``spread`` of the one-bit part, and each column's group.
+        held: mask ``(n, R)`` of the one-bit part.
+        high: codes, scale and zero of the uniform part; there is no such part if its codes have no rows.
+        levels: largest code of the uniform part.
     """
     current, push, errors, diagonal, target, values = strip
     signs, mean, spread, low_group = low
@@ -117,7 +134,7 @@ def round_salient(
 
 @jit_fused
 def _absorb(column: Floats, push: Floats, errors: Floats, j: int, slab: slice) -> None:
-    """Errors ``0 .. j-1`` pushed onto column ``j``, four a pass so that it is seldom loaded and stored."""
+    """Push errors ``0 .. j-1`` onto column ``j``, four per pass so that it is seldom loaded and stored."""
     i = 0
     while i + 4 <= j:
         a, b, c, d = push[i, j], push[i + 1, j], push[i + 2, j], push[i + 3, j]
@@ -134,7 +151,7 @@ def _absorb(column: Floats, push: Floats, errors: Floats, j: int, slab: slice) -
 
 @jit
 def _settle(column: Floats, error: Floats, diagonal: float, target: Floats, j: int, slab: slice) -> None:
-    """What is pushed for a column; ``error`` holds the rounded column before."""
+    """Replace the rounded column in ``error`` by the error that is pushed for it."""
     if len(target):
         aim = target[j, slab]
         for r in range(len(column)):

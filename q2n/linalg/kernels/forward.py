@@ -1,7 +1,7 @@
-"""What lies between the matrix products of a forward pass, in one pass over memory each.
+"""Operations between the matrix products of a forward pass, each in one pass over memory.
 
-Bfloat16 numbers are given as their bits; arithmetic is float32, results are rounded where torch's own
-operations would round them. A NaN comes with no bits below those kept, so rounding leaves it what it is.
+bfloat16 numbers are given as their bits; arithmetic is float32, results are rounded where torch's own
+operations would round them. A NaN has no bits set below those that are kept, so rounding keeps it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import numpy as np
 from q2n.linalg.kernels import FloatBits, Floats, HalfBits, jit, jit_summed
 
 MAGNITUDE = 0x7FFFFFFF
-"""The bits of a float without its sign: larger numbers have larger bits, and NaN has the largest."""
+"""Mask of a float's bits without its sign: larger numbers have larger bits, and NaN has the largest."""
 
 
 @jit
 def norm_rows(
     rows: HalfBits, weight: HalfBits, epsilon: float, normed: HalfBits, first: int, last: int
 ) -> None:
-    """``weight * round(x / sqrt(mean(x^2) + epsilon))`` for rows ``first .. last-1`` of ``rows`` ``(n, C)``,
-    into ``normed``; ``weight`` ``(C,)``."""
+    """Apply an RMS norm: ``weight * round(x / sqrt(mean(x^2) + epsilon))``.
+
+    Rows ``first .. last-1`` of ``rows`` ``(n, C)`` go into ``normed``; ``weight`` is ``(C,)``.
+    """
     width = rows.shape[1]
     values, factors = np.empty(width, np.float32), np.empty(width, np.float32)
     bits, factor_bits = values.view(np.uint32), factors.view(np.uint32)
@@ -41,9 +43,11 @@ def norm_rows(
 def multiply_activated(
     gates: HalfBits, table: Floats, inputs: HalfBits, product: HalfBits, first: int, last: int
 ) -> None:
-    """``table[gates] * inputs`` for rows ``first .. last-1`` of ``gates`` and ``inputs`` ``(n, C)``, into
-    ``product`` (it may be one of them); ``table`` ``(65536,)`` has the activation of every bfloat16 number at
-    the place its bits count."""
+    """Write ``table[gates] * inputs`` for rows ``first .. last-1`` into ``product``.
+
+    ``gates``, ``inputs`` and ``product`` are ``(n, C)``; ``product`` may be one of the others. ``table``
+    ``(65536,)`` holds the activation of every bfloat16 number, indexed by its bits.
+    """
     width = gates.shape[1]
     values = np.empty(width, np.float32)
     bits = values.view(np.uint32)
@@ -59,8 +63,10 @@ def multiply_activated(
 def round_tokens(
     tokens: Floats, bits: int, clip_ratio: float, rounded: Floats, first: int, last: int
 ) -> None:
-    """Symmetric rounding of rows ``first .. last-1`` of ``tokens`` ``(n, C)``, each on a grid of its own with
-    ``clip_ratio`` times the largest magnitude as its largest level."""
+    """Round rows ``first .. last-1`` of ``tokens`` ``(n, C)`` symmetrically, each on its own grid.
+
+    The largest level is ``clip_ratio`` times the largest magnitude of the row.
+    """
     largest = np.empty(1, np.float32)
     for r in range(first, last):
         _round_run(tokens[r], bits, np.float32(clip_ratio), largest, rounded[r])
@@ -70,7 +76,7 @@ def round_tokens(
 def round_half_tokens(
     tokens: HalfBits, bits: int, clip_ratio: float, rounded: HalfBits, first: int, last: int
 ) -> None:
-    """:func:`round_tokens` for bfloat16 numbers, given and returned as their bits."""
+    """Round tokens like :func:`round_tokens`, for bfloat16 numbers given and returned as their bits."""
     values, results = np.empty(tokens.shape[1], np.float32), np.empty(tokens.shape[1], np.float32)
     largest = np.empty(1, np.float32)
     for r in range(first, last):
@@ -112,7 +118,7 @@ def _narrow(bits: FloatBits, halves: HalfBits) -> None:
 
 @jit
 def _rounded(bits: np.uint32) -> np.uint32:
-    """The nearest bfloat16, of two equally near ones the even, as a float32's bits."""
+    """Round to the nearest bfloat16, ties to even; argument and result are bits of a float32."""
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return np.uint32((bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000))
 

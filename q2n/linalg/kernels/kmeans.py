@@ -1,4 +1,4 @@
-"""Lloyd's iterations for weighted clusters of scalars, row by row."""
+"""Lloyd's iterations of weighted k-means on scalars, row by row."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import numpy as np
 from q2n.linalg.kernels import Doubles, Floats, Places, jit, jit_summed
 
 BUCKETS = 4
-"""Buckets a value, for sorting."""
+"""Buckets per value, for sorting."""
 
 CROWDED = 32
-"""Values in one bucket from which on a general sort is faster."""
+"""Values in the fullest bucket above which a general sort is faster."""
 
 
 @jit
@@ -23,10 +23,10 @@ def lloyd_rows(
     first: int,
     last: int,
 ) -> None:
-    """Iterate on ``centres`` ``(R, K)`` of rows ``first .. last-1`` of ``values`` ``(R, C)``.
+    """Iterate on ``centres`` ``(R, K)`` of rows ``first .. last-1`` of ``values`` ``(R, C)``, in place.
 
-    ``weights`` ``(C,)`` belong to columns; a row stops when the squares of its centres' moves add up to no
-    more than ``tolerance`` of its variance. Conventions are those of :mod:`q2n.quantization.formats.kmeans`.
+    ``weights`` ``(C,)`` belong to columns. A row stops when the squared moves of its centres add up to at
+    most ``tolerance`` times its variance. Conventions are those of :mod:`q2n.quantization.formats.kmeans`.
     """
     count, clusters = values.shape[1], centres.shape[1]
     ordered, mass, moment = np.empty(count, np.float32), np.zeros(count + 1), np.zeros(count + 1)
@@ -65,7 +65,7 @@ def lloyd_rows(
 
 @jit
 def _order(values: Floats, place: Places, bucket: Places, starts: Places) -> None:
-    """Places of ``values`` ``(C,)`` in rising order, of equals the first one first, into ``place`` ``(C,)``.
+    """Write the indices that sort ``values`` ``(C,)`` in ascending order, stable, into ``place`` ``(C,)``.
 
     Values go into evenly spaced buckets and are then sorted by insertion, which is little work unless
     outliers leave the others few buckets. ``bucket`` ``(C,)`` and ``starts`` are scratch.
@@ -75,7 +75,7 @@ def _order(values: Floats, place: Places, bucket: Places, starts: Places) -> Non
     per_value = np.float32((buckets - 1) / (high - low)) if high > low else np.float32(0)
     starts[:] = 0
     for c in range(len(values)):
-        # Where values are subnormal the factor is infinite, and zero times it NaN.
+        # Subnormal values make the factor infinite, and zero times infinity is NaN.
         within = min(np.float32(buckets), max(np.float32(0), (values[c] - low) * per_value))
         bucket[c] = min(int(within), buckets - 1)
     for c in range(len(values)):
@@ -109,9 +109,9 @@ def _variance(values: Floats) -> float:
 
 @jit
 def _divide(ordered: Floats, centres: Doubles, ends: Places) -> None:
-    """Ends of the clusters of sorted values: a value belongs to its nearest centre, or the lower of two.
+    """Update the ends of the clusters of sorted values: nearest centre, the lower of two equally near ones.
 
-    ``ends`` are looked for from where they were: they move by few values an iteration.
+    The search starts from the previous ``ends``, which move by few values per iteration.
     """
     for k in range(len(centres) - 1):
         middle, end = np.float32((centres[k + 1] + centres[k]) / 2), max(ends[k + 1], ends[k])

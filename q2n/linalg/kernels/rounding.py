@@ -1,4 +1,4 @@
-"""Rounding weights to nearest in one pass over memory, with the range found on the way."""
+"""Round-to-nearest in one pass over memory, range search included."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from q2n.linalg.kernels import Doubles, Floats, jit
 
 LANES = 16
-"""Minima and maxima found side by side, so that the processor can compare many numbers at once."""
+"""Minima and maxima found side by side, so that comparisons are vectorised."""
 
 
 @jit
@@ -21,8 +21,11 @@ def round_scaled(
     first: int,
     last: int,
 ) -> None:
-    """``Q(w s) / s`` for rows ``first .. last-1`` of ``weight`` ``(R, C)`` with ``scale`` ``(C,)``; runs of
-    ``size`` columns have a grid each, from their least to their largest value."""
+    """Write ``Q(w s) / s`` for rows ``first .. last-1`` of ``weight`` into ``rounded``, both ``(R, C)``.
+
+    ``scale`` ``(C,)`` is ``s``. Each run of ``size`` columns has a grid of its own from its smallest to its
+    largest value, or of the width ``least_range`` if that is larger.
+    """
     top, shortest = np.float32(levels), np.float32(least_range)
     scaled, lanes = np.empty(weight.shape[1], np.float32), np.empty((2, LANES), np.float32)
     for r in range(first, last):
@@ -61,8 +64,10 @@ def _extremes(values: Floats, lanes: Floats) -> tuple[np.float32, np.float32]:
 
 @jit
 def add_column_errors(weight: Floats, scale: Floats, zero: Floats, levels: int, errors: Doubles) -> None:
-    """Add the squares of what rounding ``weight`` ``(R, C)`` changes to ``errors`` ``(C,)``; every row has
-    one ``scale`` and ``zero``, both ``(R,)``."""
+    """Add the squared rounding errors of the columns of ``weight`` ``(R, C)`` to ``errors`` ``(C,)``.
+
+    Every row has one ``scale`` and one ``zero``, both ``(R,)``; ``levels`` is the largest code.
+    """
     top = np.float32(levels)
     for r in range(weight.shape[0]):
         row, step, point = weight[r], scale[r], zero[r]

@@ -1,4 +1,4 @@
-"""Searches for the uniform grid on which a row of weights has the least error in the 2.4-th power."""
+"""Searches for the uniform grid with the least error in the power 2.4, row by row."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import numpy as np
 from q2n.linalg.kernels import Doubles, FloatBits, Floats, Places, jit, jit_fused, jit_summed
 
 Steps = tuple[Places, Doubles, float]
-"""The steps tried, as multiples ``(S,)`` of a unit; minorants ``(S, 7)`` of a weight's error, as
-:mod:`q2n.quantization.formats.clip` defines them; and the share by which a bound is mistrusted."""
+"""Steps tried, as multiples ``(S,)`` of a unit; minorants ``(S, 7)`` of a weight's error, as
+:mod:`q2n.quantization.formats.clip` defines them; and the relative tolerance of a bound."""
 
 MAGNITUDE = 0x7FFFFFFF
-"""The bits of a float without its sign: larger numbers have larger bits."""
+"""Mask of a float's bits without its sign: larger numbers have larger bits."""
 
 LANES = 32
-"""Rows whose bounds are computed side by side: fewer would not be vectorised."""
+"""Rows whose bounds are computed side by side: a loop over fewer would not be vectorised."""
 
 WORTHWHILE = 4
-"""Weights of a row times candidates, for each half unit of the range, from which on bounds save time."""
+"""Weights times candidates per half unit of the range above which bounds save time."""
 
 CHUNK = 192
-"""Weights between two looks at whether an error is already too large."""
+"""Weights between two comparisons of an error with its limit."""
 
 SMALLEST_BITS = 228737632
-"""Those of 1e-30, whose root smaller squares get: zero has none, and beside any error they are nothing."""
+"""Bits of 1e-30, the least square whose root is taken: zero has no root ``x^(-1/5)``, and smaller squares
+are negligible beside any error."""
 
 ROOT_BITS = 1277971000
-"""Bits of ``x^(-1/5)`` as a float are near this minus a fifth of those of ``x``: 6/5 of the bits of 1, less a
-correction for how far a logarithm is from a float's bits."""
+"""Constant of the first guess: the bits of ``x^(-1/5)`` are near this minus a fifth of the bits of ``x``. It
+is 6/5 of the bits of 1, less a correction for the difference between a logarithm and a float's bits."""
 
 
 @jit
@@ -41,11 +42,20 @@ def best_shrinkage(
     first: int,
     last: int,
 ) -> None:
-    """For rows ``first .. last-1`` of ``weight`` ``(R, C)`` which of the candidates ``scales``, ``zeros``
-    ``(S, R)`` is best, the first of equals, into ``best`` ``(R,)``.
+    """Write the index of the best candidate of rows ``first .. last-1`` into ``best`` ``(R,)``.
 
-    The scales of a row are in proportion to the multiples of ``steps``. A candidate whose bound is above the
-    least error so far is not evaluated. Of short rows and many levels all are: bounds would take longer.
+    Ties go to the first candidate. A candidate whose bound is above the least error so far is not evaluated.
+    All candidates are evaluated if rows are short and levels many: bounds would take longer.
+
+    Args:
+        weight: ``(R, C)``.
+        scales: candidates ``(S, R)``; the scales of a row are proportional to the multiples of ``steps``.
+        zeros: zero points of the candidates ``(S, R)``.
+        levels: largest code.
+        steps: multiples, minorants and margin, see :data:`Steps`.
+        best: result, int64.
+        first: first row.
+        last: row after the last one.
     """
     multiples, minorants, margin = steps
     reach = levels * multiples.max()
@@ -89,7 +99,7 @@ def best_shrinkage(
 
 @jit
 def _code(value: np.float32, levels: int) -> int:
-    """A zero point as an index, whatever it is."""
+    """Return a zero point as an index, clamped to ``0 .. levels``."""
     return int(min(np.float32(levels), max(np.float32(0), value)))
 
 
@@ -97,11 +107,20 @@ def _code(value: np.float32, levels: int) -> int:
 def best_step_and_zero(
     weight: Floats, unit: Floats, levels: int, steps: Steps, best: Places, first: int, last: int
 ) -> None:
-    """For rows ``first .. last-1`` of ``weight`` ``(R, C)`` the number ``s (levels + 1) + zero`` of the step
-    ``multiples[s] unit`` and zero point that are best, the first of equals, into ``best`` ``(R,)``.
+    """Write the best step and zero point of rows ``first .. last-1`` into ``best`` ``(R,)``.
 
-    Bounds and choice are those of :mod:`q2n.quantization.formats.mse2d`; here a candidate whose bound is
-    above the least error so far is not evaluated.
+    A candidate has the number ``s (levels + 1) + zero`` and the step ``multiples[s] unit``; ties go to the
+    first. Bounds and choice are those of :mod:`q2n.quantization.formats.mse2d`; here a candidate whose bound
+    is above the least error so far is not evaluated.
+
+    Args:
+        weight: ``(R, C)``.
+        unit: step of each row for the multiple 1, ``(R,)``.
+        levels: largest code.
+        steps: multiples, minorants and margin, see :data:`Steps`.
+        best: result, int64.
+        first: first row.
+        last: row after the last one.
     """
     multiples, minorants, margin = steps
     reach = levels * multiples.max()
@@ -151,8 +170,11 @@ def _candidate_error(
 
 @jit
 def _cumulate(weight: Floats, unit: Floats, start: int, stop: int, reach: int, below: Doubles) -> int:
-    """Sums of the powers 0 to 3 of a row's values, in units, below each half unit of ``-within .. within``,
-    into ``below`` ``(4 within + 1, 4, LANES)``; returns ``within``, which no value exceeds."""
+    """Sum the powers 0 to 3 of a row's values, in units, below each half unit of ``-within .. within``.
+
+    The sums go into ``below`` ``(4 within + 1, 4, LANES)``. Returns ``within``, the largest magnitude rounded
+    up to a whole unit and at most ``reach``.
+    """
     values, places = np.empty(weight.shape[1]), np.empty(weight.shape[1], np.int64)
     magnitude, within = np.empty(1, np.float32), 1
     for r in range(start, stop):
@@ -200,10 +222,11 @@ def _bounds(
     bound: Doubles,
     ends: Places,
 ) -> None:
-    """Bounds of all steps with zero points ``fewest .. most`` into ``bound`` ``(S, levels + 1, LANES)``.
+    """Compute lower bounds of all steps with zero points ``fewest .. most``.
 
-    Infinite, and not computed, where what lies beyond the outermost levels alone is above ``limit``
-    ``(LANES,)`` in every row: at zero points outside ``ends[s, 0] .. ends[s, 1]``.
+    They go into ``bound`` ``(S, levels + 1, LANES)``. A bound is infinite, and not computed, where the
+    weights beyond the outermost levels alone exceed ``limit`` ``(LANES,)`` in every row: at zero points
+    outside ``ends[s, 0] .. ends[s, 1]``.
     """
     cells = levels + 1 - fewest + most
     inside, left, right = np.zeros((cells + 1, LANES)), np.empty((cells, LANES)), np.empty((cells, LANES))
@@ -265,7 +288,7 @@ def _add(start: Doubles, powers: Doubles, a: float, b: float, c: float, d: float
 
 @jit_fused
 def _sum_between(below: Doubles, above: Doubles, a: float, b: float, c: float, total: Doubles) -> None:
-    """``a + b x + c x^2`` summed over the weights ``x`` between two places, from the powers below each."""
+    """Sum ``a + b x + c x^2`` over the weights between two places, from the powers summed below each."""
     zeroth, first, second = below[0], below[1], below[2]
     all_zeroth, all_first, all_second = above[0], above[1], above[2]
     for n in range(LANES):
@@ -278,11 +301,11 @@ def _sum_between(below: Doubles, above: Doubles, a: float, b: float, c: float, t
 def _error(
     row: Floats, step: np.float32, zero: np.float32, levels: int, unit: float, limit: float, scratch: Floats
 ) -> float:
-    """``unit^2.4 sum |w / step - level|^2.4`` with the nearest of the levels ``-zero .. levels - zero``, in
-    single precision; infinite as soon as it is above ``limit``.
+    """Compute ``unit^2.4 sum |w / step - level|^2.4``, nearest of the levels ``-zero .. levels - zero``.
 
-    ``|d|^2.4 = (x (x^(-1/5))^2)^2`` with ``x = d^2``; the root by Newton's iteration from a float's bits.
-    ``scratch`` is ``(2, CHUNK)``.
+    The arithmetic is float32; the result is infinite as soon as the sum is above ``limit``. ``|d|^2.4 = (x
+    (x^(-1/5))^2)^2`` with ``x = d^2``; the root is found by Newton's iteration that starts from the bits of
+    the float. ``scratch`` is ``(2, CHUNK)``.
     """
     squares, roots = scratch[0], scratch[1]
     square_bits, root_bits = squares.view(np.int32), roots.view(np.int32)

@@ -1,9 +1,9 @@
-"""Rows of a problem divided among threads: kernels do not hold the interpreter's lock.
+"""Rows of a problem divided among threads: kernels release the interpreter's lock.
 
 Speed only, see :mod:`q2n.linalg`.
 
-On Linux the threads are torch's own. For some time after torch has used them they keep a processor busy each,
-waiting for more, so a pool beside theirs would share the processors with threads that do nothing.
+On Linux the threads are torch's own. After torch has used them they stay busy for some time, each waiting
+for more work on a processor, so a second pool would share the processors with threads that do nothing.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ import torch
 from q2n.runtime.signals import shielded
 
 STEADY = 1024
-"""Columns of a matrix up to which a decomposition takes one thread: a cell of the bundled model has one
-number, however many threads a launcher gives it. A second thread would halve the time (576 columns: 31 in
-place of 59 ms, 90 times per cell). For wider matrices it is used, and the last bits depend on it."""
+"""Largest number of columns that is decomposed in one thread: a cell of the bundled model then has the same
+result with any number of threads that a launcher gives it. A second thread would halve the time (576
+columns: 31 instead of 59 ms, 90 times per cell). Wider matrices use all threads, and their last bits depend
+on the number of threads."""
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @contextmanager
 def steady(columns: int = 0) -> Iterator[None]:
-    """Inside, torch computes in one thread, if a matrix has no more than :data:`STEADY` columns.
+    """Limit torch to one thread inside the block if a matrix has at most :data:`STEADY` columns.
 
     Products, softmax and sums over one dimension have been found to have the same bits in one and two
     threads. Decompositions and a sum of all entries have not: the library divides those sums among threads.
@@ -49,9 +50,13 @@ def steady(columns: int = 0) -> Iterator[None]:
 
 
 def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
-    """``kernel(*arguments, first, last)`` on as many parts of ``rows`` as torch uses threads.
+    """Call ``kernel(*arguments, first, last)`` on as many parts of ``rows`` as torch has threads.
 
-    Rows are independent, so the result does not depend on their number.
+    Rows are independent, so the result does not depend on the number of threads.
+
+    Raises:
+        KeyboardInterrupt: a signal handler interrupted this thread before it took its share.
+        BaseException: the first error of a part.
     """
     count = max(1, min(torch.get_num_threads(), rows))
     ends = [rows * index // count for index in range(count + 1)]
@@ -67,16 +72,16 @@ def over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
         except BaseException as error:
             errors.append(error)
 
-    with shielded():  # what a signal raises has no way out of a callback
+    with shielded():  # an exception raised by a signal could not leave a callback
         _together(work, count)
     if errors:
         raise errors[0]
-    if get_ident() not in entered:  # it was raised nevertheless, by a handler that is not ours
+    if get_ident() not in entered:  # a signal handler of other code raised nevertheless
         raise KeyboardInterrupt
 
 
 def _together(work: Callable[[object], None], count: int) -> None:
-    """``work(anything)`` in up to ``count`` threads at once, this one among them; it raises nothing."""
+    """Call ``work``, which must not raise, in up to ``count`` threads at once, the calling one included."""
     team = _team() if count > 1 else None
     if team is not None:
         team(_Body(work), None, count, 0)
@@ -89,7 +94,7 @@ def _together(work: Callable[[object], None], count: int) -> None:
 
 @cache
 def _team() -> Callable[..., None] | None:
-    """``GOMP_parallel(body, data, threads, flags)`` of the OpenMP library torch itself runs on."""
+    """Return torch's ``GOMP_parallel(body, data, threads, flags)``, or None if its OpenMP has none."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         team: Any = library.GOMP_parallel
