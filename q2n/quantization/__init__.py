@@ -1,0 +1,1 @@
+"""Number formats, solvers and transforms that baselines are composed of."""

@@ -1,0 +1,1 @@
+"""Number formats: stored representations of a weight matrix, and their choices (bits, groups, clipping)."""

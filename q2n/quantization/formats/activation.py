@@ -1,4 +1,4 @@
-"""Activations on a uniform grid fitted to each token as it comes (QuaRot, arXiv 2404.00456, section 4)."""
+"""Activations on a uniform grid fitted per token at run time (QuaRot, arXiv 2404.00456, section 4)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from q2n.linalg.kernels import usable, usable_halves
 
 @dataclass(frozen=True)
 class ActivationQuantizer:
-    """Rounds every token, or every run of ``group_size`` of its channels, to its own grid.
+    """Rounding of activations, per token or per group of ``group_size`` channels of a token.
 
     The range is multiplied by ``clip_ratio`` before it is divided. Symmetric: codes ``-2^(b-1) .. 2^(b-1)-1``
-    and no zero point; otherwise codes ``0 .. 2^b-1``. The arithmetic is float32 whatever the input is.
+    and no zero point; otherwise codes ``0 .. 2^b-1``. The arithmetic is float32 for every input dtype.
     """
 
     bits: int
@@ -25,7 +25,11 @@ class ActivationQuantizer:
     group_size: int = -1
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Tokens ``(..., C)`` as the nearest values of their grids; ``C`` a multiple of ``group_size``."""
+        """Round tokens ``(..., C)`` to their grids; the dtype is kept.
+
+        Raises:
+            UnsupportedError: ``C`` is no multiple of ``group_size``.
+        """
         if self.symmetric and (usable(rows) or usable_halves(rows)):
             return self._compiled(rows)
         codes, scale, zero = self._encode(rows)
@@ -45,15 +49,19 @@ class ActivationQuantizer:
         return result.view(rows.shape)
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes ``(..., C)`` and scales and zeros ``(..., C / group_size)``, all float32."""
+        """Return codes ``(..., C)``, and scales and zero points ``(..., C / group_size)``, all float32.
+
+        Raises:
+            UnsupportedError: ``C`` is no multiple of ``group_size``.
+        """
         codes, scale, zero = self._encode(rows)
         return codes.reshape(rows.shape), scale.squeeze(-1), zero.squeeze(-1)
 
     def _runs(self, rows: Tensor) -> Tensor:
-        """The channels ``(..., G, group_size)`` that share a grid.
+        """Reshape to groups of channels ``(..., G, group_size)`` that share a grid.
 
         Raises:
-            UnsupportedError: ``group_size`` does not divide the channels.
+            UnsupportedError: the number of channels is no multiple of ``group_size``.
         """
         width = rows.shape[-1]
         size = width if self.group_size == -1 else self.group_size
@@ -66,16 +74,16 @@ class ActivationQuantizer:
     def _fit(self, groups: Tensor) -> tuple[Tensor, Tensor]:
         low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
         if self.group_size == -1:
-            # Only here does the official quantizer make the range contain zero.
+            # Only without groups does the official code extend the range to contain zero.
             low, high = low.clamp(max=0), high.clamp(min=0)
         low, high = low * self.clip_ratio, high * self.clip_ratio
         if self.symmetric:
             scale = torch.maximum(low.abs(), high) / ((1 << (self.bits - 1)) - 1)
-            # Zeros, or numbers too small to be divided.
+            # All zeros, or a range too small to be divided into steps.
             scale = torch.where(scale == 0, 1, scale)
             return scale, torch.zeros_like(scale)
         levels = (1 << self.bits) - 1
-        # A run of one number has no range of its own: it gets that from zero to it.
+        # A group of equal numbers has no range of its own: its range is extended to zero.
         constant = (high - low) / levels == 0
         low = torch.where(constant, low.clamp(max=0), low)
         high = torch.where(constant, high.clamp(min=0), high)

@@ -11,20 +11,23 @@ from q2n.linalg.kernels import usable
 from q2n.quantization.formats.uniform import MIN_RANGE, UniformSpec, round_to_grid
 
 CLIP_STEPS = 20
-"""Steps the largest magnitude of a group is divided into; candidates are the upper half of them."""
+"""Steps into which the largest magnitude of a group is divided; the upper half of them are candidates."""
 
 
 @dataclass(frozen=True)
 class AwqSpec(UniformSpec):
-    """Range from the smallest to the largest weight of a group, zero not necessarily inside; the zero point
-    is a code all the same."""
+    """Range from the smallest to the largest weight of a group, which need not contain zero.
+
+    The zero point is clamped to the codes all the same.
+    """
 
     def fit(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Fit scale and zero point of each row of ``weight`` ``(R, g)``; both ``(R,)``."""
         scale = (weight.amax(dim=1) - weight.amin(dim=1)).clamp(min=MIN_RANGE) / self.levels
         return scale, (-torch.round(weight.amin(dim=1) / scale)).clamp(0, self.levels)
 
     def rounded(self, weight: Tensor) -> Tensor:
-        """``quantize(weight).dequantize()``, bit for bit, without the codes: a search tries many weights."""
+        """Return ``quantize(weight).dequantize()``, bit for bit, without storing codes: for searches."""
         parts = []
         for part in weight.split(self.group_size if self.group_size != -1 else weight.shape[1], dim=1):
             scale, zero = self.fit(part)
@@ -32,7 +35,7 @@ class AwqSpec(UniformSpec):
         return torch.cat(parts, dim=1)
 
     def rounded_scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
-        """``rounded(weight * scale) / scale`` with ``scale`` ``(C,)``: a trial of a search for scales."""
+        """Return ``rounded(weight * scale) / scale`` with ``scale`` ``(C,)``: a trial of the scale search."""
         if not usable(weight, scale):
             return self.rounded(weight * scale).div_(scale)
         from q2n.linalg.kernels.rounding import round_scaled
@@ -47,14 +50,15 @@ class AwqSpec(UniformSpec):
 
 
 def clip_limits(weight: Tensor, tokens: Tensor, grid: AwqSpec) -> Tensor:
-    """Per row and group the limit ``c`` for which quantizing ``clamp(w, -c, c)`` changes the outputs least.
+    """Find per row and group the limit ``c`` for which quantizing ``clamp(w, -c, c)`` changes outputs least.
 
-    Candidates are ``(1 - i/20) max|w|``, ``i = 0 .. 9``, the first of equals; the error is
+    Candidates are ``(1 - i/20) max|w|``, ``i = 0 .. 9``; ties go to the first. The error is
     ``(w - q)^T X_g^T X_g (w - q)`` over the sampled tokens, the group's contribution alone.
 
     Args:
         weight: ``(R, C)``.
         tokens: sampled inputs, ``(m, C)``.
+        grid: number format, with its group size.
 
     Returns:
         ``(R, G)`` limits.
@@ -81,12 +85,12 @@ def _clip_group(weight: Tensor, gram: Tensor, grid: AwqSpec) -> Tensor:
 
 
 def clamp_rows(weight: Tensor, limit: Tensor) -> Tensor:
-    """Rows ``(R, g)`` clamped to ``-limit .. limit``, ``(R,)``."""
+    """Clamp rows ``(R, g)`` to ``-limit .. limit``, ``(R,)``."""
     return torch.maximum(torch.minimum(weight, limit[:, None]), -limit[:, None])
 
 
 def clamp_groups(weight: Tensor, limits: Tensor, group_size: int) -> Tensor:
-    """Every group of a row ``(R, C)`` clamped to its limit ``(R, G)``."""
+    """Clamp every group of a row ``(R, C)`` to its limit ``(R, G)``."""
     size = weight.shape[1] if group_size == -1 else group_size
     parts = zip(weight.split(size, dim=1), limits.unbind(dim=1), strict=True)
     return torch.cat([clamp_rows(part, limit) for part, limit in parts], dim=1)

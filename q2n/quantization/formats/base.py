@@ -1,8 +1,8 @@
-"""What a column solver needs of a number format, and what formats have in common.
+"""Interface between column solvers and number formats, and the code that formats share.
 
-A *grid* is a frozen choice (bits, symmetry, clip search). Before a layer is solved it gives a
-:class:`ColumnEncoder`, the mutable scratch of that one layer: the solver hands it columns in its own order
-and gets back the rounded values; at the end the encoder yields the immutable :class:`~q2n.types.Format`
+A *spec* is a frozen choice (bits, symmetry, clip search). Before a layer is solved it creates a
+:class:`ColumnEncoder`, the mutable scratch of that one layer: the solver passes columns in its own order
+and receives the rounded values; at the end the encoder returns the immutable :class:`~q2n.types.Format`
 in the layer's own column order.
 """
 
@@ -28,7 +28,7 @@ class SolverView:
     lies in memory column by column (``weight.T`` is contiguous), as the solver's own buffer does;
     ``order[j]`` is the layer's own index of solver column ``j``; ``dead[j]`` marks columns whose input is
     always zero; ``factor_diagonal`` is the diagonal ``d_j`` of the upper Cholesky factor of the damped
-    inverse Hessian, ``(C,)``; ``kept`` of the last columns are not rounded.
+    inverse Hessian, ``(C,)``; the last ``kept`` columns are FP16 outlier columns and are not rounded.
     """
 
     weight: Tensor
@@ -38,24 +38,24 @@ class SolverView:
     kept: int = 0
 
     def live_columns(self) -> Tensor:
-        """``weight.T`` ``(C, R)`` with dead columns at zero; do not write into it."""
+        """Return ``weight.T`` ``(C, R)`` with dead columns set to zero; do not write into it."""
         columns = self.weight.T
         return columns.masked_fill(self.dead[:, None], 0) if bool(self.dead.any()) else columns
 
 
 class ColumnRounder(Protocol):
-    """What the column loop calls. Columns arrive in increasing solver position."""
+    """Methods that the column loop calls, with columns in increasing solver position."""
 
     def enter(self, position: int, buffer: Tensor) -> None:
-        """Called before each column; refits group parameters where a group begins.
+        """Prepare for a column; called before each one. Refits group parameters where a group begins.
 
         ``buffer`` is the compensated weight **transposed**, ``(C, R)``, as it was when the solver entered
-        the current block of columns (upstream GPTQ fits a group on exactly that).
+        the current block of columns (GPTQ's official code fits a group on exactly that).
         """
         ...
 
     def encode(self, position: int, column: Tensor) -> Tensor:
-        """Round one column ``(R,)``; remembers the codes and returns the values they stand for ``(R,)``."""
+        """Round one column ``(R,)``, store its codes and return the rounded values ``(R,)``."""
         ...
 
 
@@ -63,19 +63,20 @@ class ColumnEncoder(ColumnRounder, Protocol):
     """Scratch of one layer."""
 
     def finish(self, compensated: Tensor) -> Format:
-        """The layer's format, in its own column order.
+        """Return the layer's format, in its own column order.
 
-        ``compensated`` ``(C, R)``, solver order, is the buffer after the sweep: what kept columns hold.
+        ``compensated`` ``(C, R)``, solver order, is the buffer after the sweep: it has the values of the FP16
+        outlier columns.
         """
         ...
 
 
 @runtime_checkable
 class UnboundedEncoder(ColumnEncoder, Protocol):
-    """An encoder whose levels are evenly spaced, so that the grid can be continued without end."""
+    """Encoder whose levels are evenly spaced, so that the grid can be continued without end."""
 
     def snap(self, position: int, column: Tensor) -> Tensor:
-        """The nearest level of the continued grid for one column ``(R,)``; remembers nothing."""
+        """Return the nearest levels of the continued grid for one column ``(R,)``; no code is stored."""
         ...
 
 
@@ -84,8 +85,8 @@ class Strip:
     """A few neighbouring columns to be rounded one after the other, the first one at ``start``.
 
     The tensors are the arguments that the kernels of :mod:`q2n.linalg.kernels.columns` share. If
-    ``continued``, what is pushed is the error on the grid continued without end; values and codes are those
-    of the grid itself.
+    ``continued``, the error on the grid continued without end is pushed; values and codes are those of the
+    grid itself.
     """
 
     start: int
@@ -99,10 +100,11 @@ class Strip:
 
     @property
     def columns(self) -> slice:
+        """Positions of the columns."""
         return slice(self.start, self.start + len(self.current))
 
     def arrays(self) -> StripArrays:
-        """The tensors' memory, in the order in which kernels take it."""
+        """Return the tensors' memory as arrays, in the order of the kernels' arguments."""
         current, push, errors = self.current.numpy(), self.push.numpy(), self.errors.numpy()
         return current, push, errors, self.diagonal.numpy(), self.target.numpy(), self.values.numpy()
 
@@ -112,22 +114,24 @@ StripRounder = Callable[[Strip], None]
 
 @runtime_checkable
 class StripEncoder(Protocol):
-    """An encoder with a compiled kernel, which does for a strip what the loop does with ``encode``."""
+    """Encoder with a compiled kernel that replaces calls of ``encode`` column by column."""
 
     def strips(self) -> StripRounder | None:
-        """None: not after all (a part of the format has no kernel)."""
+        """Return the kernel, or None if a part of the format has none."""
         ...
 
 
 def strip_rounder(encoder: object) -> StripRounder | None:
-    """The encoder's kernel, if it has one."""
+    """Return the encoder's kernel, or None if it has none."""
     return encoder.strips() if isinstance(encoder, StripEncoder) else None
 
 
 class FormatSpec(Protocol):
-    """A number format's choices; see the implementations beside this module."""
+    """Choices of a number format; see the implementations beside this module."""
 
-    def encoder(self, view: SolverView) -> ColumnEncoder: ...
+    def encoder(self, view: SolverView) -> ColumnEncoder:
+        """Create the encoder of one layer."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -141,10 +145,13 @@ class TensorFormat:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Rows and columns ``(R, C)`` of the matrix."""
         rows, columns = getattr(self, fields(self)[0].name).shape
         return rows, columns
 
     def select_rows(self, start: int, stop: int) -> Self:
+        """Return the format of rows ``start .. stop-1``."""
+
         def selected(part: Any) -> Any:
             if part is None:
                 return None
@@ -153,6 +160,7 @@ class TensorFormat:
         return replace(self, **{name: selected(getattr(self, name)) for name in self.BY_ROW})
 
     def tensors(self) -> Mapping[str, Tensor]:
+        """Return all tensors by name; those of an inner format have names such as ``inner.codes``."""
         found: dict[str, Tensor] = {}
         for field in fields(self):
             part = getattr(self, field.name)
@@ -164,54 +172,65 @@ class TensorFormat:
 
 
 class GroupScaledFormat(TensorFormat):
-    """Base of formats that are linear in the fields ``SCALES`` ``(R, G)``; the field ``group`` ``(C,)`` int64
-    is each column's place in them."""
+    """Base of formats that are linear in their scales.
+
+    ``SCALES`` names the fields ``(R, G)`` with the scales; ``group`` ``(C,)`` int64 is the group of each
+    column.
+    """
 
     SCALES: ClassVar[tuple[str, ...]]
     group: Tensor
 
     @property
     def scale_count(self) -> int:
+        """Number ``G`` of scales per row."""
         count: int = getattr(self, self.SCALES[0]).shape[1]
         return count
 
     def scale_index(self) -> Tensor:
+        """Return the index of each column's scale, ``(C,)`` int64."""
         return self.group
 
     def scale_groups(self, factor: Tensor) -> Self:
-        """All ``SCALES`` multiplied by ``factor`` ``(R, G)``; codes unchanged."""
+        """Multiply all ``SCALES`` by ``factor`` ``(R, G)``; codes are unchanged."""
         scales = {name: getattr(self, name) for name in self.SCALES}
         return replace(self, **{name: scale * factor.to(scale) for name, scale in scales.items()})
 
     def scale_rows(self, alpha: Tensor) -> Self:
+        """Multiply every row by its ``alpha`` ``(R,)``; codes are unchanged."""
         return self.scale_groups(alpha[:, None])
 
 
 class CodesEncoder:
-    """Base of encoders that keep a code per weight; a format whose parameters are fitted ahead needs no more
-    than :meth:`encode` and :meth:`finish`."""
+    """Base of encoders that store one code per weight.
+
+    A format whose parameters are fitted before the first column only adds :meth:`encode` and :meth:`finish`.
+    """
 
     def __init__(self, view: SolverView) -> None:
         rows, columns = view.weight.shape
         self._order = view.order
-        # Codes stay floats until the end: a conversion per column would cost as much as the rounding.
+        # Codes stay float32 until the end: a conversion per column would cost as much as the rounding.
         self._codes = torch.empty(columns, rows, device=view.weight.device)
 
     def enter(self, position: int, buffer: Tensor) -> None:
-        """No group begins: parameters are fitted ahead."""
+        """Do nothing: parameters are fitted before the first column."""
 
     def _stored(self, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """The codes ``(R, C)`` in the layer's own column order."""
+        """Return the codes ``(R, C)`` in the layer's own column order."""
         return self._codes.to(dtype)[torch.argsort(self._order)].T.contiguous()
 
 
 def scale_count(form: Format) -> int:
-    """Scales of a row that a correction can choose; at least one."""
+    """Return the number of scales per row that a correction can choose; at least one."""
     return form.scale_count if isinstance(form, GroupedFormat) else 1
 
 
 def scale_index(form: Format) -> Tensor:
-    """:meth:`~q2n.types.GroupedFormat.scale_index`; all zeros where a row has no more than one scale."""
+    """Return the index of each column's scale, ``(C,)``; all zeros if a row has at most one scale.
+
+    See :meth:`~q2n.types.GroupedFormat.scale_index`.
+    """
     if isinstance(form, GroupedFormat):
         return form.scale_index()
     device = next(iter(form.tensors().values())).device
@@ -219,15 +238,15 @@ def scale_index(form: Format) -> Tensor:
 
 
 def scale_groups(form: Format, factor: Tensor) -> Format:
-    """Every scale multiplied by its factor ``(R, G)``: exact, and no code changes."""
+    """Multiply every scale by its factor ``(R, G)``: exact, and no code changes."""
     return form.scale_groups(factor) if isinstance(form, GroupedFormat) else form.scale_rows(factor[:, 0])
 
 
 def requantized(form: Format, weight: Tensor) -> Format:
-    """``weight`` ``(R, C)`` in the nearest codes of a format whose scales stay.
+    """Round ``weight`` ``(R, C)`` to the nearest codes of a format whose scales stay.
 
     Raises:
-        UnsupportedError: the format does not say how it rounds.
+        UnsupportedError: the format has no rounding with given scales.
     """
     if not isinstance(form, RoundingFormat):
         raise UnsupportedError(f"{type(form).__name__} cannot round again with its own scales")

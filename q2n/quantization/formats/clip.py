@@ -1,18 +1,18 @@
-"""The search for a smaller range of a uniform grid (GPTQ's ``mse`` option, QuaRot's ``w_clip``).
+"""Search for a smaller range of a uniform grid (GPTQ's ``mse`` option, QuaRot's ``w_clip``).
 
-What is least is the 2.4-th power of an error. Polynomials below that power bound a candidate grid's error
+The search minimises the error in the power 2.4. Polynomials below that power bound a candidate grid's error
 from below, here and in :mod:`q2n.quantization.formats.mse2d`. With ``d`` a weight's distance from its level
 and ``h`` half a step, ``u = |d| / h``:
 
-* between two levels, ``u <= 1``, the cubic that is ``u^2.4`` at 0, at 1, and at 1/2 with its slope. What is
-  left of ``u^2.4`` is its fourth derivative, which is negative, times ``u (u - 1/2)^2 (u - 1) / 24``;
-* beyond the outermost levels, ``u >= 1``, the square that is ``u^2.4`` at 1, and at :data:`TOUCH` with its
-  slope. What is left is the third derivative, which is positive, times ``(u - 1) (u - TOUCH)^2 / 6``.
+* between two levels, ``u <= 1``, the cubic that equals ``u^2.4`` at 0, at 1, and at 1/2 with its slope. The
+  remainder of ``u^2.4`` is its fourth derivative, which is negative, times ``u (u - 1/2)^2 (u - 1) / 24``;
+* beyond the outermost levels, ``u >= 1``, the square that equals ``u^2.4`` at 1, and at :data:`TOUCH` with
+  its slope. The remainder is the third derivative, which is positive, times ``(u - 1) (u - TOUCH)^2 / 6``.
 
-So sums of them over a row are sums of moments, which need no pass over the weights: whatever the candidate,
-its levels ``m i`` and the boundaries ``(m +- 1/2) i`` between them are multiples of half a unit, and between
-two neighbouring multiples the moments are polynomials in those of the weights there. For Gaussian weights at
-3 bits the sum is about 1 % below that of the power.
+So sums of the polynomials over a row are sums of moments, which need no pass over the weights: for every
+candidate, its levels ``m i`` and the boundaries ``(m +- 1/2) i`` between them are multiples of half a unit,
+and between two neighbouring multiples the moments are polynomials in those of the weights there. For Gaussian
+weights at 3 bits the bound is about 1 % below the error itself.
 """
 
 from __future__ import annotations
@@ -28,33 +28,41 @@ from q2n.linalg.kernels import Doubles, Places, usable
 CLIP_NORM = 2.4
 
 TOUCH = 2.5
-"""Near the mean distance, in half steps, of Gaussian weights beyond the outermost of 4 to 16 levels."""
+"""Point of contact, near the mean distance, in half steps, of Gaussian weights beyond the outermost of 4 to
+16 levels."""
 
 ROUND_OFF = 1e-13
-"""Of a double-precision sum, in units of its largest possible value."""
+"""Round-off of a double-precision sum, in units of its largest possible value."""
 
 MARGIN = 1e-4
-"""By how much a bound is mistrusted, for the rounding of what it is compared with."""
+"""Relative tolerance of a bound, for the round-off of the float32 error it is compared with."""
 
 CLIP_STEPS = 80
 CLIP_RANGE = 100
 
 CHUNK_ENTRIES = 2**16
-"""Weights whose range is searched at once: they stay in the cache for all candidates."""
+"""Weights per block of the search, which stay in the cache for all candidates."""
 
 Parameters = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Scale and zero of the grids between two ends, number by number for ends of any shape."""
+"""Function that maps two ends of a range, of any shape, to scale and zero point, elementwise."""
 
 
 def search_range(
     parameters: Parameters, weight: Tensor, low: Tensor, high: Tensor, levels: int
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero with both ends times ``1 - i/100``, ``i < 80``, least in a row's ``sum |Q(w) - w|^2.4``.
+    """Find scale and zero point with the least ``sum |Q(w) - w|^2.4`` per row.
+
+    Candidates have both ends of the range multiplied by ``1 - i/100``, ``i < 80``.
 
     Args:
+        parameters: function that maps the ends of a range to scale and zero point.
         weight: ``(R, g)``.
-        low, high: ends of the full range, ``(R,)``.
+        low: lower ends of the full range, ``(R,)``.
+        high: upper ends of the full range, ``(R,)``.
         levels: largest code.
+
+    Returns:
+        Scale and zero point, both ``(R,)``.
     """
     if usable(weight, low, high):
         return _search_compiled(parameters, weight, low, high, levels)
@@ -79,8 +87,10 @@ def _search_compiled(
 def best_by_kernel(
     kernel: Callable[..., None], tensors: Sequence[Tensor], levels: int, multiples: Places
 ) -> Tensor:
-    """Each row's candidate, ``(R,)`` int64, that a kernel of :mod:`q2n.linalg.kernels.search` finds best; the
-    first of ``tensors`` is the weight ``(R, g)``."""
+    """Return each row's best candidate, ``(R,)`` int64, by a kernel of :mod:`q2n.linalg.kernels.search`.
+
+    The first of ``tensors`` is the weight ``(R, g)``.
+    """
     from q2n.linalg.kernels.threads import over_rows
 
     rows, columns = tensors[0].shape
@@ -110,8 +120,11 @@ def _search_rows(
 
 
 def _touching(ends: Sequence[float], place: float, first: int) -> Doubles:
-    """Coefficients of ``u^first, u^(first+1), ...`` for ``u^2.4`` at ``ends`` and, with its slope, at
-    ``place``."""
+    """Compute the polynomial that equals ``u^2.4`` at ``ends`` and, with its slope, at ``place``.
+
+    Returns:
+        Coefficients of ``u^first, u^(first+1), ...``.
+    """
     powers = np.arange(first, first + len(ends) + 2)
     points = np.array([*ends, place])
     slopes = powers * place ** (powers - 1.0)
@@ -121,15 +134,19 @@ def _touching(ends: Sequence[float], place: float, first: int) -> Doubles:
 
 
 INSIDE = _touching([1], 0.5, first=1)
-"""Of ``u, u^2, u^3``."""
+"""Coefficients of ``u, u^2, u^3`` between two levels."""
 
 BEYOND = _touching([1], TOUCH, first=0)
-"""Of ``1, u, u^2``."""
+"""Coefficients of ``1, u, u^2`` beyond the outermost levels."""
 
 
 def minorants(multiples: Places, levels: int, columns: int) -> Doubles:
-    """One row a step of ``multiples`` units: coefficients in ``|d|`` of :data:`INSIDE` and :data:`BEYOND`,
-    and what round-off can add to their sum over ``columns`` weights; ``(S, 7)``, in powers of the unit."""
+    """Compute the polynomials below the error of a weight, for steps of ``multiples`` units.
+
+    Returns:
+        ``(S, 7)``, in powers of the unit: coefficients in ``|d|`` of :data:`INSIDE` and :data:`BEYOND`, and
+        the largest round-off of their sum over ``columns`` weights.
+    """
     half = multiples[:, None] / 2
     inside = INSIDE * half ** (CLIP_NORM - np.arange(1, 4))
     beyond = BEYOND * half ** (CLIP_NORM - np.arange(3))

@@ -1,9 +1,9 @@
 """Weighted k-means of many short rows of scalars at once, with scikit-learn's conventions.
 
-In one dimension a cluster is an interval, so with sorted values and running sums an iteration costs a binary
-search a boundary instead of a distance a value. Starts, stopping rule, handling of empty clusters and random
-numbers are those of ``sklearn.cluster.KMeans`` (1.9, ``n_init='auto'``, ``max_iter=100``, ``tol=1e-6``),
-which LeanQuant calls row by row.
+In one dimension a cluster is an interval, so with sorted values and running sums an iteration costs one
+binary search per boundary instead of one distance per value and centre. Starts, stopping rule, handling of
+empty clusters and random numbers are those of ``sklearn.cluster.KMeans`` (1.9, ``n_init='auto'``,
+``max_iter=100``, ``tol=1e-6``), which LeanQuant calls row by row.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from torch import Tensor
 from q2n.linalg.kernels import usable
 
 LINEAR_START = 8
-"""Up to so many clusters the start is evenly spaced between a row's extremes; beyond, k-means++."""
+"""Largest number of clusters that start evenly spaced between a row's extremes; more start by k-means++."""
 
 ITERATIONS = 100
 TOLERANCE = 1e-6
-"""Share of a row's variance to which the squares of its centres' moves must fall."""
+"""Share of a row's variance below which the sum of its centres' squared moves stops the iteration."""
 CHUNK_ENTRIES = 2**21
-"""Values clustered at once: bounds the scratch memory to some tens of megabytes."""
+"""Values clustered at once: limits the scratch memory to some tens of megabytes."""
 
 START_ENTRIES = 2**16
-"""Values for which k-means++ starts are drawn at once: its many passes should stay in the cache."""
+"""Values per block of k-means++, whose many passes then stay in the cache."""
 
 
 def cluster_rows(values: Tensor, importance: Tensor, clusters: int, seed: int) -> Tensor:
-    """Centres ``(R, clusters)`` float64 ascending of each row of ``values`` ``(R, C)``.
+    """Compute cluster centres of each row, float64 ``(R, clusters)``, ascending.
 
     Args:
+        values: ``(R, C)``.
         importance: ``(C,)`` sample weights, common to all rows; none negative, not all zero.
-        seed: of k-means++; every row sees the same random numbers, as a seeded call a row would.
+        clusters: number of centres per row.
+        seed: seed of k-means++; every row uses the same random numbers, as one seeded call per row would.
     """
     chunk = max(1, CHUNK_ENTRIES // values.shape[1])
     weights = importance.double()
@@ -76,8 +78,10 @@ class _Lloyd:
         self._tolerance = TOLERANCE * values.double().var(dim=1, unbiased=False)
 
     def run(self, centres: Tensor) -> Tensor:
-        """Rows stop one by one and stay as they are; they are dropped from the work when half have
-        stopped."""
+        """Iterate until every row has stopped; a row that has stopped does not change.
+
+        Stopped rows are dropped from the work when more than half of the rows have stopped.
+        """
         rows, values = torch.arange(len(centres), device=centres.device), self._sorted
         live = torch.ones_like(rows, dtype=torch.bool)
         for _ in range(ITERATIONS):
@@ -131,13 +135,13 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _running(values: Tensor) -> Tensor:
-    """Sums of the first ``0, 1, ..., C`` entries of each row, ``(R, C + 1)`` float64."""
+    """Return the sums of the first ``0, 1, ..., C`` entries of each row, ``(R, C + 1)`` float64."""
     return torch.nn.functional.pad(values.cumsum(dim=1, dtype=torch.float64), (1, 0))
 
 
 def _plus_plus(values: Tensor, weights: Tensor, clusters: int, seed: int) -> Tensor:
-    """Greedy k-means++ (``2 + log k`` candidates a centre), the same draws for every row."""
-    generator = np.random.RandomState(seed)  # the one scikit-learn uses
+    """Draw greedy k-means++ starts (``2 + log k`` candidates per centre), the same draws for every row."""
+    generator = np.random.RandomState(seed)  # scikit-learn's generator: the draws must be the same
 
     def draw(count: int) -> Tensor:
         return torch.from_numpy(generator.uniform(size=count)).to(values)

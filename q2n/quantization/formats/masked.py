@@ -1,4 +1,4 @@
-"""Two formats in one matrix, element by element: a few salient weights in many bits, the others in one."""
+"""Two formats in one matrix, entry by entry: a few salient weights in many bits, the others in one bit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from q2n.quantization.formats.xnor import XnorFormat, XnorSpec
 
 @dataclass(frozen=True)
 class MaskedFormat(TensorFormat):
-    """``W = mask ? low : high``; ``mask`` ``(R, C)`` bool. Both parts are whole matrices in memory, with
-    codes of the entries the other one holds set to zero; only the entries a part holds are stored."""
+    """Mixed format ``W = mask ? low : high`` with ``mask`` ``(R, C)`` bool.
+
+    Both parts are whole matrices in memory, with code zero where the other part holds the weight; the storage
+    counts only the codes that a part holds.
+    """
 
     BY_ROW = "mask", "low", "high"
     mask: Tensor
@@ -25,31 +28,35 @@ class MaskedFormat(TensorFormat):
     high: UniformFormat
 
     def dequantize(self) -> Tensor:
+        """Return the weight ``(R, C)``."""
         return torch.where(self.mask, self.low.dequantize(), self.high.dequantize())
 
     def scale_rows(self, alpha: Tensor) -> MaskedFormat:
+        """Multiply every row of both parts by its ``alpha`` ``(R,)``; codes are unchanged."""
         return replace(self, low=self.low.scale_rows(alpha), high=self.high.scale_rows(alpha))
 
     @property
     def scale_count(self) -> int:
+        """Number of scales per row, those of both parts together."""
         return self.low.scale_count + self.high.scale_count
 
     def scale_index(self) -> Tensor:
-        """The scales of the part in one bit come first."""
+        """Return the index of each weight's scale, ``(R, C)``; scales of the one-bit part come first."""
         high = self.low.scale_count + self.high.scale_index()
         return torch.where(self.mask, self.low.scale_index(), high)
 
     def scale_groups(self, factor: Tensor) -> MaskedFormat:
-        """Scales of both parts multiplied by ``factor`` ``(R, G)``; codes unchanged."""
+        """Multiply the scales of both parts by ``factor`` ``(R, G)``; codes are unchanged."""
         count = self.low.scale_count
         low, high = self.low.scale_groups(factor[:, :count]), self.high.scale_groups(factor[:, count:])
         return replace(self, low=low, high=high)
 
     def requantized(self, weight: Tensor) -> MaskedFormat:
+        """Round ``weight`` ``(R, C)`` with the mask and the scales as they are."""
         return masked(self.mask, self.low.requantized(weight), self.high.requantized(weight))
 
     def storage_bits(self) -> float:
-        """One bit a weight for the mask; codes of either part only where it holds the weight."""
+        """Return the size in bits: one per weight for the mask, and the codes that each part holds."""
         total, held = self.mask.numel(), int(self.mask.sum())
         low = self.low.storage_bits() - (total - held)
         high = self.high.storage_bits() - held * self.high.bits
@@ -57,16 +64,16 @@ class MaskedFormat(TensorFormat):
 
 
 def masked(mask: Tensor, low: XnorFormat, high: UniformFormat) -> MaskedFormat:
-    """Two formats of the whole matrix in one, each without the codes of what the other holds."""
+    """Combine two formats of the whole matrix; codes of entries that the other part holds become zero."""
     return MaskedFormat(mask, replace(low, signs=low.signs * mask), replace(high, codes=high.codes * ~mask))
 
 
 @dataclass(frozen=True)
 class SalientSpec:
-    """The fraction ``low_fraction`` of least salient weights in one bit, the others on ``high``.
+    """One bit for the fraction ``low_fraction`` of least salient weights, the format ``high`` for the others.
 
     Saliency is ``w^2 / d^2`` (``hessian``; ``d`` the diagonal of the Cholesky factor of the inverse Hessian)
-    or ``|w|`` (``magnitude``); its threshold is common to all rows, one for each group of ``low``.
+    or ``|w|`` (``magnitude``); its threshold is common to all rows, one per group of ``low``.
     """
 
     low: XnorSpec
@@ -75,7 +82,7 @@ class SalientSpec:
     saliency: Literal["hessian", "magnitude"]
 
     def mask(self, view: SolverView) -> Tensor:
-        """True where a weight gets one bit; ``(R, C)``, solver order, contiguous by columns."""
+        """Return True for weights in one bit; ``(R, C)``, solver order, contiguous by columns."""
         weight = view.live_columns().abs()
         if self.saliency == "hessian":
             weight = weight.div_(view.factor_diagonal[:, None]).square_()
@@ -84,11 +91,12 @@ class SalientSpec:
         return torch.cat([it <= kth_smallest(it, int(it.numel() * self.low_fraction)) for it in groups]).T
 
     def encoder(self, view: SolverView) -> SalientEncoder:
+        """Create the encoder of one layer."""
         return SalientEncoder(self, view)
 
 
 class SalientEncoder:
-    """Rounds each entry of a column with the part that holds it."""
+    """Column-by-column rounding, each entry with the part that holds it."""
 
     def __init__(self, grid: SalientSpec, view: SolverView) -> None:
         self._order = view.order
@@ -98,13 +106,16 @@ class SalientEncoder:
         self._levels = grid.high.levels
 
     def enter(self, position: int, buffer: Tensor) -> None:
+        """Fit the group of the high part that begins at ``position``, if any."""
         self._high.enter(position, buffer)
 
     def encode(self, position: int, column: Tensor) -> Tensor:
+        """Round one column ``(R,)`` with both parts and return each entry from the part that holds it."""
         low, high = self._low.encode(position, column), self._high.encode(position, column)
         return torch.where(self._mask[position], low, high)
 
     def strips(self) -> StripRounder:
+        """Return the compiled kernel of both parts."""
         from q2n.linalg.kernels.columns import round_salient
 
         held, levels = self._mask.to(torch.float32).numpy(), float(self._levels)
@@ -116,5 +127,6 @@ class SalientEncoder:
         return rounder
 
     def finish(self, compensated: Tensor) -> MaskedFormat:
+        """Return the format in the layer's own column order."""
         mask = self._mask[torch.argsort(self._order)].T.contiguous()
         return masked(mask, self._low.finish(compensated), self._high.finish(compensated))

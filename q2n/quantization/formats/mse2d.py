@@ -1,4 +1,4 @@
-"""Uniform grid whose step and zero point are searched together (OWQ, arXiv 2306.02272)."""
+"""Uniform grid with a joint search for step and zero point (OWQ, arXiv 2306.02272)."""
 
 from __future__ import annotations
 
@@ -15,24 +15,32 @@ from q2n.quantization.formats.clip import CLIP_NORM, MARGIN, best_by_kernel, min
 from q2n.quantization.formats.uniform import UniformSpec
 
 STEPS_MAIN = 100
-"""Steps of the range tried for a whole row; groups and trial roundings use :data:`STEPS_COARSE`."""
+"""Number of steps tried per whole row; groups and trial roundings use :data:`STEPS_COARSE`."""
 
 STEPS_COARSE = 40
 
 CHUNK_ENTRIES = 2**18
-"""Numbers a temporary of the search may have: few enough for the cache, enough to hide the cost of a call."""
+"""Entries per temporary of the search: few enough for the cache, enough to hide the cost of a call."""
 
 MIN_SCALE = 1e-8
 
 
 @dataclass(frozen=True)
 class Mse2dSpec(UniformSpec):
-    """Per row the step ``range i / (steps (2^b - 1))``, ``i = 1 .. steps``, and integer zero point that are
-    least in ``sum |w - Q(w)|^2.4``; the first of equals, by ``i`` and then by zero point."""
+    """Step and integer zero point per row with the least ``sum |w - Q(w)|^2.4``.
+
+    The steps tried are ``range i / (steps (2^b - 1))``, ``i = 1 .. steps``. Ties go to the smaller ``i``,
+    then to the smaller zero point.
+    """
 
     steps: int = STEPS_MAIN
 
     def parameters(self, weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Find scale and zero point of each row of ``weight`` ``(R, g)`` with range ``low .. high``.
+
+        Raises:
+            UnsupportedError: the grid is symmetric.
+        """
         if self.symmetric:
             raise UnsupportedError("the search for step and zero point has no symmetric variant")
         unit = (high - low) / (self.steps * self.levels)
@@ -49,9 +57,9 @@ class Mse2dSpec(UniformSpec):
 
 
 def _search(weight: Tensor, unit: Tensor, levels: int, steps: int) -> tuple[Tensor, Tensor]:
-    """Exhaustive in effect: candidates whose bound is above an error already seen are not evaluated.
+    """Search all candidates, except those whose bound is above an error already computed.
 
-    A candidate's number is ``(i - 1) (levels + 1) + zero``.
+    The result is that of an exhaustive search. A candidate's number is ``(i - 1) (levels + 1) + zero``.
     """
     bound = _lower_bounds(weight, unit, levels, steps)
     first = bound.argmin(dim=1)
@@ -67,13 +75,13 @@ def _search(weight: Tensor, unit: Tensor, levels: int, steps: int) -> tuple[Tens
 
 
 def _parameters(candidate: Tensor, unit: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Scale and zero of a candidate's number."""
+    """Return scale and zero point of the candidate with the given number."""
     step = (candidate // (levels + 1) + 1).to(unit)
     return (unit * step).clamp_(min=MIN_SCALE), (candidate % (levels + 1)).to(unit)
 
 
 def _errors(weight: Tensor, unit: Tensor, candidate: Tensor, levels: int) -> Tensor:
-    """``sum |w - Q(w)|^2.4`` of each row with its candidate, in powers of ``unit``; ``(R,)``."""
+    """Compute ``sum |w - Q(w)|^2.4`` of each row with its candidate, in powers of ``unit``; ``(R,)``."""
     multiple, zero = (candidate // (levels + 1) + 1).to(unit), candidate % (levels + 1)
     ratio = weight / (unit * multiple)[:, None]
     lowest = -zero[:, None].to(unit)
@@ -84,13 +92,13 @@ def _errors(weight: Tensor, unit: Tensor, candidate: Tensor, levels: int) -> Ten
 
 
 def _lower_bounds(weight: Tensor, unit: Tensor, levels: int, steps: int) -> Tensor:
-    """A bound of every candidate's error from below, in powers of ``unit``; ``(R, steps (levels + 1))``.
+    """Compute a lower bound of every candidate's error, in powers of ``unit``; ``(R, steps (levels + 1))``.
 
-    Of the polynomials of :func:`~q2n.quantization.formats.clip.minorants`, from the sums of the weights'
+    The polynomials of :func:`~q2n.quantization.formats.clip.minorants` are summed by means of the weights'
     powers between half units.
     """
     reach = levels * steps
-    # Extremes may lie a rounding outside, where distances from the outermost level would come out negative.
+    # Round-off may put extremes outside, where distances from the outermost level would be negative.
     units = (weight.double() / unit.double()[:, None]).clamp_(-reach, reach).nan_to_num_(nan=0)
     below = _cumulated_powers(units, reach)
     coefficients = minorants(np.arange(1, steps + 1), levels, weight.shape[1])
@@ -101,11 +109,11 @@ def _lower_bounds(weight: Tensor, unit: Tensor, levels: int, steps: int) -> Tens
     edges = _pick(below, step * (2 * torch.arange(-levels, levels + 2, device=weight.device) - 1), reach)
     middles = _pick(below, step * (2 * level), reach)
     value = step * level
-    # What lies nearer to a level than to any other, were there no end to the levels: above it and under it.
+    # Weights nearest to a level if the grid were continued without end: those above it, those below it.
     cells = _sum(edges[:, :, 1:] - middles, value, inside, first=1)
     cells += _sum(middles - edges[:, :, :-1], value, inside, first=1, under=True)
     between = torch.nn.functional.pad(cells.cumsum_(dim=1), (0, 0, 1, 0))
-    # What lies beyond a level, were it the lowest one or the highest one; levels by zero point.
+    # Weights beyond a level if it is the lowest or the highest one; levels by zero point.
     lowest = levels - torch.arange(levels + 1, device=weight.device)
     highest = lowest + levels
     bound = between[:, highest + 1] - between[:, lowest]
@@ -115,8 +123,10 @@ def _lower_bounds(weight: Tensor, unit: Tensor, levels: int, steps: int) -> Tens
 
 
 def _cumulated_powers(units: Tensor, reach: int) -> Tensor:
-    """Sums of the powers 0 to 3 of a row's values below each half unit from ``-reach`` to ``reach``:
-    ``(4, 4 reach + 1, R)``. ``units`` ``(R, C)`` are values in units."""
+    """Sum the powers 0 to 3 of a row's values below each half unit from ``-reach`` to ``reach``.
+
+    ``units`` ``(R, C)`` are values in units; the result is ``(4, 4 reach + 1, R)``.
+    """
     place = (2 * units).floor_().long().add_(2 * reach).clamp_(0, 4 * reach - 1).T
     powers = torch.stack([units**power for power in range(4)]).transpose(1, 2)
     sums: Tensor = units.new_zeros(4, 4 * reach + 1, len(units))
@@ -125,16 +135,20 @@ def _cumulated_powers(units: Tensor, reach: int) -> Tensor:
 
 
 def _pick(below: Tensor, half_units: Tensor, reach: int) -> Tensor:
-    """``below`` at the given places ``(S, M)``: ``(4, S, M, R)``."""
+    """Return ``below`` at the given places ``(S, M)``: ``(4, S, M, R)``."""
     places = (half_units + 2 * reach).clamp_(0, 4 * reach)
     return below.index_select(1, places.flatten()).view(len(below), *places.shape, -1)
 
 
 def _sum(powers: Tensor, value: Tensor, coefficients: Tensor, first: int, under: bool = False) -> Tensor:
-    """``sum c_k |x - v|^k`` over ``k = first, first + 1, ...`` and the weights ``x`` whose powers are summed
-    up in ``powers`` ``(4, S, M, R)``: those above ``v`` = ``value`` ``(S, M)``, or those under it.
+    """Sum ``c_k |x - v|^k`` over ``k = first, first + 1, ...`` and over weights ``x``; ``(S, M, R)``.
 
-    ``coefficients`` ``(S, 3)``; the result is ``(S, M, R)``.
+    Args:
+        powers: sums of the powers of the weights, ``(4, S, M, R)``.
+        value: ``v`` ``(S, M)``.
+        coefficients: ``c_k``, ``(S, 3)``.
+        first: lowest degree.
+        under: the weights are those below ``v``; if False, those above it.
     """
     value = value[:, :, None].to(powers)
     total = torch.zeros_like(powers[0])

@@ -1,4 +1,4 @@
-"""Uniform grids with one scale and zero point per (row, group of columns): spec of GPTQ's quantizer.
+"""Uniform grids with one scale and zero point per row and group of columns: GPTQ's quantizer.
 
 Values are ``scale * (code - zero)`` with ``code`` in ``0 .. 2^bits - 1``. The symmetric variant is the same
 *offset* grid with ``zero = 2^(bits-1)`` (it keeps all levels), as GPTQ, LeanQuant and PB-LLM define it.
@@ -21,8 +21,8 @@ SCALE_BITS = 16
 """A stored scale is a float16; a stored zero point is an integer of as many bits as a code."""
 
 SMALLEST_RANGE = 1e-30
-"""Rows and groups with a smaller range are rounded to zero: their step, and even more a search's unit of a
-few thousandths of it, would be subnormal, with too few digits to divide by, or zero."""
+"""Range below which rows and groups are rounded to zero: their step, and even more a search's unit of a few
+thousandths of the step, would be subnormal, with too few digits to divide by, or zero."""
 
 MIN_RANGE = 1e-5
 """Smallest range of a group in AWQ's official code, and largest magnitude of a group in QuaRot's."""
@@ -30,7 +30,7 @@ MIN_RANGE = 1e-5
 
 @dataclass(frozen=True)
 class UniformFormat(GroupScaledFormat):
-    """``W = scale[:, group] * (codes - zero[:, group])``.
+    """Uniform format ``W = scale[:, group] * (codes - zero[:, group])``.
 
     ``codes`` ``(R, C)`` uint8, ``scale`` and ``zero`` ``(R, G)`` float32, ``group`` ``(C,)`` int64: the group
     of each column, so groups of permuted columns (act-order) need no special case.
@@ -47,7 +47,8 @@ class UniformFormat(GroupScaledFormat):
     stores_zero: bool = True
 
     def dequantize(self) -> Tensor:
-        # Gathered by index_select and combined in place: five times faster than scale[:, group] * (...).
+        """Return the weight ``(R, C)`` float32."""
+        # index_select and in-place operations are five times faster than scale[:, group] * (...).
         weight = self.codes.to(self.scale)
         for rows in row_parts(weight):
             part = weight[rows].sub_(self.zero[rows].index_select(1, self.group))
@@ -55,12 +56,14 @@ class UniformFormat(GroupScaledFormat):
         return weight
 
     def requantized(self, weight: Tensor) -> UniformFormat:
+        """Round ``weight`` ``(R, C)`` to the grid as it is; codes of groups with scale zero are unchanged."""
         scale, zero = self.scale[:, self.group], self.zero[:, self.group]
         codes = torch.round(weight / scale + zero).clamp_(0, (1 << self.bits) - 1)
         # A scale of zero stands for zero whatever the code.
         return replace(self, codes=torch.where(scale == 0, self.codes, codes.to(torch.uint8)))
 
     def storage_bits(self) -> float:
+        """Return the size in bits: codes, scales, zero points and, if stored, the group index."""
         rows, columns = self.codes.shape
         parameters = self.scale.numel() * (SCALE_BITS + (self.bits if self.stores_zero else 0))
         index = columns * max(1, (self.scale.shape[1] - 1).bit_length()) if self.stores_group_index else 0
@@ -69,12 +72,12 @@ class UniformFormat(GroupScaledFormat):
 
 @dataclass(frozen=True)
 class UniformSpec:
-    """Min-max range per (row, group), optionally shrunk by a search (``clip='mse'``).
+    """Min-max range per row and group, optionally shrunk by a search (``clip='mse'``).
 
     Groups are runs of ``group_size`` consecutive *solver* columns refitted on the compensated weight, or,
     with ``static_groups``, runs of the layer's own columns fitted once on the weight with dead columns at
     zero. A last group may be shorter. ``group_size=-1`` is one group, fitted on the untouched weight, dead
-    columns included (upstream GPTQ does all three).
+    columns included (GPTQ's official code does all three).
     """
 
     bits: int
@@ -85,10 +88,11 @@ class UniformSpec:
 
     @property
     def levels(self) -> int:
+        """Largest code, ``2^bits - 1``."""
         return (1 << self.bits) - 1
 
     def fit(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero of each row of ``weight`` ``(R, g)``; both ``(R,)`` float32."""
+        """Fit scale and zero point of each row of ``weight`` ``(R, g)``; both ``(R,)`` float32."""
         low = weight.amin(dim=1).clamp(max=0)
         high = weight.amax(dim=1).clamp(min=0)
         if self.symmetric:
@@ -99,7 +103,7 @@ class UniformSpec:
         return self.parameters(weight, low, high)
 
     def parameters(self, weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero for rows whose values lie in ``low .. high`` ``(R,)``, zero included."""
+        """Compute scale and zero point of rows with the range ``low .. high`` ``(R,)``, zero included."""
         if self.clip == "minmax":
             return self._parameters(low, high)
         return search_range(self._parameters, weight, low, high, self.levels)
@@ -111,10 +115,11 @@ class UniformSpec:
         return scale, torch.round(-low / scale)
 
     def encoder(self, view: SolverView) -> UniformEncoder:
+        """Create the encoder of one layer."""
         return UniformEncoder(self, view)
 
     def quantize(self, weight: Tensor) -> UniformFormat:
-        """Round-to-nearest of a whole matrix ``(R, C)``: every group fitted on the matrix as it is.
+        """Round a whole matrix ``(R, C)`` to nearest; every group is fitted on the matrix as it is.
 
         Raises:
             NumericalError: a weight or the range of a group is not finite.
@@ -144,6 +149,7 @@ class CentredSpec(UniformSpec):
     """
 
     def fit(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Fit scale and zero point of each row of ``weight`` ``(R, g)``; both ``(R,)`` float32."""
         if not self.symmetric:
             return super().fit(weight)
         largest = weight.abs().amax(dim=1).clamp(min=MIN_RANGE)
@@ -157,8 +163,17 @@ class CentredSpec(UniformSpec):
 
 
 def column_errors(weight: Tensor, scale: Tensor, zero: Tensor, levels: int) -> Tensor:
-    """``||W_j - Q(W_j)||^2`` of every column of ``weight`` ``(R, C)`` on grids a row, ``scale`` and ``zero``
-    ``(R,)``; ``(C,)``."""
+    """Compute the squared rounding error ``||W_j - Q(W_j)||^2`` of every column ``j``.
+
+    Args:
+        weight: ``(R, C)``.
+        scale: per-channel scale, ``(R,)``.
+        zero: zero point of each row, ``(R,)``.
+        levels: largest code.
+
+    Returns:
+        ``(C,)``.
+    """
     if not usable(weight, scale, zero):
         _, values = round_to_grid(weight, scale[:, None], zero[:, None], levels)
         return (weight - values).square().sum(dim=0)
@@ -171,13 +186,13 @@ def column_errors(weight: Tensor, scale: Tensor, zero: Tensor, levels: int) -> T
 
 
 def round_to_grid(weight: Tensor, scale: Tensor, zero: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Codes (as float) and values of ``weight`` on the grid; shapes broadcast."""
+    """Return the codes (as float) and the rounded values of ``weight``; shapes broadcast."""
     codes = torch.round(weight / scale).add_(zero).clamp_(0, levels)
     return codes, scale * (codes - zero)
 
 
 class UniformEncoder(CodesEncoder):
-    """Column-by-column rounding to a :class:`UniformSpec`; parameters kept as contiguous ``(G, R)``."""
+    """Column-by-column rounding to a :class:`UniformSpec`; parameters are contiguous ``(G, R)``."""
 
     def __init__(self, grid: UniformSpec, view: SolverView) -> None:
         super().__init__(view)
@@ -201,6 +216,7 @@ class UniformEncoder(CodesEncoder):
         self._columns_of_codes = self._codes.unbind()
 
     def enter(self, position: int, buffer: Tensor) -> None:
+        """Fit the group that begins at ``position``, unless all groups are fitted before the first column."""
         if self._fitted_ahead or position % self._size:
             return
         index = position // self._size
@@ -208,16 +224,18 @@ class UniformEncoder(CodesEncoder):
         self._scale[index], self._zero[index] = self._grid.fit(part)
 
     def encode(self, position: int, column: Tensor) -> Tensor:
+        """Round one column ``(R,)`` and store its codes."""
         scale, zero = self._parameters[position]
         codes = torch.div(column, scale, out=self._columns_of_codes[position]).round_().add_(zero)
         return codes.clamp_(0, self._grid.levels).sub(zero).mul_(scale)
 
     def arrays(self, columns: slice) -> GroupedCodes:
-        """What a kernel needs for ``columns``: codes, scale, zero, groups."""
+        """Return the arguments of a kernel for ``columns``: codes, scale, zero, groups."""
         codes, group = self._codes[columns], self._group[columns]
         return codes.numpy(), self._scale.numpy(), self._zero.numpy(), group.numpy()
 
     def strips(self) -> StripRounder:
+        """Return the compiled kernel."""
         from q2n.linalg.kernels.columns import round_uniform
 
         before, levels = torch.zeros_like(self._scale).numpy(), float(self._grid.levels)
@@ -226,11 +244,12 @@ class UniformEncoder(CodesEncoder):
         )
 
     def snap(self, position: int, column: Tensor) -> Tensor:
-        """The nearest level of the grid continued without end."""
+        """Return the nearest levels of the grid continued without end."""
         scale, _ = self._parameters[position]
         return torch.div(column, scale).round_().mul_(scale)
 
     def finish(self, compensated: Tensor) -> UniformFormat:
+        """Return the format in the layer's own column order, with the group index if groups are permuted."""
         group = self._group[torch.argsort(self._order)]
         natural = torch.arange(len(group), device=group.device) // self._size
         return UniformFormat(
