@@ -1,0 +1,1 @@
+"""Solvers: rounding of one layer's weight, with or without compensation of the error."""

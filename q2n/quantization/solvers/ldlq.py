@@ -3,8 +3,8 @@
 With ``H = L D L^T``, ``L`` unit lower triangular, column ``i`` is rounded to the grid's nearest level of
 ``w_i + sum_{j>i} (w_j - q_j) L_ji``. That is optimal brain surgeon in reversed column order, without the
 inverse of ``H``, and both run through the one loop :func:`~q2n.quantization.solvers.reference.column_loop`.
-Greedy passes are coordinate descent on the same proxy loss ``tr((Q - W) H (Q - W)^T)``, with that loop as
-well.
+Greedy passes are coordinate descent on the same proxy loss ``tr((Q - W) H (Q - W)^T)``, and run through
+the same loop.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ def solve_ldlq(
 
     Args:
         problem: weight ``(R, C)``, to which the grid is fitted.
-        grid: number format of the columns. Groups are fitted on the weight as it is: unlike OBS' buffer, the
-            one here holds a part of the feedback only, and is no estimate of anything.
-        hessian: ``(C, C)`` symmetric positive definite, as it is used: conditioning is the caller's business.
+        grid: number format of the columns. Groups are fitted on the original weight: unlike OBS' buffer,
+            the buffer here holds only a part of the feedback and estimates nothing.
+        hessian: ``(C, C)`` symmetric positive definite, used as given: the caller conditions it.
         npasses: coordinate-descent passes after the first rounding; a pass that changes nothing is the last.
-        target: ``(R, C)``, the weight whose rounding is sought; default: the problem's.
+        target: ``(R, C)``, the weight to be approximated, or None if it is the problem's.
 
     Raises:
-        NumericalError: the Hessian is not finite or not positive definite; a weight, or a number on the way,
+        NumericalError: the Hessian is not finite or not positive definite; a weight or an intermediate result
             is not finite.
         UnsupportedError: greedy passes on a grid whose levels cannot be continued without end.
     """
     require_finite(problem.weight, "weight to be rounded")
     columns = problem.weight.shape[1]
     order = torch.arange(columns - 1, -1, -1, device=problem.weight.device)
-    hessian, _ = alive(hessian)  # of inputs that are all zero, whose mean damps nothing
+    hessian, _ = alive(hessian)  # if all inputs are zero, the mean diagonal is zero and damping has no effect
     require_finite(hessian, "Hessian")
     lower = lower_factor(hessian.double())
     if lower is None:
@@ -86,11 +86,11 @@ def solve_ldlq(
 
 
 def _greedy(aim: Tensor, hessian: Tensor, encoder: UnboundedEncoder, values: Tensor, npasses: int) -> int:
-    """Coordinate descent on all columns in turn; ``aim``, ``values`` ``(C, R)`` and ``hessian`` in solver
-    order.
+    """Run coordinate descent over all columns in turn and return the number of passes.
 
-    Column ``i`` becomes the level nearest ``w_i - sum_{j != i} (q_j - w_j) H_ji / H_ii``, on the grid
-    continued without end: upstream clips to the grid only after a whole pass. Returns the passes made.
+    ``aim``, ``values`` ``(C, R)`` and ``hessian`` are in solver order. Column ``i`` becomes the level nearest
+    to ``w_i - sum_{j != i} (q_j - w_j) H_ji / H_ii``, on the grid continued without end: QuIP's official code
+    clips to the grid only after a whole pass.
     """
     push = hessian / hessian.diagonal()
     for done in range(npasses):
@@ -103,8 +103,10 @@ def _greedy(aim: Tensor, hessian: Tensor, encoder: UnboundedEncoder, values: Ten
 
 
 def _without_later(aim: Tensor, push: Tensor, errors: Tensor) -> Tensor:
-    """``aim_i - sum_{j > i} errors_j push_ji``: what columns still to be rounded do to each one. The loop
-    itself does the same for those before it."""
+    """Compute ``aim_i - sum_{j > i} errors_j push_ji``, the effect on each column of the columns after it.
+
+    The loop itself subtracts the effect of the columns before it.
+    """
     start = aim.clone()
     for first in range(0, len(aim), BLOCK):
         last = min(first + BLOCK, len(aim))
@@ -115,8 +117,7 @@ def _without_later(aim: Tensor, push: Tensor, errors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Recorder(ColumnRounder):
-    """Rounds with ``encoder``, whose groups are fitted on ``source`` ``(C, R)``, and remembers the ``values``
-    ``(C, R)``."""
+    """Rounder that stores the rounded ``values`` ``(C, R)``; groups are fitted on ``source`` ``(C, R)``."""
 
     encoder: ColumnEncoder
     values: Tensor
@@ -134,13 +135,13 @@ class _Recorder(ColumnRounder):
 
 @dataclass(frozen=True)
 class _Continuer(ColumnRounder):
-    """Rounds to the grid continued without end, and remembers codes and ``values`` ``(C, R)`` of the grid."""
+    """Rounder to the grid continued without end; stores codes and ``values`` of the grid itself."""
 
     encoder: UnboundedEncoder
     values: Tensor
 
     def enter(self, position: int, buffer: Tensor) -> None:
-        """No group begins in a greedy pass: parameters stay as the first rounding left them."""
+        """Do nothing: a greedy pass keeps the parameters of the first rounding."""
 
     def encode(self, position: int, column: Tensor) -> Tensor:
         continued = self.encoder.snap(position, column)

@@ -1,5 +1,8 @@
-"""Optimal-brain-surgeon rounding as it runs: :mod:`q2n.quantization.solvers.reference`, each block of columns
-left to the compiled kernel of the number format where there is one."""
+"""Optimal-brain-surgeon rounding with compiled kernels: the fast form of the reference solver.
+
+The column loop is that of :mod:`q2n.quantization.solvers.reference`; each block of columns runs in the
+compiled kernel of the number format where there is one.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,20 @@ def solve_obs(
     order: Tensor | None = None,
     kept: int = 0,
 ) -> QuantizedLinear:
-    """Quantize a layer with error compensation: :func:`q2n.quantization.solvers.reference.solve`, faster."""
+    """Quantize a layer with error compensation, faster than :func:`q2n.quantization.solvers.reference.solve`.
+
+    Arguments, result and errors are the same.
+    """
     return reference.solve(problem, grid, damping, order, kept, sweep_columns)
 
 
 def sweep_columns(
     buffer: Tensor, push: Tensor, encoder: ColumnRounder, stop: int, target: Tensor | None = None
 ) -> float:
-    """Run :func:`q2n.quantization.solvers.reference.column_loop`, by the encoder's kernel if it has one that
-    can work on these tensors here."""
+    """Run the column loop, in the encoder's kernel if it has one that supports these tensors.
+
+    See :func:`q2n.quantization.solvers.reference.column_loop`.
+    """
     kernel = strip_rounder(encoder) if usable(buffer) else None
     blocks = reference.round_block if kernel is None else partial(_round_strips, kernel)
     return reference.column_loop(buffer, push, encoder, stop, target, blocks)
@@ -44,7 +52,7 @@ def _round_strips(
     block: slice,
     target: Tensor | None,
 ) -> Tensor:
-    """:func:`q2n.quantization.solvers.reference.round_block`, its inner loop left to the kernel."""
+    """Round a block with a kernel, like :func:`q2n.quantization.solvers.reference.round_block`."""
     errors, nothing = torch.empty_like(buffer[block]), buffer.new_empty(0, 0)
     for near in range(block.start, block.stop, reference.LOOKBACK):
         strip = slice(near, min(near + reference.LOOKBACK, block.stop))

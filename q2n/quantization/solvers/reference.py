@@ -2,10 +2,10 @@
 
 ``H^{-1} = U^T U`` with ``U`` upper triangular. Column ``j`` is rounded and the error ``e_j = (w_j - q_j) /
 U_jj`` is pushed onto the columns still to come, ``W[:, k] -= e_j U_jk``. The number format, the column order
-and the columns that stay in full precision are arguments.
+and the number of FP16 outlier columns are arguments.
 
-This is the definition, the loop that runs where no kernel does, and what tests compare the compiled loop of
-:mod:`q2n.quantization.solvers.obs` with.
+This is the definition of the method, and the loop that runs where there is no kernel. Tests compare the
+compiled loop of :mod:`q2n.quantization.solvers.obs` with it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from q2n.types import LinearProblem, QuantizedLinear
 
 BLOCK = 128
 """Columns between two updates of the whole buffer: part of the definition, since a group that begins inside
-a block is fitted on the buffer as it was when the block began (upstream GPTQ)."""
+a block is fitted on the buffer as it was when the block began (GPTQ's official code)."""
 
 LOOKBACK = 32
-"""Columns between two matrix products inside a block: speed only, but for the order of sums."""
+"""Columns between two matrix products inside a block: affects speed and the order of sums only."""
 
 ColumnLoop = Callable[[Tensor, Tensor, ColumnRounder, int], float]
 BlockRounder = Callable[[Tensor, Tensor, ColumnRounder, slice, Tensor | None], Tensor]
@@ -46,13 +46,13 @@ def solve(
         problem: weight ``(R, C)`` and Gram statistic, which is the Hessian.
         grid: number format of the columns.
         damping: schedule of fractions of the mean Hessian diagonal (first that factorises is used).
-        order: ``(C,)`` column order to work in; ``None`` is the layer's own.
-        kept: the last ``kept`` columns of ``order`` are not rounded; they end as compensated full precision.
-        loop: in place of :func:`column_loop`.
+        order: ``(C,)`` column order to work in, or None if it is the layer's own.
+        kept: number of FP16 outlier columns, the last of ``order``: they are compensated but not rounded.
+        loop: column loop, or None if it is :func:`column_loop`.
 
     Raises:
-        NumericalError: the Hessian cannot be factorised with any damping of the schedule; a weight, or a
-            number on the way, is not finite.
+        NumericalError: the Hessian cannot be factorised with any damping of the schedule; a weight or an
+            intermediate result is not finite.
     """
     require_finite(problem.weight, "weight to be rounded")
     untouched, hessian = problem.weight.T.contiguous(), problem.stats.gram
@@ -79,9 +79,9 @@ def solve(
 
 
 def activation_order(gram: Tensor) -> Tensor:
-    """Columns by falling Hessian diagonal ("act-order"), ``(C,)``.
+    """Return the columns by descending Hessian diagonal (act-order), ``(C,)``.
 
-    A dead column counts with the diagonal 1 it gets before factorisation, as upstream GPTQ orders them.
+    A dead column is sorted by the diagonal 1 it gets before factorisation, as in GPTQ's official code.
     """
     diagonal = gram.diagonal()
     return torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)
@@ -90,7 +90,7 @@ def activation_order(gram: Tensor) -> Tensor:
 def round_block(
     buffer: Tensor, push: Tensor, encoder: ColumnRounder, block: slice, target: Tensor | None
 ) -> Tensor:
-    """Round the columns of ``block`` one by one; returns their errors ``(B, R)``, leaves ``buffer`` as it is.
+    """Round the columns of ``block`` one by one, without a change of ``buffer``; returns errors ``(B, R)``.
 
     Arguments as in :func:`column_loop`.
     """
@@ -119,11 +119,11 @@ def column_loop(
     target: Tensor | None = None,
     round_block: BlockRounder = round_block,
 ) -> float:
-    """Round columns ``0 .. stop-1`` of ``buffer``; returns half the summed squares of what was pushed.
+    """Round columns ``0 .. stop-1`` of ``buffer``; returns half the squared norm of the pushed errors.
 
     ``buffer`` ``(C, R)`` is modified: column ``j`` ends as it was when the solver entered its block, and
-    columns from ``stop`` on as they are when everything has been pushed onto them. Rows of ``buffer`` are
-    columns of the weight, so that every operation of the loop reads and writes contiguous memory.
+    columns from ``stop`` on end with all errors pushed onto them. Rows of ``buffer`` are columns of the
+    weight, so that every operation of the loop reads and writes contiguous memory.
 
     Column ``k`` loses ``sum_{j<k} e_j push_jk``; only the strictly upper part of ``push`` ``(C, C)`` is read.
     By default ``e_j = (w_j - q_j) / push_jj`` with ``w_j`` the column as it was rounded (optimal brain
@@ -131,8 +131,8 @@ def column_loop(
     the weight, and coordinate descent, where it is the previous rounding.
 
     Raises:
-        NumericalError: an error is not finite. Every column's depends on the column itself, its scale and all
-            columns before it, so if errors are finite, what was rounded is.
+        NumericalError: an error is not finite. Every error depends on the column itself, its scale and all
+            columns before it, so if all errors are finite, so are the rounded values.
     """
     loss = 0.0
     for start in range(0, stop, BLOCK):

@@ -1,4 +1,4 @@
-"""Round-to-nearest: every weight for itself."""
+"""Round-to-nearest, without error compensation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from q2n.types import LinearProblem, QuantizedLinear
 
 
 def solve_rtn(problem: LinearProblem, grid: FormatSpec) -> QuantizedLinear:
-    """The weight on the grid fitted to it.
+    """Round a layer's weight to nearest, on the grid fitted to the weight alone.
 
     Raises:
-        UnsupportedError: the grid is placed or divided among weights with what only a solver that looks at
-            the inputs knows.
+        UnsupportedError: the number format needs information that only a solver with calibration inputs has.
     """
     if not isinstance(grid, UniformSpec):
         raise UnsupportedError(
