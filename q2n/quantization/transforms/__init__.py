@@ -1,0 +1,1 @@
+"""Transforms of weights and activations before rounding: rotations, scales, incoherence processing."""

@@ -1,8 +1,8 @@
-"""AWQ's search for channel scales (arXiv 2306.00978, section 3.2).
+"""Search for AWQ's channel scales (arXiv 2306.00978, section 3.2).
 
-A channel whose activations are large deserves weights that are large beside their grid's step. Scales
-``s = a^r``, ``a`` the mean magnitude of each channel, are tried for ``r = 0, 1/20, .., 19/20``; the one whose
-rounded weights change the output of a piece of the block least is folded into the block.
+Weights of channels with large activations should be large relative to the step of their grid. Scales ``s =
+a^r``, ``a`` the mean magnitude of each channel, are tried for ``r = 0, 1/20, .., 19/20``; the scale with the
+least change of the output of a part of the block is folded into the block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MIN_SCALE = 1e-4
 
 TRIANGLE = 384
-"""Side of the blocks of a symmetric matrix of which only one of each pair is computed."""
+"""Side of the blocks of a symmetric matrix: of two blocks that mirror each other, one is computed."""
 
 PREVIOUS = {
     QKV: "input_layernorm",
@@ -34,7 +34,7 @@ PREVIOUS = {
     GATE_UP: "post_attention_layernorm",
     DOWN: "mlp.up_proj",
 }
-"""The module a group's scale is divided out of."""
+"""Module whose output is divided by a group's scale."""
 
 Inputs = Mapping[LinearGroup, Sequence[Tensor]]
 """Inputs of each group in micro-batches ``(B, T, C)``."""
@@ -45,8 +45,10 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ChannelScale:
-    """What was found for a group: ``scale`` ``(C,)``, its exponent ``ratio``, and the mean squared output
-    error of every exponent tried."""
+    """Result of the search for a group.
+
+    ``scale`` ``(C,)``, its exponent ``ratio``, and the mean squared output error of every exponent tried.
+    """
 
     group: LinearGroup
     scale: Tensor
@@ -55,29 +57,36 @@ class ChannelScale:
 
 
 def search_scales(block: DecoderBlock, inputs: Inputs, grid: AwqSpec, steps: int) -> list[ChannelScale]:
-    """The best scale of every group that has one, each found with the rest of the block as it is."""
+    """Find the best scale of every group that has one, with the rest of the block unchanged.
+
+    Args:
+        block: decoder block, not modified.
+        inputs: inputs of each group.
+        grid: number format of the trial weights.
+        steps: number of exponents tried, ``r = i / steps``.
+    """
     value, output = block.linear("self_attn.v_proj"), block.linear("self_attn.o_proj")
-    # With grouped queries a value row feeds several columns of the output projection: no common scale.
+    # With grouped queries a value row feeds several columns of the output projection: no scale fits all.
     heads_are_own = value.weight.shape == output.weight.shape
     groups = [group for group in PREVIOUS if group is not O_PROJ or heads_are_own]
     return [_search(block, group, inputs[group], grid, steps) for group in groups]
 
 
 def fold_scales(block: DecoderBlock, found: Sequence[ChannelScale]) -> None:
-    """Apply the scales in place; what the block computes stays the same."""
+    """Apply the scales in place; the function of the block does not change."""
     for item in found:
         previous = block.module.get_submodule(PREVIOUS[item.group])
         migrate(previous, [block.linear(name) for name in item.group.linears], item.scale)
 
 
 def channel_scale(magnitude: Tensor, ratio: float) -> Tensor:
-    """``a^r``, divided by the geometric mean of its extremes; ``(C,)``."""
+    """Compute ``a^r``, divided by the geometric mean of its extremes; ``(C,)``."""
     scale = magnitude.pow(ratio).clamp(min=MIN_SCALE)
     return scale / (scale.max() * scale.min()).sqrt()
 
 
 def mean_magnitude(inputs: Sequence[Tensor]) -> Tensor:
-    """Mean ``|x|`` of every channel over all tokens of the batches ``(B, T, C)``; ``(C,)`` float32."""
+    """Compute the mean ``|x|`` per channel over all tokens of the batches ``(B, T, C)``; ``(C,)`` float32."""
     totals = torch.stack([batch.float().abs().sum(dim=(0, 1)) for batch in inputs])
     return totals.sum(dim=0) / sum(batch.shape[0] * batch.shape[1] for batch in inputs)
 
@@ -100,8 +109,11 @@ def _search(
 def _output_error(
     block: DecoderBlock, group: LinearGroup, inputs: Sequence[Tensor]
 ) -> Callable[[Weights], float]:
-    """Mean squared change of an output when the group's weights are replaced: of the attention for q, k and
-    v, of the MLP for gate and up, of the layer itself for the others."""
+    """Return the function that computes the mean squared output error of trial weights.
+
+    The output is that of the attention for q, k and v, of the MLP for gate and up, of the layer itself for
+    the others.
+    """
     if len(group.linears) == 1:
         return _linear_error(block.linear(group.linears[0]), inputs)
 
@@ -127,7 +139,10 @@ def _output_error(
 
 
 def _linear_error(linear: nn.Linear, inputs: Sequence[Tensor]) -> Callable[[Weights], float]:
-    """Through the inputs' second moment: half a product of the size of the weight's a trial."""
+    """Return the error function of a single layer, by the inputs' second moment.
+
+    A trial costs half a product of the weight's size.
+    """
     gram = _second_moment(inputs)
     count = sum(batch.shape[0] * batch.shape[1] for batch in inputs) * linear.out_features
     original = linear.weight.float()
@@ -140,7 +155,7 @@ def _linear_error(linear: nn.Linear, inputs: Sequence[Tensor]) -> Callable[[Weig
 
 
 def _second_moment(inputs: Sequence[Tensor]) -> Tensor:
-    """``X^T X`` of all tokens ``(B, T, C)``, its blocks up to the diagonal only; ``(C, C)`` float32."""
+    """Compute ``X^T X`` of tokens ``(B, T, C)``, blocks up to the diagonal only; ``(C, C)`` float32."""
     width = inputs[0].shape[-1]
     gram = torch.zeros(width, width, device=inputs[0].device)
     for batch in inputs:
@@ -152,7 +167,7 @@ def _second_moment(inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _quadratic(rows: Tensor, gram: Tensor) -> float:
-    """``tr(D H D^T)`` for ``rows`` ``D`` ``(R, C)``, from the blocks of ``gram`` up to the diagonal."""
+    """Compute ``tr(D H D^T)``, ``D`` = ``rows`` ``(R, C)``, from blocks of ``gram`` up to the diagonal."""
     total = 0.0
     for start in range(0, len(gram), TRIANGLE):
         part = slice(start, start + TRIANGLE)

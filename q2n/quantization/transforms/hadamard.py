@@ -25,7 +25,7 @@ from torch import Tensor
 from q2n.quantization.transforms.hadamard_orders import is_prime, require_hadamard
 
 DIRECT = 128
-"""Largest Sylvester matrix that is multiplied at once; a larger one is a product of two of half its bits."""
+"""Largest order of a Sylvester matrix multiplied at once; a larger one is a product of two smaller ones."""
 
 WILLIAMSON_ROWS = {
     52: "1010011 1000111 1101001 1000010",
@@ -39,8 +39,9 @@ WILLIAMSON_PATTERN = ((1, 2, 3, 4), (-2, 1, -4, 3), (-3, 4, 1, -2), (-4, -3, 2, 
 
 
 def hadamard_transform(rows: Tensor, *, inverse: bool = False) -> Tensor:
-    """``x H^T / sqrt(n)`` of every row along the last axis, in the tensor's dtype; ``inverse``: ``x H /
-    sqrt(n)``.
+    """Compute ``x H^T / sqrt(n)`` of every row along the last axis, in the tensor's dtype.
+
+    With ``inverse``, ``x H / sqrt(n)``.
 
     Raises:
         UnsupportedError: no Hadamard matrix of this width is known.
@@ -60,7 +61,7 @@ def hadamard_transform(rows: Tensor, *, inverse: bool = False) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _scaled(order: int, size: int, dtype: torch.dtype, device: torch.device, transpose: bool) -> Tensor:
-    """``H_order (x) Sylvester(size / order)``, orthonormal."""
+    """Return ``H_order (x) Sylvester(size / order)``, orthonormal."""
     matrix: Tensor = (hadamard_matrix(order) if order > 1 else torch.ones(1, 1)).to(torch.float64)
     while len(matrix) < size:
         matrix = torch.kron(matrix, torch.tensor([[1, 1], [1, -1]], dtype=torch.float64))
@@ -70,10 +71,10 @@ def _scaled(order: int, size: int, dtype: torch.dtype, device: torch.device, tra
 
 @lru_cache(maxsize=16)
 def hadamard_matrix(order: int) -> Tensor:
-    """``(order, order)`` int8 of +1 and -1 with orthogonal rows; do not write into it.
+    """Return a Hadamard matrix, ``(order, order)`` int8 of +1 and -1; do not write into it.
 
     Raises:
-        ValueError: neither tabulated nor constructed; ask ``hadamard_orders.is_known`` first.
+        ValueError: the order is neither tabulated nor constructed; ask ``hadamard_orders.is_known`` first.
     """
     if order in WILLIAMSON_ROWS:
         return _williamson(WILLIAMSON_ROWS[order].split())
@@ -88,7 +89,7 @@ def hadamard_matrix(order: int) -> Tensor:
 
 
 def _residues(prime: int) -> Tensor:
-    """The quadratic character of ``0 .. prime-1``: 0, +1 for squares, -1 for others; ``(prime,)`` int8."""
+    """Return the quadratic character of ``0 .. prime-1``, int8: 0, +1 for squares, -1 for others."""
     character = torch.full((prime,), -1, dtype=torch.int8)
     character[torch.arange(1, prime).square() % prime] = 1
     character[0] = 0
@@ -96,7 +97,7 @@ def _residues(prime: int) -> Tensor:
 
 
 def _circulant(row: Tensor) -> Tensor:
-    """Row ``i`` is ``row`` moved ``i`` places to the right."""
+    """Return the circulant matrix whose row ``i`` is ``row`` moved ``i`` places to the right."""
     places = torch.arange(len(row))
     return row[(places[None, :] - places[:, None]) % len(row)]
 
@@ -110,7 +111,7 @@ def _paley_first(prime: int) -> Tensor:
 
 
 def _paley_second(prime: int) -> Tensor:
-    """``[[S + I, S - I], [S - I, -S - I]]`` with ``S`` the bordered symmetric conference matrix."""
+    """Return ``[[S + I, S - I], [S - I, -S - I]]`` with ``S`` the bordered symmetric conference matrix."""
     conference = torch.ones(prime + 1, prime + 1, dtype=torch.int8)
     conference[1:, 1:] = _circulant(_residues(prime))
     conference[0, 0] = 0

@@ -1,4 +1,4 @@
-"""For which widths there is a Hadamard matrix here; needs no torch, so that a plan can ask."""
+"""Widths with a known Hadamard matrix; imports no torch, so that plans can check widths quickly."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from functools import cache
 from q2n.exceptions import UnsupportedError
 
 TABULATED = (172, 156, 148, 140, 108, 60, 52, 36, 28, 40, 20, 12)
-"""Orders with an official matrix, in the order in which a divisor of a width is looked for."""
+"""Orders with a matrix in QuaRot's official code, in the order in which divisors of a width are tried."""
 
 
 def hadamard_order(width: int) -> int | None:
-    """``K`` of ``width = K 2^m``, or None where no Hadamard matrix of this width is known here.
+    """Return ``K`` of ``width = K 2^m``, or None if no Hadamard matrix of this width is known here.
 
     A tabulated order comes first, as in the official code; else the smallest that can be constructed.
     """
@@ -24,10 +24,15 @@ def hadamard_order(width: int) -> int | None:
 
 
 def require_hadamard(width: int, what: str, advice: str = "") -> int:
-    """:func:`hadamard_order`.
+    """Return :func:`hadamard_order` of a width that must have one.
+
+    Args:
+        width: width of the transform.
+        what: name of the width, the subject of the message.
+        advice: end of the message.
 
     Raises:
-        UnsupportedError: there is none; names the nearest widths that would fit, and gives ``advice``.
+        UnsupportedError: there is none; the message contains the nearest widths that fit.
     """
     order = hadamard_order(width)
     if order is None:
@@ -41,7 +46,7 @@ def require_hadamard(width: int, what: str, advice: str = "") -> int:
 
 
 def is_known(order: int) -> bool:
-    """Whether :func:`q2n.quantization.transforms.hadamard.hadamard_matrix` has this order."""
+    """Return True if :func:`q2n.quantization.transforms.hadamard.hadamard_matrix` has this order."""
     if order in TABULATED:
         return True
     half = order // 2
@@ -50,4 +55,5 @@ def is_known(order: int) -> bool:
 
 @cache
 def is_prime(number: int) -> bool:
+    """Return True if ``number`` is prime, by trial division."""
     return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))

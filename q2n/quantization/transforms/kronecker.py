@@ -1,5 +1,7 @@
-"""Random orthogonal matrices as Kronecker products of small factors, never formed (QuIP, arXiv
-2307.13304)."""
+"""Random orthogonal matrices as Kronecker products of small factors, never formed (QuIP).
+
+Source: arXiv 2307.13304.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from q2n.linalg.kernels.threads import steady
 
 @dataclass(frozen=True)
 class KroneckerOrthogonal:
-    """``V x = ((first (x) second) x[entry])[leave]``: permute, rotate, permute.
+    """Orthogonal map ``V x = ((first (x) second) x[entry])[leave]``: permute, rotate, permute.
 
     ``first`` ``(p, p)`` and ``second`` ``(q, q)`` orthogonal, ``entry`` and ``leave`` permutations of ``p
     q``.
@@ -26,11 +28,12 @@ class KroneckerOrthogonal:
     leave: Tensor
 
     def to(self, device: torch.device) -> KroneckerOrthogonal:
+        """Return a copy on ``device``."""
         parts = (self.first, self.second, self.entry, self.leave)
         return KroneckerOrthogonal(*(part.to(device) for part in parts))
 
     def apply(self, columns: Tensor) -> Tensor:
-        """``V X``: every column of ``columns`` ``(n, m)`` is rotated, in ``n (p + q)`` products a column.
+        """Compute ``V X`` for ``X`` = ``columns`` ``(n, m)``, in ``n (p + q)`` products per column.
 
         Both permutations move whole rows of ``X``, which are contiguous.
         """
@@ -40,7 +43,7 @@ class KroneckerOrthogonal:
         return rotated.view(columns.shape).index_select(0, self.leave)
 
     def undo(self, columns: Tensor) -> Tensor:
-        """``V^T X``: the inverse of :meth:`apply`."""
+        """Compute ``V^T X``, the inverse of :meth:`apply`."""
         p, q = len(self.first), len(self.second)
         inner = columns.contiguous().index_select(0, torch.argsort(self.leave)).view(p, q, -1)
         rotated = self.first.to(columns).T @ (self.second.to(columns).T @ inner).view(p, -1)
@@ -48,7 +51,7 @@ class KroneckerOrthogonal:
 
 
 def random_kronecker(size: int, generator: torch.Generator) -> KroneckerOrthogonal:
-    """Haar-distributed factors and uniform permutations, drawn on the CPU from ``generator``."""
+    """Draw Haar-distributed factors and uniform permutations on the CPU from ``generator``."""
     p, q = factor_sizes(size)
     return KroneckerOrthogonal(
         first=special_orthogonal(p, generator),
@@ -59,7 +62,7 @@ def random_kronecker(size: int, generator: torch.Generator) -> KroneckerOrthogon
 
 
 def factor_sizes(size: int) -> tuple[int, int]:
-    """``(p, q)`` with ``p q = size``: the products of every other prime factor, in rising order.
+    """Return ``(p, q)`` with ``p q = size``: the products of every other prime factor, in ascending order.
 
     Near-square for powers of two (4096 -> 64, 64), as far as the prime factors allow otherwise
     (14336 -> 64, 224); for a prime ``(size, 1)``.
@@ -76,7 +79,7 @@ def factor_sizes(size: int) -> tuple[int, int]:
 
 
 def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
-    """Haar-distributed matrix of ``O(size)``, float64.
+    """Draw a Haar-distributed matrix of ``O(size)``, float64.
 
     The QR decomposition of a Gaussian matrix with a positive diagonal of ``R`` is Haar on ``O(size)``.
     """
@@ -88,8 +91,10 @@ def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
 
 
 def special_orthogonal(size: int, generator: torch.Generator) -> Tensor:
-    """Haar-distributed rotation of ``SO(size)``, float64: turning one column of the matrices of ``O(size)``
-    with determinant -1 keeps them Haar."""
+    """Draw a Haar-distributed rotation of ``SO(size)``, float64.
+
+    Changing the sign of one column of the matrices of ``O(size)`` with determinant -1 keeps them Haar.
+    """
     rotation = random_orthogonal(size, generator)
     if float(torch.linalg.det(rotation)) < 0:
         rotation[:, 0] = -rotation[:, 0]

@@ -1,9 +1,9 @@
-"""What a rewritten model still does to activations while it runs: Hadamard transforms and rounding.
+"""Operations on activations that remain at run time: Hadamard transforms and rounding.
 
-Keys and values are rounded as a low-bit cache would hold them (QuaRot, arXiv 2404.00456, section 4). Those of
-a token are rounded by themselves, head by head, so rounding them whenever attention reads them gives what
-rounding them once, as they enter a cache, would give. Keys are rotated after the rotary embedding, and
-queries with them, which leaves their products unchanged.
+Keys and values are rounded as a low-bit cache would hold them (QuaRot, arXiv 2404.00456, section 4). Each
+token is rounded on its own, head by head, so rounding whenever attention reads keys and values gives the same
+result as rounding once, when they enter a cache. Keys are rotated after the rotary embedding, and queries
+with them, which leaves their products unchanged.
 """
 
 from __future__ import annotations
@@ -31,22 +31,26 @@ CACHE_ATTRIBUTE = "q2n_kv_cache"
 
 @dataclass(frozen=True)
 class OnlineHadamard:
-    """Hadamard transform over ``count`` equal runs of channels: all channels if ``count`` is their number,
-    the attention heads if it is theirs. Float32 inside, as the transform adds up many terms."""
+    """Hadamard transform over ``count`` equal runs of channels.
+
+    With ``count`` the number of channels all channels are transformed, with the number of attention heads the
+    heads. The arithmetic is float32, as the transform adds up many terms.
+    """
 
     count: int
 
     def __call__(self, rows: Tensor) -> Tensor:
+        """Transform ``rows`` ``(..., C)`` in float32; the result has the dtype of ``rows``."""
         return self.exact(rows.float()).to(rows.dtype)
 
     def exact(self, rows: Tensor) -> Tensor:
-        """The same in the dtype of ``rows`` ``(..., C)``."""
+        """Transform ``rows`` ``(..., C)`` in their own dtype."""
         runs = rows.unflatten(-1, (self.count, -1)).transpose(-1, -2)
         return hadamard_transform(runs).transpose(-1, -2).reshape(rows.shape)
 
 
 class OnlineLinear(nn.Module):
-    """A linear layer that transforms and then quantizes its input.
+    """Linear layer that transforms and then quantizes its input.
 
     ``linear`` is the layer itself. ``input_quantizer`` is None during calibration and set when the model is
     finished.
@@ -59,10 +63,11 @@ class OnlineLinear(nn.Module):
         self.input_quantizer: ActivationQuantizer | None = None
 
     def prepare_input(self, hidden: Tensor) -> Tensor:
-        """What calibration must see: the transformed input, not yet rounded."""
+        """Return the input as calibration must see it: transformed, not yet rounded."""
         return hidden if self.transform is None else self.transform(hidden)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Compute the layer's output from the transformed and, if a quantizer is set, rounded input."""
         hidden = self.prepare_input(hidden)
         if self.input_quantizer is not None:
             hidden = self.input_quantizer(hidden)
@@ -70,7 +75,7 @@ class OnlineLinear(nn.Module):
 
 
 def quantize_inputs(adapter: ModelAdapter, quantizer: ActivationQuantizer) -> None:
-    """From now on every linear layer of every block rounds its input."""
+    """Make every linear layer of every block round its input, in place."""
     for block in adapter.blocks:
         for name in (name for group in block.groups for name in group.linears):
             module = block.module.get_submodule(name)
@@ -82,14 +87,14 @@ def quantize_inputs(adapter: ModelAdapter, quantizer: ActivationQuantizer) -> No
 
 @dataclass(frozen=True)
 class QuantizedCache:
-    """Quantizers of keys and values ``(B, heads, T, head_dim)``; None leaves them as they are."""
+    """Quantizers of keys and values ``(B, heads, T, head_dim)``, or None if they are not rounded."""
 
     keys: ActivationQuantizer | None
     values: ActivationQuantizer | None
 
 
 def quantize_cache(adapter: ModelAdapter, cache: QuantizedCache) -> None:
-    """From now on every attention layer of the model reads quantized keys and values."""
+    """Make every attention layer of the model read quantized keys and values, in place."""
     AttentionInterface.register(QUANTIZED_ATTENTION, _attend_quantized)
     AttentionMaskInterface.register(QUANTIZED_ATTENTION, sdpa_mask)
     for block in adapter.blocks:

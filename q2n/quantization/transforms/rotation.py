@@ -1,9 +1,9 @@
-"""Rotating a whole model so that its activations have no outliers (QuaRot, arXiv 2404.00456, section 4).
+"""Rotation of a whole model against outliers of its activations (QuaRot, arXiv 2404.00456, section 4).
 
-The residual stream ``h`` becomes ``h Q``: norm gains go into the layers that follow (what is left of the norm
+The residual stream ``h`` becomes ``h Q``: norm gains go into the layers that follow (a norm without gain
 commutes with ``Q``), layers that read the stream absorb ``Q`` and layers that write to it ``Q^T``. Inside a
-block, values are rotated head by head and so, online, are heads among each other; the MLP's inner activations
-are rotated online. Logits stay what they were.
+block, values are rotated head by head, and heads are rotated among each other online; the MLP's inner
+activations are rotated online. Logits do not change.
 """
 
 from __future__ import annotations
@@ -23,35 +23,39 @@ if TYPE_CHECKING:
     from q2n.models.adapter import DecoderBlock, ModelAdapter
 
 ROWS_AT_ONCE = 8192
-"""Rows of an embedding that are held in float64 at a time."""
+"""Rows of an embedding per block in float64."""
 
 RowMap = Callable[[Tensor], Tensor]
-"""A linear map of rows ``(m, C)`` float64."""
+"""Linear map of rows ``(m, C)`` float64."""
 
 
 @dataclass(frozen=True)
 class RandomHadamard:
-    """Rows times ``diag(signs) H^T / sqrt(n)``; ``signs`` ``(n,)`` float64."""
+    """Map of rows ``x -> x diag(signs) H^T / sqrt(n)``; ``signs`` ``(n,)`` float64."""
 
     signs: Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
+        """Rotate rows ``(m, n)`` float64."""
         return hadamard_transform(rows * self.signs.to(rows.device))
 
 
 @dataclass(frozen=True)
 class DenseOrthogonal:
-    """Rows times ``matrix`` ``(n, n)`` float64."""
+    """Map of rows ``x -> x matrix``; ``matrix`` ``(n, n)`` float64."""
 
     matrix: Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
+        """Rotate rows ``(m, n)`` float64."""
         return rows @ self.matrix.to(rows.device)
 
 
 def random_rotation(width: int, kind: str, seed: int) -> RowMap:
-    """An orthogonal map of rows of ``width``: ``"hadamard"`` with random signs, or ``"orthogonal"``, uniform
-    over all rotations and reflections.
+    """Draw an orthogonal map of rows of ``width``.
+
+    ``kind`` is ``"hadamard"``, a Hadamard transform with random signs, or ``"orthogonal"``, uniform over all
+    rotations and reflections.
 
     Raises:
         UnsupportedError: no Hadamard matrix of this width is known.
@@ -65,13 +69,14 @@ def random_rotation(width: int, kind: str, seed: int) -> RowMap:
 def rotate_model(
     adapter: ModelAdapter, residual: RowMap, *, across_heads: bool, center_embeddings: bool = False
 ) -> None:
-    """Rewrite the model in place; all arithmetic in float64, rounded once to the model's dtype.
+    """Rotate the model in place; all arithmetic in float64, rounded once to the model's dtype.
 
     Args:
+        adapter: model whose weights are rewritten.
         residual: rotation ``h -> h Q`` of the residual stream.
         across_heads: also rotate the attention heads among each other, online.
         center_embeddings: subtract each token embedding's mean first, as the official code does for every
-            model; with RMS norms that does change what the model computes.
+            model; with RMS norms this changes the function of the model.
     """
     untie(adapter)
 
@@ -94,14 +99,17 @@ def rotate_model(
 
 
 def untie(adapter: ModelAdapter) -> None:
-    """Give the head a weight of its own if it shares the embedding's: only one of them absorbs a gain."""
+    """Give the LM head its own weight if it shares the embedding's: only the head absorbs a norm gain."""
     if adapter.tied:
         adapter.lm_head.weight = nn.Parameter(adapter.embeddings.weight.detach().clone(), requires_grad=False)
         cast(Any, adapter.model).config.tie_word_embeddings = False
 
 
 def _rotate_attention(block: DecoderBlock, residual: RowMap, heads: int | None, head_dim: int) -> None:
-    """``heads``: how many are rotated among each other; None: they are not."""
+    """Rotate the attention of a block.
+
+    ``heads`` is the number of heads to rotate among each other, or None if they are not.
+    """
 
     def within_heads(rows: Tensor) -> Tensor:
         return hadamard_transform(rows.unflatten(-1, (-1, head_dim))).reshape(rows.shape)
@@ -129,8 +137,10 @@ def _go_online(block: DecoderBlock, name: str, transform: OnlineHadamard) -> Non
 
 
 def _reading(residual: RowMap, norm: nn.Module) -> RowMap:
-    """Map of the rows of a layer that reads the stream through ``norm``, whose gain it takes over: the norm's
-    own becomes one."""
+    """Return the map of the rows of a layer that reads the stream through ``norm``.
+
+    The map takes over the norm's gain, which becomes one.
+    """
     weight = cast(nn.Parameter, norm.weight)
     gain = weight.detach().clone().double()
     weight.data.fill_(1)
@@ -138,7 +148,7 @@ def _reading(residual: RowMap, norm: nn.Module) -> RowMap:
 
 
 def _rewrite(linear: nn.Linear, inputs: RowMap, outputs: RowMap | None = None) -> None:
-    """``W -> map(W)`` over the layer's inputs, and the map ``outputs`` over its outputs, bias included."""
+    """Apply the map ``inputs`` over the layer's inputs, and ``outputs`` over its outputs, bias included."""
     if outputs is None:
         _map_rows(linear.weight, inputs)
         return

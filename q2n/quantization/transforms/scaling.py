@@ -1,8 +1,8 @@
-"""Moving a scale of channels from activations into weights, without changing what a block computes.
+"""Migration of channel scales from activations into weights that leaves a block's function unchanged.
 
-``x -> x / s`` is done by whatever produces ``x`` (a norm's gain, the rows of a linear layer) and undone by
-the columns of the layers that read it. The scale follows from those layers' inputs, which are looked at
-before the block is quantized.
+``x -> x / s`` is applied to the module that produces ``x`` (a norm's gain, the rows of a linear layer) and
+undone in the columns of the layers that read it. The scale depends on the inputs of these layers, which are
+collected before the block is quantized.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ def migrate(previous: nn.Module, linears: Iterable[nn.Linear], scale: Tensor) ->
 
 
 def spread_sequences(batches: Sequence[Tensor], tokens: int | None) -> list[Tensor]:
-    """Evenly spaced sequences of micro-batches ``(B, T, D)``, as many as ``tokens`` allow but at least one,
-    in micro-batches as large as before; all of them with None."""
+    """Select evenly spaced sequences of micro-batches ``(B, T, D)``, at most ``tokens`` in all, at least one.
+
+    The result has micro-batches as large as before; it is all sequences if ``tokens`` is None.
+    """
     if tokens is None:
         return list(batches)
     total = sum(len(batch) for batch in batches)
@@ -52,7 +54,7 @@ def spread_sequences(batches: Sequence[Tensor], tokens: int | None) -> list[Tens
 
 
 def group_inputs(block: DecoderBlock, batches: Sequence[Tensor]) -> dict[LinearGroup, list[Tensor]]:
-    """What every group of linears reads when the block, as it is, is given ``batches`` ``(B, T, D)``."""
+    """Collect the inputs of every group of linears for the block's inputs ``batches`` ``(B, T, D)``."""
     found: dict[LinearGroup, list[Tensor]] = {group: [] for group in block.groups}
     for batch in batches:
         for group, inputs in block.staged_forward(batch):
@@ -63,8 +65,10 @@ def group_inputs(block: DecoderBlock, batches: Sequence[Tensor]) -> dict[LinearG
 def largest_inputs(
     block: DecoderBlock, batches: Sequence[Tensor], wanted: Sequence[LinearGroup]
 ) -> dict[LinearGroup, Tensor]:
-    """Largest magnitude of every channel, ``(C,)`` float32, that the groups ``wanted`` read; no forward goes
-    further than the last of them."""
+    """Compute the largest magnitude per channel, ``(C,)`` float32, of the inputs of the groups ``wanted``.
+
+    Each forward pass stops at the last of these groups.
+    """
     found: dict[LinearGroup, Tensor] = {}
     for batch in batches:
         forward = block.staged_forward(batch)
