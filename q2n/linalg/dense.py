@@ -178,7 +178,7 @@ def _factorise(matrix: Tensor, lower: Tensor | None, inverse: Tensor, whole: boo
     """Write ``L`` into ``lower`` and its inverse into ``inverse``; return False if it does not exist.
 
     Args:
-        matrix: ``(C, C)``; overwritten.
+        matrix: ``(C, C)``; overwritten if ``lower`` is None.
         lower: zeros ``(C, C)``, or None if ``L`` is not wanted.
         inverse: ``(C, C)``; is ``matrix`` itself if ``lower`` is None.
         whole: compute all of the inverse; if False, only the blocks that ``lower`` depends on.

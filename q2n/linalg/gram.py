@@ -27,6 +27,7 @@ STRIP = 1024
 """Rows per strip of a packed triangle; a strip has the columns up to its last row."""
 
 AddProduct = Callable[[Tensor, Tensor, Tensor], None]
+"""Function of ``total, left, right`` that adds ``left^T right`` to ``total``."""
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:
