@@ -110,6 +110,7 @@ class Strip:
 
 
 StripRounder = Callable[[Strip], None]
+"""Compiled kernel that rounds the columns of a strip and writes their errors into it."""
 
 
 @runtime_checkable

@@ -26,6 +26,7 @@ from torch import Tensor
 from q2n.linalg.kernels import Doubles, Places, usable
 
 CLIP_NORM = 2.4
+"""Power of the error that the search minimises."""
 
 TOUCH = 2.5
 """Point of contact, near the mean distance, in half steps, of Gaussian weights beyond the outermost of 4 to
@@ -38,7 +39,10 @@ MARGIN = 1e-4
 """Relative tolerance of a bound, for the round-off of the float32 error it is compared with."""
 
 CLIP_STEPS = 80
+"""Number of candidate ranges, from the full range downwards."""
+
 CLIP_RANGE = 100
+"""Steps into which the full range is divided."""
 
 CHUNK_ENTRIES = 2**16
 """Weights per block of the search, which stay in the cache for all candidates."""

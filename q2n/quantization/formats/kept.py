@@ -22,6 +22,7 @@ from q2n.quantization.formats.base import (
 from q2n.types import Format
 
 VALUE_BITS = 16
+"""Bits of a stored value of an outlier column (FP16)."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,11 @@ LINEAR_START = 8
 """Largest number of clusters that start evenly spaced between a row's extremes; more start by k-means++."""
 
 ITERATIONS = 100
+"""Largest number of iterations, LeanQuant's ``max_iter``."""
+
 TOLERANCE = 1e-6
-"""Share of a row's variance below which the sum of its centres' squared moves stops the iteration."""
+"""LeanQuant's ``tol``: share of a row's variance to which the sum of its centres' squared moves must fall."""
+
 CHUNK_ENTRIES = 2**21
 """Values clustered at once: limits the scratch memory to some tens of megabytes."""
 

@@ -11,6 +11,7 @@ from q2n.quantization.formats.base import CodesEncoder, SolverView, StripRounder
 from q2n.quantization.formats.kmeans import cluster_rows
 
 ENTRY_BITS = 16
+"""Bits of a stored codebook entry."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class LutEncoder(CodesEncoder):
         super().__init__(view)
         self._bits = grid.bits
         self._table = grid.fit(view).contiguous()
-        halves = self._table / 2  # before they are added: the sum of two large entries may overflow
+        halves = self._table / 2  # halved first: the sum of two large entries may overflow
         self._middles = (halves[:, 1:] + halves[:, :-1]).T.contiguous()
         self._above = torch.empty_like(self._middles)
 

@@ -18,11 +18,13 @@ STEPS_MAIN = 100
 """Number of steps tried per whole row; groups and trial roundings use :data:`STEPS_COARSE`."""
 
 STEPS_COARSE = 40
+"""Number of steps tried per group and in trial roundings."""
 
 CHUNK_ENTRIES = 2**18
 """Entries per temporary of the search: few enough for the cache, enough to hide the cost of a call."""
 
 MIN_SCALE = 1e-8
+"""Lower bound of a scale."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ SMALLEST_RANGE = 1e-16
 scale zero, since the grid has no level at zero."""
 
 SCALE_BITS = 16
+"""Bits of the stored scale and of a row factor."""
 
 
 @dataclass(frozen=True)

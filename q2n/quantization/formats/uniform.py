@@ -18,7 +18,7 @@ from q2n.quantization.formats.base import CodesEncoder, GroupScaledFormat, Solve
 from q2n.quantization.formats.clip import search_range
 
 SCALE_BITS = 16
-"""A stored scale is a float16; a stored zero point is an integer of as many bits as a code."""
+"""Bits of a stored scale (FP16); a stored zero point is an integer with as many bits as a code."""
 
 SMALLEST_RANGE = 1e-30
 """Range below which rows and groups are rounded to zero: their step, and even more a search's unit of a few

@@ -12,6 +12,7 @@ from q2n.linalg.kernels import GroupedCodes
 from q2n.quantization.formats.base import CodesEncoder, GroupScaledFormat, SolverView, StripRounder
 
 PARAMETER_BITS = 16
+"""Bits of a stored mean or scale."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,10 @@ LOOKBACK = 32
 """Columns between two matrix products inside a block: affects speed and the order of sums only."""
 
 ColumnLoop = Callable[[Tensor, Tensor, ColumnRounder, int], float]
+"""Function with the arguments and the result of :func:`column_loop`."""
+
 BlockRounder = Callable[[Tensor, Tensor, ColumnRounder, slice, Tensor | None], Tensor]
+"""Function with the arguments and the result of :func:`round_block`."""
 
 
 @torch.no_grad()

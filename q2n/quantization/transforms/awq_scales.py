@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from q2n.quantization.formats.awq import AwqSpec
 
 MIN_SCALE = 1e-4
+"""Lower bound of ``a^r``: the scale of a channel of zeros must not be zero, as it divides."""
 
 TRIANGLE = 384
 """Side of the blocks of a symmetric matrix: of two blocks that mirror each other, one is computed."""
@@ -172,6 +173,6 @@ def _quadratic(rows: Tensor, gram: Tensor) -> float:
     for start in range(0, len(gram), TRIANGLE):
         part = slice(start, start + TRIANGLE)
         product = rows[:, part] @ gram[part, : start + TRIANGLE]
-        product[:, :start] *= 2  # for the blocks beyond the diagonal
+        product[:, :start] *= 2  # counts their mirror images above the diagonal
         total += float((product * rows[:, : start + TRIANGLE]).sum(dtype=torch.float64))
     return total

@@ -15,7 +15,7 @@ def hadamard_order(width: int) -> int | None:
 
     A tabulated order comes first, as in the official code; else the smallest that can be constructed.
     """
-    odd = width // (width & -width)  # the second is its largest power of two
+    odd = width // (width & -width)  # width & -width: the largest power of two that divides it
     if odd == 1:
         return 1
     candidates = [odd << power for power in range(width.bit_length()) if width % (odd << power) == 0]

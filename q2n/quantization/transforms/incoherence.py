@@ -15,8 +15,13 @@ from q2n.quantization.transforms.kronecker import KroneckerOrthogonal, random_kr
 from q2n.types import Format, LinearProblem, Statistics
 
 VECTOR_BITS = 16
+"""Bits of a stored column scale or row factor."""
+
 SEED_BITS = 64
+"""Bits of the stored seed, from which the rotations are drawn again."""
+
 FLOOR = 1e-8
+"""Lower bound of both diagonals and of the column scale, which divides weights and must not be zero."""
 
 
 @dataclass(frozen=True)
