@@ -1,1 +1,1 @@
-"""Experiment trackers: optional copies of what the records already hold."""
+"""Experiment trackers: optional copies of the records' content."""

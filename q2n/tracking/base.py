@@ -1,4 +1,4 @@
-"""What an option of the config group ``tracking`` can do."""
+"""The interface of the options in the config group ``tracking``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,28 @@ if TYPE_CHECKING:
 
 
 class Tracking(Protocol):
+    """An experiment tracker. Its methods never raise: a failed copy must not lose a result."""
+
     def log_run(self, record: RunRecord, sweep_group: str | None = None) -> str | None:
-        """Log a finished cell whose record is saved; where to, or None. Never raises."""
+        """Log a finished cell whose record is already saved.
+
+        Args:
+            record: the record of the cell.
+            sweep_group: identifier of the sweep the cell belongs to, or None if there is none.
+
+        Returns:
+            Address or folder of the logged run, or None if nothing was logged.
+        """
         ...
 
     def log_sweep(self, records: Sequence[RunRecord], sweep_group: str) -> str | None:
-        """Log what a sweep came to, once, when all its cells have ended; where to, or None. Never raises.
+        """Log the results of a sweep once, after all its cells have ended.
 
         Args:
-            records: of the cells that finished or were reused, whichever process ran them.
-            sweep_group: the sweep's identifier, as :meth:`log_run` was given it.
+            records: records of the cells that finished or were reused, whichever process ran the cells.
+            sweep_group: identifier of the sweep, the same as in :meth:`log_run`.
+
+        Returns:
+            Address or folder of the logged run, or None if nothing was logged.
         """
         ...

@@ -1,4 +1,4 @@
-"""What a tracker is told of a record: plain values, no tracker imported, no secrets."""
+"""The content of a record for a tracker: plain values without secrets. Imports no tracker."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _SERIES = (
 
 
 def run_name(record: RunRecord) -> str:
-    """A name for lists of runs."""
+    """Name of the run in a tracker's list: ``<model>-<baseline>-<correction>-<bits>bit-seed<seed>``."""
     cell = record.cell
     return f"{cell.model}-{cell.baseline}-{cell.correction}-{cell.bits}bit-seed{cell.seed}"
 
 
 def config_of(record: RunRecord) -> dict[str, Any]:
-    """The resolved configuration with the cell's labels, fingerprint and provenance."""
+    """Resolved configuration with the cell's labels, fingerprint, provenance and protocols; no secrets."""
     whole = {
         **record.config,
         "cell": record.cell.model_dump(),
@@ -47,7 +47,7 @@ def config_of(record: RunRecord) -> dict[str, Any]:
 
 
 def without_secrets(tree: Any) -> Any:
-    """``tree`` with the text under every key that names a secret replaced."""
+    """A copy of ``tree`` in which ``***`` replaces the text under every key that names a secret."""
     if isinstance(tree, Mapping):
         return {
             key: "***" if _SECRET.search(str(key)) and isinstance(value, str) else without_secrets(value)
@@ -62,7 +62,7 @@ def without_secrets(tree: Any) -> Any:
 
 
 def history_of(record: RunRecord) -> list[tuple[int, dict[str, Any]]]:
-    """Per-layer series: ``(block, {"block": ..., "layers/<layer>/<quantity>": ...})`` by block."""
+    """Per-layer series in block order: ``(block, {"block": ..., "layers/<layer>/<quantity>": ...})``."""
     blocks: dict[int, list[LayerReport]] = defaultdict(list)
     for layer in record.layers:
         blocks[layer.block].append(layer)
@@ -78,7 +78,10 @@ def history_of(record: RunRecord) -> list[tuple[int, dict[str, Any]]]:
 
 
 def summary_of(record: RunRecord) -> dict[str, Any]:
-    """Final numbers; a metric measured by several protocols carries the protocol's digest in its key."""
+    """Final numbers by key: ``<data set>/<metric>``, ``seconds/<stage>``, memory in bytes.
+
+    If several protocols measured a metric, its keys end in the protocol's digest.
+    """
     times = Counter((metric.dataset, metric.name) for metric in record.metrics)
     summary: dict[str, Any] = {
         "bits_per_weight": record.bits_per_weight,
@@ -96,6 +99,6 @@ def summary_of(record: RunRecord) -> dict[str, Any]:
 
 
 def table_of(frame: pd.DataFrame) -> tuple[list[str | int], list[Iterable[Any]]]:
-    """``(columns, rows)`` of plain values, None where there is none."""
+    """Columns and rows of the frame as plain values; None replaces a missing value."""
     frame = frame.astype(object)
     return [*map(str, frame.columns)], [*frame.where(frame.notna(), None).to_numpy().tolist()]

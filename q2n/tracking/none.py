@@ -1,4 +1,4 @@
-"""No experiment tracker: the records under results/ are all there is."""
+"""No experiment tracker: the only output is the records below the results folder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class NoTracking:
     """Tracks nothing."""
 
     def log_run(self, record: RunRecord, sweep_group: str | None = None) -> str | None:
-        """Nothing happens."""
+        """Log nothing and return None."""
         del record, sweep_group
         return None
 
     def log_sweep(self, records: Sequence[RunRecord], sweep_group: str) -> str | None:
-        """Nothing happens."""
+        """Log nothing and return None."""
         del records, sweep_group
         return None

@@ -1,4 +1,4 @@
-"""What a tracker is told of a whole sweep: the tables and figures that the report makes of its records."""
+"""The content of a sweep for a tracker: the tables and figures that the report makes of its records."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from q2n.tracking.content import without_secrets
 
 @dataclass(frozen=True)
 class SweepContent:
-    """Everything. ``tables`` are ``results`` (a row per cell and metric), ``differences`` (a row per
-    correction, against the same line without) and ``layers`` (a row per cell and layer); ``figures`` have
-    PNG files."""
+    """The logged content of one sweep; every figure has a PNG file.
+
+    ``tables`` has ``results`` (one row per cell and metric), ``differences`` (one row per corrected line and
+    column, against the uncorrected line) and ``layers`` (one row per cell and layer).
+    """
 
     config: dict[str, Any]
     summary: dict[str, Any]
@@ -37,7 +39,8 @@ def sweep_content(records: Iterable[RunRecord], folder: Path) -> SweepContent:
     """The content of the newest record of each cell, without secrets.
 
     Args:
-        folder: where the figures are written.
+        records: records of the sweep; of several for one cell the newest counts.
+        folder: folder the figures are written to.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
@@ -47,7 +50,7 @@ def sweep_content(records: Iterable[RunRecord], folder: Path) -> SweepContent:
     names = sorted({record.name for record in cleaned})
     name = names[0] if len(names) == 1 else "sweep"
     study = None
-    with suppress(ConfigurationError):  # the command says what is wrong with a study
+    with suppress(ConfigurationError):  # python -m q2n.report prints the fault of a study file
         study = load_studies().get(name)
     report = study_report(name, cleaned, study=study)
     verdicts = [pair.verdict for pair in report.pairs]
@@ -72,7 +75,7 @@ def _tables(report: StudyReport) -> dict[str, pd.DataFrame]:
     results, layers = long_frame(report.records), to_frame(report.records, per="layer")
     labels = [name for name in ("fingerprint", "settings", "q2n_settings") if name in results]
     if not layers.empty:
-        layers = layers.filter(regex=r"^(?!shape$|null_space\.|extra\.)")  # a chart has no place for lists
+        layers = layers.filter(regex=r"^(?!shape$|null_space\.|extra\.)")  # a chart cannot show lists
         layers = layers.merge(results[labels].drop_duplicates(), on="fingerprint", how="left")
     differences = pd.DataFrame([_difference(pair) for pair in report.pairs])
     return {"results": results, "differences": differences, "layers": layers}

@@ -1,7 +1,7 @@
-"""Weights & Biases, as a copy of what the record already holds.
+"""Weights & Biases: a copy of the records' content.
 
-A run is logged after its record is safely on disk, in one go. Whatever goes wrong here (no client, no
-account, no network, a full disk) costs one line on the terminal and never a result.
+A run is logged in one go after its record is on disk. Any failure here (no client, no account, no network, a
+full disk) becomes one warning on the terminal and never loses a result.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _LOG = logging.getLogger(__name__)
 _START_SECONDS = 30.0
 _FINISH_SECONDS = 120.0
 _ROOM = 1 << 16
-"""Bytes for which there is room after a run was written: its last part is smaller."""
+"""Bytes that must still fit on the disk after a run was written; the run's last part is smaller."""
 
 
 @option
 class WandbTracking:
-    """Logs each finished cell as a run, and a sweep that has ended as one more (``job_type`` ``sweep``): the
-    tables and figures of its report. All runs of a sweep share a group.
+    """Logs each finished cell as a run and each finished sweep as one more run.
 
-    ``offline`` needs neither account nor network and writes under ``dir`` (default: ``./wandb``), to be
-    uploaded later with ``wandb sync``. ``group`` overrides the sweep's own.
+    The run of a sweep (``job_type`` ``sweep``) has the tables and figures of its report. All runs of a sweep
+    share a group; ``group`` overrides the sweep's identifier. ``offline`` needs neither account nor network
+    and writes below ``dir`` (default: ``./wandb``); ``wandb sync`` uploads such runs later.
     """
 
     project: str = Field(default="q2n", min_length=1)
@@ -54,22 +54,22 @@ class WandbTracking:
 
         Args:
             record: the cell's record, already saved.
-            sweep_group: the sweep's identifier.
+            sweep_group: the sweep's identifier, or None if there is none.
 
         Returns:
-            The run's address (online) or its folder (offline); ``None`` if it could not be logged.
+            The run's address (online) or folder (offline), or None if logging failed.
         """
         return _guarded(lambda: self._log(record, self.group or sweep_group), record.fingerprint)
 
     def log_sweep(self, records: Sequence[RunRecord], sweep_group: str) -> str | None:
-        """Log what a sweep came to.
+        """Log the results of a sweep.
 
         Args:
             records: the sweep's records, already saved.
             sweep_group: the sweep's identifier.
 
         Returns:
-            As :meth:`log_run`.
+            The same as :meth:`log_run`.
         """
         return _guarded(lambda: self._log_sweep(records, self.group or sweep_group), "the sweep")
 
@@ -99,14 +99,19 @@ class WandbTracking:
 
     @contextmanager
     def _run(self, about: dict[str, Any]) -> Iterator[Any]:
-        """A run that ends with the block, as failed if the block fails."""
+        """Open a W&B run for the block; the run ends with the block, marked as failed if the block raises.
+
+        Raises:
+            RuntimeError: no API key is configured (online only).
+            StorageError: the disk is full (offline only).
+        """
         import wandb
 
         logging.getLogger("wandb").setLevel(logging.ERROR)
         settings = _settings()
         if self.mode == "online":
             wandb.setup(settings=settings)
-            if not wandb.login(prompt=False):  # a question in the middle of a sweep would wait for ever
+            if not wandb.login(prompt=False):  # a prompt in the middle of a sweep would block it forever
                 raise RuntimeError("no API key is configured: run `wandb login`, or use wandb_offline")
         run = wandb.init(
             project=self.project,
@@ -131,7 +136,7 @@ class WandbTracking:
 
 
 def _guarded(log: Callable[[], str], what: str) -> str | None:
-    """What ``log`` returns; whatever goes wrong in it costs one line."""
+    """Return the result of ``log``, or None after one warning if ``log`` raises."""
     try:
         return log()
     except Exception as error:
@@ -142,10 +147,10 @@ def _guarded(log: Callable[[], str], what: str) -> str | None:
 
 
 def _check_room(folder: Path) -> None:
-    """Whether the files below ``folder`` can be whole: the process that writes them does not tell.
+    """Write and delete a probe file: W&B's own process does not report a full disk.
 
     Raises:
-        StorageError: there is no room left by now.
+        StorageError: the disk is full, so the files below ``folder`` may be incomplete.
     """
     probe = folder / ".q2n-room"
     write_text_atomic(probe, " " * _ROOM)
@@ -153,7 +158,7 @@ def _check_room(folder: Path) -> None:
 
 
 def _settings() -> Any:
-    """A silent client that collects nothing by itself: no console, no code, no git remote, no host."""
+    """Settings of a silent client that collects no console output, code, git remote or host data."""
     import wandb
 
     return wandb.Settings(
@@ -173,15 +178,15 @@ def _settings() -> Any:
 
 
 def _of_sweep(content: SweepContent, folder: Path) -> dict[str, Any]:
-    """Tables and figures, whose files are below ``folder``, by the key they are logged under."""
+    """Tables and figures by the key they are logged under; the figures' files are below ``folder``."""
     import wandb
 
-    infinite = [math.inf, -math.inf]  # a chart has no place for them
+    infinite = [math.inf, -math.inf]  # a chart cannot show infinite values
     finite = {name: table.mask(table.isin(infinite)) for name, table in content.tables.items()}
     tables = {f"sweep/{name}": _table(table) for name, table in finite.items() if not table.empty}
     for drawn in content.figures:
         svg, png = drawn.files
-        # a server takes a dot for the path into a nested value
+        # W&B reads a dot in a key as the path into a nested value
         key = re.sub(r"[^A-Za-z0-9-]+", "_", Path(svg).stem)
         tables[f"figures/{key}"] = wandb.Image(str(folder / png), caption=drawn.caption)
     return tables
