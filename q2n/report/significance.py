@@ -1,11 +1,11 @@
-"""How sure one can be of a difference between two cells measured on the same windows or items.
+"""Intervals and paired tests for the difference of two cells measured on the same windows or items.
 
-Two questions are kept apart:
+The number of seeds decides which question is answered:
 
 * one seed: do *these two quantized models* differ on text like this? The windows (items) are the sample.
-* several seeds: do the two *methods* differ? Another calibration sample gives another model, so both the
-  windows and the seeds are samples; with windows alone two identical pipelines with different seeds would
-  be told apart far too often.
+* several seeds: do the two *methods* differ? Another calibration sample gives another model, so windows and
+  seeds are both samples. With windows alone, two identical pipelines with different seeds would differ
+  significantly far too often.
 
 Only the second question is about methods, so only it can decide on a difference (:attr:`Comparison.seeds`).
 """
@@ -23,21 +23,23 @@ from scipy import stats
 from scipy.optimize import brentq
 
 LEVEL = 0.95
+"""Confidence level of every interval."""
 RESAMPLES = 4999
+"""Resamples of a bootstrap or permutation test."""
 FEWEST = 5
-"""Windows below which no interval is given: a bootstrap of four values knows next to nothing."""
+"""Fewest windows with an interval: a bootstrap of four values has next to no information."""
 _BATCH = 2**22
-"""Values of one batch of resamples: 32 MB."""
+"""float64 values in one batch of resamples: 32 MiB."""
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A mean difference ``a - b``, its interval, and the p-value of there being none.
+    """Mean difference ``a - b`` with its 95 % interval and two-sided p-value.
 
-    ``units`` windows or items and ``seeds`` stand behind it; the interval and ``p_value`` are NaN where
-    nothing can be said.
+    ``units`` is the number of windows or items, ``seeds`` that of seeds. The interval and ``p_value`` are NaN
+    if the sample does not allow any.
     """
 
     difference: float
@@ -51,15 +53,18 @@ class Comparison:
 def compare(
     a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], weights: Sequence[int] = ()
 ) -> Comparison:
-    """Compare two methods seed by seed and window by window.
+    """Compare two methods, paired by seed and by window.
+
+    Several seeds use :func:`over_seeds`. One seed uses :func:`paired_answers` for right or wrong answers and
+    :func:`paired_windows` for other values.
 
     Args:
-        a: for each seed, the value of every window or item; ``(S, W)``.
-        b: the same seeds and windows of the other method.
-        weights: predictions behind each window; empty: equally many.
+        a: values of one method per seed and window (or item), ``(S, W)``.
+        b: values of the other method for the same seeds and windows, ``(S, W)``.
+        weights: number of predictions per window, ``(W,)``; empty if it is the same for all windows.
 
-    Several seeds: :func:`over_seeds`. One seed: right or wrong answers by :func:`paired_answers`, other
-    values by :func:`paired_windows`.
+    Returns:
+        The comparison; interval and p-value are NaN if a value is not finite.
     """
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     scale = np.asarray(weights, dtype=float) if len(weights) else np.ones(first.shape[1])
@@ -74,17 +79,23 @@ def compare(
 
 
 def paired_windows(a: Array, b: Array, scale: Array | None = None) -> Comparison:
-    """Two models on the same windows: BCa bootstrap interval of the mean difference, and the permutation
-    test that exchanges the two models' values window by window.
+    """Compare two models by a BCa bootstrap interval and a paired permutation test of the mean difference.
 
-    For perplexities the values are mean log-likelihoods, so the difference is one of log-perplexity. Windows
-    are taken to be independent draws of the text.
+    The permutation exchanges the two models' values within a window. For perplexities the values are mean
+    log-likelihoods, so the difference is one of log-perplexity. Windows are assumed to be independent.
+
+    Args:
+        a: one model's value per window, ``(W,)``.
+        b: the other model's value per window, ``(W,)``.
+        scale: weight per window with mean 1, ``(W,)``, or None for equal weights.
     """
     differences = a - b if scale is None else _linear((a - b)[None], scale)[0]
     mean = float(differences.mean())
     if len(differences) < FEWEST:
         return _unknown(mean, (1, len(differences)))
-    if np.ptp(differences) < 1e-12 * max(1.0, abs(mean)):  # nothing varies: equal models, most of the time
+    if np.ptp(differences) < 1e-12 * max(
+        1.0, abs(mean)
+    ):  # nothing varies, mostly because the models are equal
         return Comparison(mean, mean, mean, float(mean == 0), len(differences), 1)
     low, high = _bootstrap(differences)
     test = stats.permutation_test(
@@ -100,9 +111,12 @@ def paired_windows(a: Array, b: Array, scale: Array | None = None) -> Comparison
 
 
 def paired_answers(a: Array, b: Array) -> Comparison:
-    """Two models' right (1) and wrong (0) answers to the same items: bootstrap interval (percentiles) of the
-    difference of the shares, and McNemar's exact test: a binomial test on the items only one of them gets
-    right."""
+    """Compare two models' right (1) and wrong (0) answers to the same items, ``(W,)`` each.
+
+    The interval of the difference in accuracy is a percentile bootstrap: BCa took seconds per comparison of
+    12,000 answers (docs/LOG.md). The test is McNemar's exact one: a binomial test on the items that only one
+    model gets right.
+    """
     only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
     mean = float((a - b).mean())
     if only_a + only_b == 0:
@@ -112,23 +126,23 @@ def paired_answers(a: Array, b: Array) -> Comparison:
     )
     low, high = np.quantile((draws[:, 0] - draws[:, 1]) / len(a), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     p_value = float(stats.binomtest(only_a, only_a + only_b).pvalue)
-    if len(a) < FEWEST or len(a) in (only_a, only_b):  # nothing to resample: the test stands alone
+    if len(a) < FEWEST or len(a) in (only_a, only_b):  # too little variation to resample: test only
         return Comparison(mean, math.nan, math.nan, p_value, len(a), 1)
     return Comparison(mean, float(low), float(high), p_value, len(a), 1)
 
 
 def over_seeds(differences: Array) -> Comparison:
-    """Seeds and windows both random: ``d_sw = mean + seed_s + window_w + rest_sw``.
+    """Compare two methods with seeds and windows both random: ``d_sw = mean + seed_s + window_w + rest_sw``.
 
-    The variance of the grand mean is split by the mean squares of the two-way layout into what seeds (and
-    the rest) contribute and what windows add; the interval's half width is
-    ``sqrt(t_(S-1)^2 V_seed + t_(W-1)^2 V_window)``, each part with the quantile of its own degrees of
-    freedom. Pooling them (Satterthwaite) rejects too many true hypotheses for two seeds
-    (benchmarks/significance.py), and a bootstrap over two to five seeds would resample next to nothing; this
-    one keeps its level from two seeds on (tests/unit/report/test_significance.py).
+    The mean squares of the two-way layout split the variance of the grand mean into the contribution of the
+    seeds (with the rest), ``V_seed``, and that of the windows, ``V_window``. The interval's half width is
+    ``sqrt(t_(S-1)^2 V_seed + t_(W-1)^2 V_window)``: each part has the quantile of its own degrees of
+    freedom. Pooled degrees of freedom (Satterthwaite) reject too many true hypotheses for two seeds
+    (benchmarks/significance.py), and a bootstrap over two to five seeds would resample next to nothing. This
+    interval keeps its level from two seeds on (tests/unit/report/test_significance.py).
 
     Args:
-        differences: ``(S, W)``, ``S`` at least 2.
+        differences: paired differences per seed and window, ``(S, W)``, with ``S`` at least 2.
     """
     seeds, windows = differences.shape
     mean = float(differences.mean())
@@ -151,7 +165,7 @@ def over_seeds(differences: Array) -> Comparison:
 
 
 def _p_value(size: float, half_width: Callable[[float], float]) -> float:
-    """One minus the level whose interval just reaches zero."""
+    """One minus the level whose interval just reaches zero, at least 1e-12."""
     smallest = 1e-12
     if half_width(1 - smallest) <= size:
         return smallest
@@ -159,9 +173,9 @@ def _p_value(size: float, half_width: Callable[[float], float]) -> float:
 
 
 def _linear(differences: Array, scale: Array) -> Array:
-    """``(S, W)`` values whose plain mean is the weighted one, ``scale`` ``(W,)`` having mean 1.
+    """Values ``(S, W)`` whose plain mean is the weighted mean; ``scale`` ``(W,)`` has mean 1.
 
-    ``mean + scale * (d - mean)``: a weighted mean is a ratio of two sums, and this has the ratio's variance
+    A weighted mean is a ratio of two sums, and ``mean + scale * (d - mean)`` has the variance of that ratio
     to first order; ``scale * d`` would count the spread of the weights as uncertainty.
     """
     mean = float((differences * scale).mean())
@@ -169,7 +183,7 @@ def _linear(differences: Array, scale: Array) -> Array:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment; values that are not numbers stay so and do not count."""
+    """Holm's step-down adjusted p-values, in the order given; NaN stays NaN and does not count as a test."""
     adjusted = [math.nan] * len(p_values)
     order = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
     highest = 0.0
