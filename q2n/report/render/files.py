@@ -12,13 +12,15 @@ from q2n.report.tables.table import Table
 from q2n.runtime.files import write_text_atomic
 
 FOLDER = "tables"
+"""Folder of the tables below the results folder."""
 KINDS = ("md", "csv", "tex")
+"""File name extensions of a study's tables."""
 
 
 def write_tables(report: StudyReport, results_dir: str | Path) -> list[Path]:
-    """Write ``tables/<name>.md``, ``.csv`` and ``.tex`` and return their paths; none without records.
+    """Write ``tables/<name>.md``, ``.csv`` and ``.tex`` and return their paths, empty without records.
 
-    The csv has one row per cell and metric, seeds apart, with wall times and peak memory.
+    The CSV file has one row per cell and metric, not averaged over seeds, with wall times and peak memory.
 
     Raises:
         OSError: the folder cannot be written.
@@ -42,7 +44,7 @@ def write_tables(report: StudyReport, results_dir: str | Path) -> list[Path]:
 
 
 def leftovers(report: Report, results_dir: Path) -> list[Path]:
-    """Tables and figures below the folder that a whole report does not make (any more)."""
+    """Paths of files below ``tables`` and ``figures`` that the report of the whole folder does not make."""
     drawn = [item for study in report.studies for item in study.figures]
     drawn += [report.overview] if report.overview else []
     made = {results_dir / path for item in drawn for path in item.files}
@@ -52,7 +54,7 @@ def leftovers(report: Report, results_dir: Path) -> list[Path]:
 
 
 def _title(report: StudyReport, table: Table) -> str:
-    """Of a table: the models tell the tables of one study apart."""
+    """Title of a table; if a study has several tables, it ends in the names of the table's models."""
     if table.title or len(report.tables) == 1:
         return table.title or report.title
     return f"{report.title}: {', '.join(table.models)}"

@@ -1,4 +1,4 @@
-"""A table on the terminal, as Markdown and as LaTeX."""
+"""Formats of a table: terminal, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MARKDOWN = str.maketrans(
 def print_report(
     records: Iterable[RunRecord], console: Console, unfinished: Iterable[Unfinished] = ()
 ) -> None:
-    """The tables and their notes on the terminal; ``unfinished`` cells are marked in their place.
+    """Print the tables and their notes; ``unfinished`` cells are marked in their place.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
@@ -43,7 +43,7 @@ def print_report(
 
 
 def print_tables(tables: Iterable[Table], console: Console) -> None:
-    """Tables on the terminal, cut into pieces where it is too narrow, and their notes."""
+    """Print tables and their notes; a table wider than the terminal is cut into pieces."""
     for table in tables:
         for part in _fitted(table, console):
             console.print(rich_table(part))
@@ -52,7 +52,7 @@ def print_tables(tables: Iterable[Table], console: Console) -> None:
 
 
 def _fitted(table: Table, console: Console) -> list[Table]:
-    """The table cut into as many pieces, side by side, as the terminal's width needs."""
+    """The table cut by columns into pieces that fit the terminal's width."""
     pieces: list[list[int]] = [[]]
     unbounded = console.options.update_width(10_000)  # a measurement never exceeds the width it is given
     for position in range(len(table.heads)):
@@ -66,8 +66,10 @@ def _fitted(table: Table, console: Console) -> list[Table]:
 
 
 def rich_table(table: Table) -> RichTable:
-    """The table for a terminal: numbers and names are never broken. Model and baseline share a column; a
-    repeated model is left blank and its baselines are indented."""
+    """The table for a terminal, without line breaks in numbers and names.
+
+    Model and baseline share a column; a repeated model is left blank and its baselines are indented.
+    """
     shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1), collapse_padding=True)
     lines = []
     for (model, baseline, *rest), numbers, rule in table.printed():
@@ -92,7 +94,7 @@ def rich_table(table: Table) -> RichTable:
 
 
 def markdown(table: Table, title: str) -> str:
-    """A GitHub-flavoured table below a heading, notes as a list below it."""
+    """The table in GitHub-flavoured Markdown, with a heading above and the notes as a list below."""
     heads = ["<br>".join(_md(line) for line in (head.above, *head.lines) if line) for head in table.heads]
     rows = [[*map(_md, labels), *_texts(numbers, _md, "**{}**")] for labels, numbers, _ in table.printed()]
     rules = ["---"] * len(table.stubs) + ["---:"] * len(heads)
@@ -102,7 +104,7 @@ def markdown(table: Table, title: str) -> str:
 
 
 def latex(table: Table, title: str) -> str:
-    """A ``table`` environment for the package booktabs; every special character is escaped."""
+    """The table as a LaTeX ``table`` environment (package booktabs); special characters are escaped."""
     stubs = len(table.stubs)
     spans, rules, start = [], [], stubs + 1
     for above, same in itertools.groupby(head.above for head in table.heads):
