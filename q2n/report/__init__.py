@@ -1,5 +1,7 @@
-"""Tables, figures and a page from records: on the terminal by :func:`print_report`, as files by
-``python -m q2n.report``."""
+"""Tables, figures and an HTML page from records.
+
+:func:`print_report` prints to the terminal, ``python -m q2n.report`` writes files.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from q2n.report.tables.sides import DEFAULT_FILE, compare_folders
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command and return its exit code; ``arguments`` defaults to ``sys.argv``."""
     options = _options(arguments)
     console, complaints = Console(), Console(stderr=True)
     try:
@@ -73,7 +73,7 @@ def _report(options: argparse.Namespace, console: Console, complaints: Console) 
 
 
 def _written(study: StudyReport, results: Path, png: bool, console: Console) -> StudyReport:
-    """The study on the terminal and in its files; the study with its figures."""
+    """Print the study, write its files, and return the study with its figures."""
     console.rule(study.name)
     print_tables(study.all_tables, console)
     if study.study is not None:

@@ -1,4 +1,4 @@
-"""What a results folder says: a report a study, and every difference of all studies in one list."""
+"""Reports of a results folder: one per study, and a list of the differences of all studies."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from q2n.report.tables.select import NO_CODES, Codes, Unfinished, latest, of_tod
 from q2n.report.tables.table import Table, build_tables
 
 NO_EXPERIMENTS = Experiments()
+"""Neither studies nor published numbers."""
 
 FIGURES = "figures"
-"""Folder below the results."""
+"""Folder of the figures below the results folder."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure that was written: its kind, a sentence below it, and its files relative to the results folder
-    (``figures/<study>/differences.svg``); None: no such file was asked for."""
+    """A written figure: kind, caption, and paths relative to the results folder.
+
+    A path is ``figures/<study>/differences.svg``, for example; ``png`` is None if no PNG was asked for.
+    """
 
     kind: str
     caption: str
@@ -36,15 +39,16 @@ class Drawn:
 
     @property
     def files(self) -> tuple[str, ...]:
+        """Paths of the SVG file and, if there is one, of the PNG file."""
         return (self.svg,) if self.png is None else (self.svg, self.png)
 
 
 @dataclass(frozen=True)
 class StudyReport:
-    """Everything a report shows of one name. ``study`` is None for records that belong to none.
+    """Content of the report on one name; ``study`` is None if the records belong to no study.
 
-    ``records`` are the current ones, ``pairs`` the differences of all ``tables``; ``published`` are numbers
-    of the paper beside ours.
+    ``records`` has the newest record of each cell, ``pairs`` the differences of all ``tables``, ``published``
+    the paper's numbers beside ours.
     """
 
     name: str
@@ -58,17 +62,20 @@ class StudyReport:
 
     @property
     def title(self) -> str:
+        """Title of the study, or the name of the records if they belong to no study."""
         return self.study.title if self.study else self.name
 
     @property
     def all_tables(self) -> tuple[Table, ...]:
-        """The tables, and published numbers beside ours where there are any."""
+        """The tables, followed by the table of published numbers if there are any."""
         return (*self.tables, published_table(self.published)) if self.published else self.tables
 
     @property
     def empty(self) -> int:
-        """Places of the tables (line and bits) where no cell finished or failed: it was not run, or not
-        asked for."""
+        """Number of places in the tables (line and bits) without a finished or failed cell.
+
+        The cell of such a place was not run or not asked for.
+        """
         return sum(
             row.kind == "value" and column.protocol is None and not (number.seeds or number.unfinished)
             for table in self.tables
@@ -78,8 +85,11 @@ class StudyReport:
 
 @dataclass(frozen=True)
 class Report:
-    """A results folder. ``faults`` are complaints about files that could not be read, ``overview`` is the
-    main figure, ``of_today`` counts the shown records that today's code would make again."""
+    """Report of a results folder.
+
+    ``faults`` has one message per file that could not be read, ``overview`` is the main figure, ``of_today``
+    the number of shown records made by code that does the same as today's.
+    """
 
     studies: tuple[StudyReport, ...]
     lines: tuple[Line, ...]
@@ -88,7 +98,7 @@ class Report:
     of_today: int = 0
 
     def currency(self, code: str) -> str:
-        """The sentence on how current the records are; ``code`` in words."""
+        """Sentence on the number of records made by today's code; ``code`` names that code in words."""
         shown = sum(len(study.records) for study in self.studies)
         return f"{self.of_today} of the {shown} records shown are of {code}."
 
@@ -96,8 +106,14 @@ class Report:
 def gather(
     results_dir: str | Path, experiments: Experiments = NO_EXPERIMENTS, name: str | None = None
 ) -> Report:
-    """Everything the folder's records (of one name) say. Studies without records are left out; names without
-    a study come last.
+    """Report of all records in a folder.
+
+    Studies without records are left out; names without a study come last.
+
+    Args:
+        results_dir: folder of the records.
+        experiments: studies and published numbers.
+        name: only records of this name, or None for all names.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
@@ -128,9 +144,14 @@ def study_report(
     published: Sequence[PublishedValue] = (),
     codes: Codes = NO_CODES,
 ) -> StudyReport:
-    """The report of the records of one name; ``published`` may hold other studies' numbers too.
+    """Report of the records of one name.
 
     Args:
+        name: name of the records.
+        records: all records of that name; of several for one cell the newest counts.
+        unfinished: cells without a record.
+        study: the study of that name, or None if there is none.
+        published: published numbers; those of other studies are ignored.
         codes: see :func:`q2n.report.tables.select.code_notes`.
 
     Raises:
