@@ -1,0 +1,1 @@
+"""Studies and published numbers, read from the folder ``experiments``."""

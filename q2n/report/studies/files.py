@@ -1,8 +1,7 @@
-"""What people write beside the experiments: YAML, read strictly, and READMEs.
+"""Readers for the files written by hand beside the experiments: YAML, read strictly, and READMEs.
 
-A report takes from a README the question, the verdict, and what lies between. Sections are paragraphs that
-begin with a bold label: ``**Question.**`` (or ``**Claim.**``), ``**Command.**``, ``**What came out.**``,
-``**Verdict.**``. Each is optional but the first.
+A report takes four sections from a README. A section begins with a bold label: ``**Question.**`` (or
+``**Claim.**``), ``**Command.**``, ``**What came out.**``, ``**Verdict.**``. Only the first is required.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ _FENCE = re.compile(r"^```.*?^```[^\n]*$", re.MULTILINE | re.DOTALL)
 
 
 def read_texts(readme: str) -> dict[str, Any]:
-    """The texts of a README: Markdown by field of :class:`q2n.report.studies.study.Study`, empty where there
-    is none.
+    """Markdown texts of a README by field of :class:`q2n.report.studies.study.Study`.
+
+    The text of a missing section is empty.
 
     Raises:
-        ConfigurationError: it has no title or asks nothing, or a section twice.
+        ConfigurationError: the README has no title, no question or claim, both, or a section twice.
     """
     head = re.search(r"^# (.+)$", readme, re.MULTILINE)
     if head is None:
@@ -40,8 +40,8 @@ def read_texts(readme: str) -> dict[str, Any]:
 
 
 def _sections(readme: str) -> dict[str, str]:
-    """Text by label; a section ends where the next begins, or at a heading."""
-    # a '#' in a command is no heading: blocks of code are looked through as if they were blank
+    """Text by label; a section ends at the next section or heading."""
+    # a '#' in a command is no heading: blocks of code are blanked before the search
     blank = _FENCE.sub(lambda block: re.sub(r"[^\n]", " ", block.group()), readme)
     starts = list(_SECTION.finditer(blank))
     ends = [*(start.start() for start in starts[1:]), len(readme)]
@@ -56,10 +56,10 @@ def _sections(readme: str) -> dict[str, str]:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The file's keys and values; interpolations stay as they are written.
+    """Keys and values of a YAML file; interpolations are not resolved.
 
     Raises:
-        ConfigurationError: the file cannot be read, is not YAML, or holds no mapping; names it.
+        ConfigurationError: the file cannot be read, is not YAML, or has no mapping; the message names it.
     """
     import yaml
     from omegaconf import DictConfig, OmegaConf
@@ -78,7 +78,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Complaints about what is in the file get its name, line by line."""
+    """Prefix each line of a ConfigurationError raised in the block with the file's path."""
     try:
         yield
     except ConfigurationError as error:

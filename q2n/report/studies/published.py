@@ -19,8 +19,11 @@ from q2n.report.tables.text import amount
 
 @dataclass(frozen=True)
 class Beside:
-    """A published number and one of ours. ``row`` and ``measured`` are None where no cell has its place;
-    ``differs`` says in what the protocols differ (empty: comparable)."""
+    """A published number beside one of ours.
+
+    ``row`` and ``measured`` are None if no cell of ours has its place. ``differs`` lists the differences
+    between the protocols, empty if the two numbers are comparable.
+    """
 
     published: PublishedValue
     row: Row | None = None
@@ -29,14 +32,14 @@ class Beside:
 
     @property
     def difference(self) -> float | None:
-        """Measured minus published; None where the two may not be compared."""
+        """Measured minus published value, or None if the two are not comparable."""
         if self.measured is None or self.differs:
             return None
         return self.measured.value - self.published.value
 
     @property
     def remark(self) -> str:
-        """What a reader must know of the comparison."""
+        """Reason why the two numbers are not comparable, or an empty text if they are."""
         if self.measured is None:
             return "not measured here"
         return f"not comparable: {'; '.join(self.differs)}" if self.differs else ""
@@ -45,7 +48,14 @@ class Beside:
 def beside(
     values: Sequence[PublishedValue], name: str, tables: Sequence[Table], records: Sequence[RunRecord]
 ) -> tuple[Beside, ...]:
-    """Every published number of a study with each of our cells at its place, in the file's order."""
+    """Pair every published number of a study with each of our numbers at its place, in the file's order.
+
+    Args:
+        values: published numbers, of any study.
+        name: name of the study.
+        tables: tables of the study.
+        records: records behind the tables.
+    """
     by_fingerprint = {record.fingerprint: record for record in records}
     measured = [
         (row, column, number, by_fingerprint[number.cells[0]])
@@ -69,7 +79,7 @@ def beside(
 
 
 def _differs(said: Mapping[str, Any], column: Column, record: RunRecord) -> tuple[str, ...]:
-    """``seqlen is 512 here, 2048 there``, one a field."""
+    """Differences between the protocols, one per field: ``seqlen is 512 here, 2048 there``."""
     ours = {**values_by_key(record), **(column.protocol.model_dump() if column.protocol else {})}
     return tuple(
         f"{key} is {ours[key]} here, {theirs} there" if key in ours else f"{key} is not known here"
@@ -85,7 +95,7 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 def published_table(found: Sequence[Beside]) -> Table:
-    """Published, measured and their difference, a line a pair."""
+    """Table of published and measured numbers with their difference, one line per pair."""
     lines = []
     for item in found:
         value, row, column = item.published, item.published.row, item.published.column

@@ -1,9 +1,9 @@
-"""What people write beside the records: studies, and published numbers to set beside ours.
+"""Studies and published numbers, written by hand beside the records.
 
-A study is ``conf/experiment/NAME.yaml`` (what is run), ``experiments/NAME/README.md`` (what it asks, how it
-is run, what came out) and ``experiments/NAME/study.yaml`` (how it is reported: :class:`StudyFile`). The
-report's numbers are in none of them: those come from the records of that name. Published numbers are in
-``experiments/published.yaml``, which a user fills: none are known by heart.
+A study consists of ``conf/experiment/NAME.yaml`` (the cells), ``experiments/NAME/README.md`` (question,
+command, outcome) and ``experiments/NAME/study.yaml`` (title, kind and figures: :class:`StudyFile`). None of
+these files has numbers of the report, which come from the records of that name. Published numbers are in
+``experiments/published.yaml``, which a user fills.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ STUDY_FILE = "study.yaml"
 PUBLISHED_FILE = "published.yaml"
 README = "README.md"
 QUESTIONS = 14
-"""How many questions the reviewers asked (docs/questions.md)."""
+"""Number of questions the reviewers asked (docs/questions.md)."""
 
 KINDS = ("paper", "reviewers", "beyond")
-"""In the order of the overview: the paper's own tables, what its reviewers asked, what nobody asked."""
+"""Kinds of study in the order of the overview: the paper's tables, its reviewers' questions, further ones."""
 
 Key = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*$")]
 """A dotted configuration key (``q2n.t``)."""
@@ -35,24 +35,24 @@ Key = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*$"
 Words = Annotated[str, Field(min_length=1)]
 
 MetricName = Words
-"""Data set and metric as a table's header has them (``wiki perplexity``)."""
+"""Data set and metric as in a table's header (``wiki perplexity``)."""
 
 
 class StudySettings(BaseModel):
-    """Everything that is read from these files: strict and frozen."""
+    """Base of all that is read from these files: frozen, strict types, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Differences(StudySettings):
-    """Forest plot: every correction against doing nothing, with its interval. None: every metric."""
+    """Forest plot of every correction against no correction; ``metric`` is None for all metrics."""
 
     kind: Literal["differences"] = "differences"
     metric: MetricName | None = None
 
 
 class HeatMapFigure(StudySettings):
-    """A metric over two configuration keys. None: the records' first metric."""
+    """Heat map of a metric over two configuration keys; ``metric`` is None for the records' first one."""
 
     kind: Literal["heat_map"] = "heat_map"
     x: Key
@@ -61,7 +61,10 @@ class HeatMapFigure(StudySettings):
 
 
 class Lines(StudySettings):
-    """A metric over a numeric configuration key, a line a method. None: the records' first metric."""
+    """Metric over a numeric configuration key, one line per method.
+
+    ``metric`` is None for the records' first one.
+    """
 
     kind: Literal["lines"] = "lines"
     x: Key
@@ -69,20 +72,23 @@ class Lines(StudySettings):
 
 
 class Layers(StudySettings):
-    """Output error of every layer before and after the correction."""
+    """Relative output error of every layer before and after the correction."""
 
     kind: Literal["layers"] = "layers"
 
 
 class CostGain(StudySettings):
-    """What a correction costs in time against what it gains. None: the records' first metric."""
+    """Gain of a correction against its time.
+
+    ``metric`` is None for the first one whose differences are in per cent.
+    """
 
     kind: Literal["cost_gain"] = "cost_gain"
     metric: MetricName | None = None
 
 
 class NullSpaceFigure(StudySettings):
-    """The null spaces of the cells that measured them."""
+    """Null spaces of the cells that measured them (``diagnostics=null_space``)."""
 
     kind: Literal["null_space"] = "null_space"
 
@@ -95,8 +101,11 @@ FIGURES: Mapping[str, type[FigureSpec]] = {
 
 
 class StudyFile(StudySettings):
-    """``study.yaml``. ``questions`` are the numbers of the reviewers' questions it answers, ``paper_table``
-    says in words which table of the paper it corresponds to, ``figures`` are drawn in this order."""
+    """Content of ``study.yaml``.
+
+    ``questions`` has the numbers of the reviewers' questions that the study answers, ``paper_table`` names
+    the corresponding table of the paper, ``figures`` are drawn in the order given.
+    """
 
     title: str = Field(min_length=1)
     questions: tuple[Annotated[int, Field(ge=1, le=QUESTIONS)], ...] = Field(default=(), strict=False)
@@ -106,9 +115,9 @@ class StudyFile(StudySettings):
 
 
 class Study(StudyFile):
-    """A study with the texts of its README (Markdown; empty where the section is not there).
+    """A study with the texts of its README: Markdown, empty for a missing section.
 
-    ``claims`` says whether ``question`` is one or a claim to be tested.
+    ``claims`` is true if ``question`` is a claim to be tested.
     """
 
     name: str
@@ -121,7 +130,7 @@ class Study(StudyFile):
 
 
 class PublishedRow(StudySettings):
-    """The line of our tables it belongs to."""
+    """Line of our tables that a published number belongs to."""
 
     model: Words
     baseline: Words
@@ -129,7 +138,7 @@ class PublishedRow(StudySettings):
 
 
 class PublishedColumn(StudySettings):
-    """The column of our tables it belongs to."""
+    """Column of our tables that a published number belongs to."""
 
     bits: int | float
     metric: Words
@@ -137,8 +146,11 @@ class PublishedColumn(StudySettings):
 
 
 class PublishedValue(StudySettings):
-    """One published number. ``protocol`` has what is said of how it was measured, by field of our protocols
-    or by dotted configuration key; ``table`` and ``note`` are for the reader."""
+    """One published number.
+
+    ``protocol`` has what the publication tells of the measurement, by field of our protocols or by dotted
+    configuration key. ``table`` and ``note`` are shown to the reader.
+    """
 
     study: Words
     table: Words
@@ -151,28 +163,29 @@ class PublishedValue(StudySettings):
 
 @dataclass(frozen=True)
 class Experiments:
-    """Studies by name in the order of the overview, and published numbers."""
+    """Studies by name, in the order of the overview, and published numbers."""
 
     studies: Mapping[str, Study] = field(default_factory=dict)
     published: tuple[PublishedValue, ...] = ()
 
 
 def load_experiments(folder: Path = Path(FOLDER)) -> Experiments:
-    """Everything in the folder.
+    """Load the studies and published numbers of the folder.
 
     Raises:
-        ConfigurationError: a file that is missing or wrong; names file, key, rule and alternatives.
+        ConfigurationError: a file is missing or wrong; the message has file, key, rule and alternatives.
     """
     studies = load_studies(folder)
     return Experiments(studies, load_published(folder, studies))
 
 
 def load_studies(folder: Path = Path(FOLDER)) -> dict[str, Study]:
-    """Every study by name, in the order of the overview (kind, first question, name); a folder without
-    ``study.yaml`` is none.
+    """Load all studies by name, in the order of the overview (kind, first question, name).
+
+    A folder without ``study.yaml`` is no study.
 
     Raises:
-        ConfigurationError: a file that is missing or wrong; names file, key, rule and alternatives.
+        ConfigurationError: a file is missing or wrong; the message has file, key, rule and alternatives.
     """
     studies = [load_study(path.parent) for path in sorted(folder.glob(f"*/{STUDY_FILE}"))]
     studies.sort(key=lambda study: (KINDS.index(study.kind), min(study.questions, default=0), study.name))
@@ -180,10 +193,10 @@ def load_studies(folder: Path = Path(FOLDER)) -> dict[str, Study]:
 
 
 def load_study(folder: Path) -> Study:
-    """The study in ``experiments/NAME``.
+    """Load the study in ``experiments/NAME``.
 
     Raises:
-        ConfigurationError: as :func:`load_studies`.
+        ConfigurationError: see :func:`load_studies`.
     """
     fields = read_mapping(folder / STUDY_FILE)
     with named(folder / STUDY_FILE):
@@ -214,13 +227,14 @@ def _figures(entries: Any) -> tuple[FigureSpec, ...]:
 
 
 def load_published(folder: Path, studies: Collection[str] | None = None) -> tuple[PublishedValue, ...]:
-    """The numbers in ``published.yaml`` of the folder of experiments; none where there is no such file.
+    """Load the numbers in ``published.yaml``; the result is empty if there is no such file.
 
     Args:
-        studies: names a number may belong to; None: any.
+        folder: folder of the experiments.
+        studies: names of the studies a number may belong to, or None for any.
 
     Raises:
-        ConfigurationError: an entry is not as it should be; names file, key, rule and alternatives.
+        ConfigurationError: an entry is wrong; the message has file, key, rule and alternatives.
     """
     path = folder / PUBLISHED_FILE
     if not path.exists():
