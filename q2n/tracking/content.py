@@ -47,7 +47,10 @@ def config_of(record: RunRecord) -> dict[str, Any]:
 
 
 def without_secrets(tree: Any) -> Any:
-    """A copy of ``tree`` in which ``***`` replaces the text under every key that names a secret."""
+    """A copy of ``tree`` in which ``***`` replaces secrets.
+
+    A secret is the text under a key that names one, or the value of an override with such a key.
+    """
     if isinstance(tree, Mapping):
         return {
             key: "***" if _SECRET.search(str(key)) and isinstance(value, str) else without_secrets(value)
