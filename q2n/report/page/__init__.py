@@ -1,1 +1,1 @@
-"""What the HTML page shows, prepared for its template: answer, lines of tables, cells, drawings, prose."""
+"""The HTML page and the parts its template needs: answer, table lines, cells, drawings, prose."""

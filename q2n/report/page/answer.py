@@ -1,4 +1,4 @@
-"""The answer at the top of the page: does it help, where, by how much, how sure; counted from the records."""
+"""The answer at the top of the page, counted from the records: effect of the correction and its certainty."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from q2n.report.tables.table import Number
 from q2n.report.tables.text import amount
 
 Method = tuple[str, str, tuple[tuple[Number, ...], ...]]
-"""Model, baseline, and the differences by column."""
+"""Model, baseline, and the differences per column."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """``counts`` are of the paper's correction at its usual settings, ``everything`` those of each correction
-    at all settings and in all metrics. ``rows`` have the differences of each method (model and baseline) by
-    column (``heads``); several where studies differ in seeds."""
+    """Content of the answer.
+
+    ``counts`` is about the paper's correction at its usual settings, ``everything`` about each correction at
+    all settings and in all metrics. ``rows`` has the differences of each method (model and baseline) per
+    column (``heads``): more than one if studies differ in their seeds.
+    """
 
     headline: str
     counts: Counts
@@ -37,7 +40,7 @@ class Answer:
 
 
 def answer(report: Report) -> Answer:
-    """What the records say of the paper's correction."""
+    """Answer of the records on the paper's correction (:data:`MAIN`)."""
     pairs = [line.pair for line in main_lines(report.lines)]
     counts = count(pairs).get(MAIN, Counts())
     heads, rows = _where(pairs)
@@ -54,7 +57,7 @@ def answer(report: Report) -> Answer:
 
 
 def headline(counts: Counts) -> str:
-    """The answer in one sentence."""
+    """Answer in one sentence."""
     total, better, worse = counts.total, counts.better, counts.worse
     of = f"of {total} comparisons" if total > 1 else "comparison"
     match better, worse:
@@ -78,7 +81,7 @@ def _where(pairs: Sequence[Pair]) -> tuple[tuple[str, ...], tuple[Method, ...]]:
     heads = tuple(f"{dataset} {bits:g} bit" if several else f"{bits:g} bit" for dataset, bits in places)
     found: dict[tuple[str, str], dict[object, list[Number]]] = defaultdict(lambda: defaultdict(list))
     for pair in pairs:
-        # the difference, and below it from what to what
+        # below the difference: values without and with correction
         number = replace(of_pair(pair), detail=f"{amount(pair.uncorrected)} → {amount(pair.corrected)}")
         found[pair.row.model, pair.row.baseline][pair.column.dataset, pair.column.bits].append(number)
     rows = ((*method, tuple(tuple(row.get(place, ())) for place in places)) for method, row in found.items())

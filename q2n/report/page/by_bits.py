@@ -1,4 +1,4 @@
-"""A table to sort and filter: a line a method and bit width, every number with the records behind it."""
+"""A table to sort and filter: one line per method and bit width, every number with its records."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from q2n.report.tables.table import Head, Number, Table, TableLine, around
 from q2n.report.tables.text import EMPTY, HUGE, amount, compared_notes, difference, interval, p_text, signed
 
 NOTHING = Number("")
-"""Where there can be no number."""
+"""Empty number, for places where no number is possible."""
 
 
 def by_bits(table: Table, pairs: Iterable[Pair]) -> Table:
-    """The same numbers with a line for each number of bits, a value's difference to no correction beside it.
+    """The same numbers with one line per number of bits.
+
+    Beside each value of a corrected line stands its difference to the line without correction.
 
     Args:
+        table: a table of the study, with one column per number of bits and metric.
         pairs: all differences of the study.
     """
     known = {(pair.row, pair.column): pair for pair in pairs}
@@ -51,7 +54,7 @@ def by_bits(table: Table, pairs: Iterable[Pair]) -> Table:
     rows = [line.row for line in table.lines if line.row.kind in ("reference", "value")]
     lines: list[TableLine] = []
     for (kind, *_), members in groupby(rows, key=lambda row: (row.kind, *row.key[:3])):
-        same = list(members)  # what is compared stands together
+        same = list(members)  # lines that are compared stay together
         lines += [line_of(row, bits) for bits in ([None] if kind == "reference" else every) for row in same]
     spread = any(number.seeds > 1 for number in table.numbers.values())
     legend = ["\u00b1: standard deviation over seeds"] if spread else []
@@ -60,7 +63,7 @@ def by_bits(table: Table, pairs: Iterable[Pair]) -> Table:
 
 
 def _heads(measures: Sequence[Column], compared: Container[Column]) -> tuple[Head, ...]:
-    """Below the name of each measure stand unit, windows and protocol."""
+    """Heads of the columns: unit, windows and protocol stand below the name of each metric."""
     plain = [measure.header(ambiguous=False) for measure in measures]
     heads = [Head("", ("seeds",))]
     for measure, head in zip(measures, plain, strict=True):
@@ -72,7 +75,7 @@ def _heads(measures: Sequence[Column], compared: Container[Column]) -> tuple[Hea
 
 
 def _value(here: Mapping[Column, Number], measure: Column) -> Number:
-    """What the table has there; of a reference, which has no bits, what it has anywhere."""
+    """The table's number for a metric; a reference has no bits, so its number is that of any column."""
     for column, number in here.items():
         if number.seeds and replace(column, bits=0) == measure:
             return replace(number, text=amount(number.value), detail=around(column, number))
@@ -80,7 +83,7 @@ def _value(here: Mapping[Column, Number], measure: Column) -> Number:
 
 
 def of_pair(pair: Pair) -> Number:
-    """The difference of a pair: estimate, interval and p-value where they are known."""
+    """Difference of a pair: estimate, and interval and p-value if they are known."""
     cells, others, found = pair.corrected_cells, pair.uncorrected_cells, pair.found
     if found is None:
         raw = pair.corrected - pair.uncorrected

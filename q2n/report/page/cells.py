@@ -1,8 +1,7 @@
-"""What the page knows of every cell: the part of its record that a reader asks for, small enough to embed.
+"""Data of every cell for the page: the parts of its record that a reader needs, small enough to embed.
 
-The whole is in ``record.json``, whose place is given, and beside it; left out here are the values per window
-and layer.
-Parts that many cells share (a group of the configuration, a protocol, a machine) are written once.
+Values per window and layer are left out; the page links to the complete ``record.json``. Parts that many
+cells share (a group of the configuration, a protocol, a machine) are written once.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ def file_of(name: str, fingerprint: str, file: str = FILE_NAME) -> str:
 
 
 class Shared:
-    """Values that are written once and referred to by their place."""
+    """A list of values that are written once and referred to by their index."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
         self._places: dict[str, int] = {}
 
     def place(self, value: Any) -> int:
-        """The place of ``value`` in :attr:`values`, where it is put if it is new."""
+        """Index of ``value`` in :attr:`values`; a new value is appended."""
         place = self._places.setdefault(canonical_json(value), len(self.values))
         if place == len(self.values):
             self.values.append(plain(value))
@@ -43,13 +42,13 @@ class Shared:
 
 
 def embedded(reports: Iterable[StudyReport]) -> dict[str, Any]:
-    """The tree that the page's script reads: ``shared``, ``cells`` and ``failures`` by fingerprint."""
+    """Data for the page's script: ``shared`` values, and ``cells`` and ``failures`` by fingerprint."""
     shared = Shared()
     cells: dict[str, Any] = {}
     failures: dict[str, Any] = {}
     for report in reports:
         for record in report.records:
-            # cells that studies have in common are one and the same; each study has a file of it
+            # a cell that several studies share is embedded once, with one file per study
             if record.fingerprint not in cells:
                 cells[record.fingerprint] = plain_tree(_cell(record, shared))
             place = [report.name, file_of(report.name, record.fingerprint)]
@@ -80,13 +79,13 @@ def _cell(record: RunRecord, shared: Shared) -> dict[str, Any]:
 
 
 def plain_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree without what is empty, and only with what JSON can hold."""
+    """The tree as plain JSON values, without empty ones (``files`` stays even if it is empty)."""
     kept = {key: plain(value) for key, value in tree.items()}
     return {key: value for key, value in kept.items() if value not in (None, "", {}) or key == "files"}
 
 
 def _common(axes: Cell, config: dict[str, Any], item: RunRecord | Failure, shared: Shared) -> dict[str, Any]:
-    """What a finished cell and a failed one have in common."""
+    """Fields that finished and failed cells have in common."""
     config = {key: value for key, value in config.items() if key not in NEUTRAL_KEYS}
     return {
         "cell": axes.model_dump(),
@@ -97,7 +96,10 @@ def _common(axes: Cell, config: dict[str, Any], item: RunRecord | Failure, share
 
 
 def _key(override: str) -> str:
-    """The top-level key of ``+q2n.t=0.1``; where results go (an absolute path) is nobody's business here."""
+    """Top-level key of an override: ``q2n`` of ``+q2n.t=0.1``.
+
+    Overrides with neutral keys stay out of the page: the results folder, for one, is an absolute path.
+    """
     return override.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0]
 
 
@@ -126,8 +128,12 @@ def _failure(failure: Failure, shared: Shared) -> dict[str, Any]:
 
 
 def layer_summary(layers: Sequence[LayerReport]) -> list[list[Any]]:
-    """A line a kind of layer: name, how many, median relative output error before and after the correction,
-    and in how many it fell."""
+    """Summary with one line per kind of layer.
+
+    Returns:
+        Per kind: name, number of layers, median relative output error before and after the correction, and
+        number of layers whose error fell.
+    """
     kinds: dict[str, list[tuple[float | None, float | None]]] = defaultdict(list)
     for layer in layers:
         kinds[layer.name].append((layer.error_before, layer.error_after))
@@ -140,6 +146,6 @@ def layer_summary(layers: Sequence[LayerReport]) -> list[list[Any]]:
 
 
 def _median(errors: Iterable[float | None]) -> float | None:
-    """Of the layers that have a relative error; None if none has."""
+    """Median of the known errors, to four digits, or None if there are none."""
     known = [error for error in errors if error is not None]
     return float(f"{statistics.median(known):.4g}") if known else None

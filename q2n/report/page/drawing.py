@@ -1,7 +1,7 @@
-"""A figure's SVG file as part of the page: small, in the page's colours, nothing but shapes and text.
+"""Conversion of a figure's SVG file into a small part of the page: shapes and text in the page's colours.
 
-Ids get a prefix of their own, because all figures share one document; styles become attributes, because
-the page's policy forbids style attributes; elements and attributes that no figure needs are left out.
+Ids get a prefix per figure because all figures share one document. Styles become attributes because the
+page's policy forbids style attributes. Elements and attributes that no figure needs are left out.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 DECIMALS = 2
-"""Of numbers: a hundredth of a point is less than any screen shows."""
+"""Decimals of a number: a hundredth of a point is less than any screen shows."""
 _TENTHS = 10
-"""Of lines: tenths of a point are close enough, and a step from point to point is short to write."""
+"""Steps per point in the coordinates of lines: close enough, and a relative step is short to write."""
 
 _TAGS = frozenset(
     {"svg", "g", "defs", "clipPath", "path", "rect", "circle", "line", "text", "tspan", "use", "image"}
@@ -39,27 +39,29 @@ _PICTURE = "data:image/png;base64,"
 
 
 def inline(path: Path, prefix: str, *, themed: bool) -> Markup:
-    """The figure in ``path`` as an ``<svg>`` element whose ids begin with ``prefix``.
+    """The figure as an ``<svg>`` element.
 
     Args:
-        themed: whether its colours follow the page's light or dark theme. Not where letters stand on
-            coloured ground: their contrast was chosen for just that colour.
+        path: the figure's SVG file.
+        prefix: prefix of all ids in the element.
+        themed: whether the colours follow the page's light or dark theme. Must be false if letters stand on
+            coloured ground: their contrast was chosen for exactly that colour.
 
     Raises:
         OSError: the file cannot be read.
-        ElementTree.ParseError: it is not XML.
+        ElementTree.ParseError: the file is not XML.
     """
     source = ElementTree.parse(path).getroot()
     used = {name for element in source.iter() for name in _references(element)}
     names = {name: f"{prefix}-{place}" for place, name in enumerate(sorted(used))}
     root = ElementTree.Element("svg", {"viewBox": source.get("viewBox", ""), "stroke-linejoin": "round"})
     _copy(source, root, names, themed)
-    # what is read as XML must be read as HTML: there only these elements may be empty, and all are closed
+    # HTML parses this XML the same way: only elements of SVG may be empty there, and all are closed
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def tallness(svg: str) -> float:
-    """Height over width of what :func:`inline` made."""
+    """Height over width of an element made by :func:`inline`, 1 if the element has no view box."""
     found = re.search(r'viewBox="[-\d.]+ [-\d.]+ ([\d.]+) ([\d.]+)"', svg)
     return float(found.group(2)) / float(found.group(1)) if found else 1.0
 
@@ -78,7 +80,7 @@ def _local(name: str) -> str:
 def _copy(
     source: ElementTree.Element, target: ElementTree.Element, names: dict[str, str], themed: bool
 ) -> None:
-    """The children of ``source`` below ``target``; groups that say nothing are dissolved."""
+    """Copy the children of ``source`` to ``target``; groups without attributes are dissolved."""
     for child in source:
         tag = _local(str(child.tag))
         if tag not in _TAGS:
@@ -123,13 +125,13 @@ def _declarations(style: str) -> Iterator[tuple[str, str]]:
 
 
 def _shorter(value: str) -> str:
-    """Numbers with few decimals and one space between words."""
+    """The text with numbers rounded to :data:`DECIMALS` and single spaces between words."""
     rounded = _NUMBER.sub(lambda found: f"{round(float(found.group()), DECIMALS):g}", value)
     return " ".join(rounded.split())
 
 
 def _path(value: str) -> str:
-    """A path of straight lines as steps from point to point, any other with shorter numbers."""
+    """A path of straight lines as relative steps; any other path with rounded numbers."""
     if not _LINE.fullmatch(value):
         return _shorter(value)
     text, before, x, y = "", "", 0, 0
@@ -146,13 +148,13 @@ def _path(value: str) -> str:
 
 
 def _tenths(value: int) -> str:
-    """`` 12.3``, ``-.4``: a number that can follow another one."""
+    """A number of tenths that can directly follow another number: `` 12.3``, ``-.4``."""
     whole, tenth = divmod(abs(value), _TENTHS)
     number = f"{whole or ''}.{tenth}" if tenth else f"{whole}"
     return f"{'-' if value < 0 else ' '}{number}"
 
 
 def _colour(value: str, themed: bool) -> str:
-    """A colour as the style sheet has it for either theme (``--fig-0072b2``), itself where that has none."""
+    """The colour as a variable of the style sheet (``--fig-0072b2``), with the colour itself as fallback."""
     value = value.lower()
     return f"var(--fig-{value[1:]}, {value})" if themed and _COLOUR.fullmatch(value) else value

@@ -1,6 +1,6 @@
-"""One self-contained HTML page of everything a results folder says, ``<results_dir>/index.html``.
+"""One self-contained HTML page about a results folder, ``<results_dir>/index.html``.
 
-It asks nothing of a network (its policy forbids it), opens from a file, and is a function of records, study
+The page opens from a file, its policy forbids any network access, and its text depends on records, study
 files and figures alone. Template, style and script are in ``q2n/report/page/``.
 """
 
@@ -27,25 +27,28 @@ from q2n.runtime.files import write_text_atomic
 
 FILE_NAME = "index.html"
 PARTS = Path(__file__).parent
+"""Folder of template, style and script."""
 TITLES = {
     "paper": "The paper\u2019s own tables",
     "reviewers": "What its reviewers asked",
     "beyond": "Beyond the paper",
     None: "Other records",
 }
+"""Heading per kind of study, in the page's order; None for records without a study."""
 _FIXED = frozenset({"heat_map"})
-"""Figures with letters on coloured ground: they keep their colours in the dark."""
+"""Kinds of figure with letters on coloured ground, whose colours stay the same in the dark theme."""
 _LARGE = frozenset({"null_space"})
-"""Figures that are folded away until they are asked for."""
+"""Kinds of figure that are folded until the reader opens them."""
 _TALL = 1.5
-"""Height over width above which any figure of a study is."""
+"""Height over width above which any figure of a study is folded."""
 
 
 def write_page(report: Report, results_dir: str | Path) -> Path:
     """Write the page and return its path.
 
     Args:
-        report: its figures are files below ``results_dir``.
+        report: the report of the folder; its figures are files below ``results_dir``.
+        results_dir: folder the page is written to.
 
     Raises:
         OSError: a figure cannot be read or the folder cannot be written.
@@ -56,7 +59,7 @@ def write_page(report: Report, results_dir: str | Path) -> Path:
 
 
 def render(report: Report, results_dir: Path) -> str:
-    """The page's text; the same for the same arguments and files."""
+    """HTML text of the page; the same for the same arguments and files."""
     style, script = ((PARTS / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     cells = embedded(report.studies)
     axes: list[Cell] = []
@@ -86,7 +89,7 @@ def render(report: Report, results_dir: Path) -> str:
         files={
             key: tree["files"][0][1] for part in ("cells", "failures") for key, tree in cells[part].items()
         },
-        # what can be filtered by, in the order of the studies
+        # choices of the filters, models in the order of the studies
         choices={
             "model": list(dict.fromkeys(cell.model for cell in axes)),
             "baseline": sorted({cell.baseline for cell in axes}),
@@ -97,7 +100,7 @@ def render(report: Report, results_dir: Path) -> str:
 
 
 def policy(style: str, script: str) -> str:
-    """Content security policy: this style, this script, pictures within figures; nothing from anywhere."""
+    """Content security policy that allows this style, this script and pictures in figures, and no network."""
 
     def allowed(text: str) -> str:
         digest = hashlib.sha256(text.encode("utf-8")).digest()
@@ -110,7 +113,7 @@ def policy(style: str, script: str) -> str:
 
 
 def _by_kind(report: Report) -> list[tuple[str, list[StudyReport]]]:
-    """The studies below the title of their kind."""
+    """Studies by the title of their kind; kinds without studies are left out."""
     kinds: dict[str | None, list[StudyReport]] = {kind: [] for kind in TITLES}
     for item in report.studies:
         kinds[item.study.kind if item.study else None].append(item)
@@ -118,7 +121,7 @@ def _by_kind(report: Report) -> list[tuple[str, list[StudyReport]]]:
 
 
 def _section(item: StudyReport, results_dir: Path) -> dict[str, Any]:
-    """What the template needs of a study."""
+    """Data of a study for the template."""
     figures = [_figure(drawn, results_dir, f"{item.name}-{i}") for i, drawn in enumerate(item.figures)]
     return {
         "report": item,

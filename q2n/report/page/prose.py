@@ -1,4 +1,4 @@
-"""Text of a README as HTML: CommonMark with tables, no raw HTML, links as they are seen from the page."""
+"""README texts as HTML: CommonMark with tables, without raw HTML, with links relative to the page."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 _STUDIES = "../experiments"
-"""The folder of the studies as seen from the page."""
+"""Folder of the studies, relative to the page."""
 
 
 class Prose:
-    """Renders the READMEs of the studies. Links to other files lead as they do in a checkout, wherever the
-    page is: it is to be the same for the same records."""
+    """Renders the READMEs of the studies.
+
+    Links to other files always assume the layout of a checkout, so that the page is the same for the same
+    records in every folder.
+    """
 
     def __init__(self) -> None:
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 
     def html(self, text: str, study: str) -> Markup:
-        """Paragraphs, lists, code and tables of the README of ``study``."""
+        """HTML of a text from the README of ``study``: paragraphs, lists, code and tables."""
         return self._render(self._markdown.parse(text), study)
 
     def line(self, text: str, study: str) -> Markup:
-        """The first paragraph, without being one."""
+        """HTML of the text's first paragraph, without the ``<p>`` element."""
         return self._render(self._markdown.parseInline(text.strip().split("\n\n")[0]), study)
 
     def _render(self, tokens: Sequence[Token], study: str) -> Markup:
@@ -51,7 +54,7 @@ class Prose:
         return kept
 
     def _target(self, link: str, study: str) -> str | None:
-        """Where a link of a README leads from the page; links are never nested."""
+        """Target of a README's link as seen from the page, or None for a link within the README."""
         if ":" in link.partition("/")[0] or link.startswith("//"):
             return link
         if link.startswith("#"):
