@@ -1,0 +1,1 @@
+"""Tables from records: selection, lines and columns, differences and their significance."""

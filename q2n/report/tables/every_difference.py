@@ -1,4 +1,4 @@
-"""The differences of all studies in one list, each once, told apart by what is unusual about its cells."""
+"""One list of the differences of all studies, each once, labelled by its cells' unusual settings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from q2n.report.tables.pairs import Pair
 from q2n.report.tables.settings import distinguishing
 
 MAIN = "on"
-"""The correction that an overview is about: the paper's."""
+"""Correction shown in the overview: the paper's."""
 
 MEASURED = ("calibration.heldout=", "diagnostics")
-"""Settings that change what is measured of a cell with or without :data:`MAIN`, and not its model."""
+"""Settings that change the measurements of a cell with or without :data:`MAIN`, but not its model."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A difference in the list over all studies. ``settings`` tell it from the others (only what departs
-    from what most studies of its model have); ``studies`` have exactly these cells, ``pair`` is of the
-    first one."""
+    """A difference in the list over all studies.
+
+    ``settings`` has only the settings that depart from those of most studies of its model. ``studies`` are
+    the studies with exactly these cells; ``pair`` is from the first of them.
+    """
 
     pair: Pair
     settings: tuple[str, ...]
@@ -30,10 +32,15 @@ class Line:
 
 
 def over_all(pairs: Sequence[Pair], records: Iterable[RunRecord]) -> tuple[Line, ...]:
-    """The differences of all studies, each once: one whose cells are all behind another one too is left out,
-    and where they are the same the first study's stands, with the p-value of its family.
+    """List the differences of all studies, each once.
 
-    Cells that differ in nothing but what else was evaluated are the same: within a column, so is the number.
+    A difference is left out if another one of the same column and correction has all of its cells and more.
+    If studies have the same cells, the first study's difference stays, with the p-value adjusted in that
+    study. Cells that differ only in their evaluation are the same here: a column has one number of them.
+
+    Args:
+        pairs: differences of all studies, study by study.
+        records: records of all studies; a cell that several studies share is repeated.
     """
     records = list(records)
     models = {record.fingerprint: _quantized_model(record) for record in records}
@@ -53,7 +60,7 @@ def over_all(pairs: Sequence[Pair], records: Iterable[RunRecord]) -> tuple[Line,
 
 
 def _quantized_model(record: RunRecord) -> str:
-    """What decides the quantized model: the identity without what is measured of it."""
+    """Identity of the quantized model: the cell's identity without its evaluation."""
     identity = dict(record.identity)
     for part in ("config", "data"):
         if isinstance(identity.get(part), Mapping):
@@ -62,9 +69,11 @@ def _quantized_model(record: RunRecord) -> str:
 
 
 def main_lines(lines: Iterable[Line]) -> list[Line]:
-    """What an overview shows: perplexity with and without :data:`MAIN`, at the settings most studies have, on
-    texts that at least half as many differences are of as of any other; of several studies those with the
-    most seeds."""
+    """Differences shown in the overview: perplexity with and without :data:`MAIN` at the usual settings.
+
+    Texts with fewer than half as many differences as the most frequent text are left out. Of several studies
+    of a method, those with the most seeds are shown.
+    """
     usual = [
         line
         for line in lines
@@ -83,8 +92,11 @@ def _method(line: Line) -> object:
 
 
 def _labels(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
-    """By fingerprint: the settings in which a cell departs from what most studies of its model have (of as
-    many studies, most cells): one large study does not decide what is usual."""
+    """Settings by fingerprint in which a cell departs from those of most studies of its model.
+
+    Studies are counted first and cells only break ties, so that one large study does not decide which
+    settings are usual.
+    """
     unique = list({record.fingerprint: record for record in records}.values())
     found = {
         record.fingerprint: tuple(
@@ -101,7 +113,7 @@ def _labels(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
             studies[place].add(record.name)
     usual: dict[str, str] = {}
     for context, label in sorted(cells, key=lambda place: (len(studies[place]), cells[place])):
-        usual[context] = label  # the last one stays
+        usual[context] = label  # sorted by frequency: the most frequent one comes last and stays
     return {
         record.fingerprint: tuple(
             label for label in found[record.fingerprint] if usual[_context(record, label)] != label
@@ -111,7 +123,7 @@ def _labels(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
 
 
 def _context(record: RunRecord, label: str) -> str:
-    """The key of a label, apart for each model and for each choice of the group it belongs to."""
+    """Key of a label together with the model and the choice of the key's group."""
     key = label.partition("=")[0]
     choice = {"baseline": record.cell.baseline, "q2n": record.cell.correction}.get(key.partition(".")[0], "")
     return f"{record.cell.model} {choice} {key}"

@@ -1,4 +1,4 @@
-"""Lines and columns of a table, and which record's value stands where."""
+"""Lines and columns of a table, and the place of each record's values."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ _CELL = ["model", "baseline", "settings", "bits", "seed", "metric", "dataset", "
 
 @dataclass(frozen=True)
 class Row:
-    """One line: a value, the difference of a corrected line to the one without, that difference's interval
-    or p-value, or the model's reference."""
+    """One line of a table.
+
+    By ``kind``: values, differences of a corrected line to the uncorrected one, intervals or p-values of
+    these differences, or the unquantized model's values (``reference``).
+    """
 
     model: str
     baseline: str
@@ -36,7 +39,7 @@ class Row:
 
     @property
     def line(self) -> str:
-        """What the line is called: ``on (q2n.t=0.1)``, ``on - off``."""
+        """Name of the line: ``on (q2n.t=0.1)``, ``on - off``."""
         if self.kind in ("interval", "p"):
             return INTERVAL if self.kind == "interval" else P_VALUE
         minus = f" - {NO_CORRECTION}" if self.kind == "difference" else ""
@@ -45,15 +48,17 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """Labels of the line: model, baseline, settings, and what it is called."""
+        """Labels of the line: model, baseline, settings and name."""
         return (self.model, self.baseline, ", ".join(self.settings), self.line)
 
 
 @dataclass(frozen=True)
 class Column:
-    """Bits x what was measured, by which protocol. Equality of all fields decides what may stand in it, so
-    two protocols are two columns; ``protocol`` is ``None`` only for what no evaluation measured (bits per
-    weight)."""
+    """One column of a table: number of bits, metric and protocol.
+
+    Two values share a column only if all fields are equal, so two protocols are two columns. ``protocol`` is
+    None only for bits per weight, which no evaluation measures.
+    """
 
     bits: int | float
     name: str
@@ -66,15 +71,15 @@ class Column:
 
     @property
     def metric(self) -> str:
-        """``wiki perplexity``."""
+        """Data set and metric: ``wiki perplexity``."""
         return f"{self.dataset} {self.name}".strip()
 
     def header(self, ambiguous: bool) -> tuple[str, ...]:
         """Lines of the printed header below the bits: metric and direction, unit, windows, protocol.
 
         Args:
-            ambiguous: whether another column prints the same lines; then the protocol's digest tells
-                them apart (the texts or the tokenizers differ).
+            ambiguous: whether another column prints the same lines, because texts or tokenizers differ;
+                then the protocol's digest is added.
         """
         if self.protocol is None:
             return ("bits per", "weight", self.unit)
@@ -90,18 +95,18 @@ class Column:
 
 
 def column_of(metric: Metric, bits: int | float) -> Column:
-    """The column a metric of a cell belongs to."""
+    """Column of a metric of a cell with this number of bits."""
     fields = ("name", "dataset", "unit", "count", "count_unit", "lower_is_better", "protocol")
     return Column(bits, *(getattr(metric, field) for field in fields))
 
 
 def storage_column(bits: int | float) -> Column:
-    """The column of the average bits a quantized weight really needs."""
+    """Column of the bits per weight: the average storage of a quantized weight."""
     return Column(bits, "bits/weight", "", "mean", 0, "", True, None)
 
 
 class Observation(NamedTuple):
-    """A value of one seed, the fingerprint of its record, and the metric it is of (None: bits per weight)."""
+    """Value of one seed, fingerprint of its record, and its metric or None if it is bits per weight."""
 
     value: float
     fingerprint: str
@@ -109,20 +114,23 @@ class Observation(NamedTuple):
 
 
 Observations = Mapping[tuple[Row, Column], Mapping[int, Observation]]
-"""What was measured by line, column and seed: the seeds are the only thing a table averages over."""
+"""Measured values by line and column, then by seed: a table averages over nothing but seeds."""
 
 
 def observations(
     records: Sequence[RunRecord], unfinished: Sequence[Unfinished] = ()
 ) -> tuple[list[Settings], Observations]:
-    """The labels of each record and then of each unfinished cell, and every measured value by line, column
-    and seed; an unfinished cell has a line, and no value in it.
+    """Arrange all measured values by line, column and seed.
+
+    Returns:
+        The labels of each record, followed by those of each unfinished cell, and the values. An unfinished
+        cell has a line without a value.
 
     Raises:
-        RecordError: two records claim one line, column and seed.
+        RecordError: two records have the same line, column and seed.
     """
     clash: str | None = None
-    # What is evaluated is told apart by the columns; its settings become labels only where that fails.
+    # Columns tell evaluations apart; settings of the evaluation become labels only if that fails.
     for ignore, absent in ((("evaluation",), False), ((), False), ((), True)):
         labels = distinguishing([*records, *unfinished], ignore, absent)
         found, clash = _collect(records, labels[: len(records)])
@@ -136,7 +144,7 @@ def observations(
 def _collect(
     records: Sequence[RunRecord], labels: Sequence[Settings]
 ) -> tuple[dict[tuple[Row, Column], dict[int, Observation]], str | None]:
-    """The observations, and two records of one place, if there are any."""
+    """The observations, and the fingerprints of two records of one place or None if there are none."""
     found: dict[tuple[Row, Column], dict[int, Observation]] = defaultdict(dict)
     for record, settings in zip(records, labels, strict=True):
         row, bits, seed = row_of(record, settings), record.cell.bits, record.cell.seed
@@ -150,13 +158,13 @@ def _collect(
 
 
 def row_of(record: RunRecord | Unfinished, settings: Settings) -> Row:
-    """The line a record's values stand in."""
+    """Line of a record's values."""
     cell = record.cell
     return Row(cell.model, cell.baseline, settings.cell, cell.correction, settings.correction)
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
-    """Models and baselines as first met; ``off`` before the corrections; settings sorted."""
+    """Sort lines: models and baselines in the order given, ``off`` before corrections, settings by value."""
     rows = list(rows)
     models, baselines = [row.model for row in rows], [row.baseline for row in rows]
     corrections = [NO_CORRECTION, *(row.correction for row in rows)]
@@ -169,7 +177,12 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
 
 
 def arrange(found: Observations, referenced: bool) -> list[Row]:
-    """Order of printing (:func:`in_order`), with the lines of references and differences."""
+    """Lines in the order of printing (:func:`in_order`), with those of references and differences.
+
+    Args:
+        found: the measured values.
+        referenced: whether each model begins with the line of its unquantized values.
+    """
     met = list(dict.fromkeys(row for row, _ in found))
     lines: list[Row] = []
     for row in in_order(met):
@@ -182,17 +195,17 @@ def arrange(found: Observations, referenced: bool) -> list[Row]:
 
 
 def reference_of(model: str) -> Row:
-    """The line of the unquantized model."""
+    """Line of the unquantized model."""
     return Row(model, "", (), REFERENCE, kind="reference")
 
 
 def without_correction(row: Row) -> Row:
-    """The line a corrected line is compared with."""
+    """Line without correction that a corrected line is compared with."""
     return Row(row.model, row.baseline, row.settings, NO_CORRECTION)
 
 
 def natural(labels: Sequence[str]) -> list[tuple[str, float, str]]:
-    """Sort key that puts ``t=0.05`` before ``t=0.1`` and ``group_size=64`` before ``group_size=128``."""
+    """Sort key by numeric value: ``t=0.05`` before ``t=0.1``, ``group_size=64`` before ``group_size=128``."""
     keys: list[tuple[str, float, str]] = []
     for label in labels:
         name, _, value = label.partition("=")
@@ -204,9 +217,11 @@ def natural(labels: Sequence[str]) -> list[tuple[str, float, str]]:
 
 
 def long_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
-    """The records as one long frame, a row per cell and metric, seeds not averaged:
-    :func:`q2n.records.store.to_frame` with each row's settings, the value without correction and the
-    difference to it (empty where that cell is missing), wall times and peak memory."""
+    """The records as one long frame with one row per cell and metric, not averaged over seeds.
+
+    Adds to :func:`q2n.records.store.to_frame` each row's settings, the value without correction, the
+    difference to it (both empty if that cell is missing), and the sum of the wall times in seconds.
+    """
     frame = to_frame(records)
     if frame.empty or "metric" not in frame:
         return frame

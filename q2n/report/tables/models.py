@@ -1,4 +1,4 @@
-"""Models told apart by their weights, whatever they are called: two that share a name get two labels."""
+"""Labels that tell models apart by their weights: two models of the same name get two labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from q2n.records.store import RunRecord
 from q2n.report.tables.select import Unfinished
 
 DIGEST = 12
-"""Characters of a digest in a label: as many as the notes below a table have of it."""
+"""Characters of a digest in a label, the same as in the notes below a table."""
 
 _NO_SETTING = frozenset({"name", "path", "_target_"})
 
@@ -23,11 +23,12 @@ Item = RunRecord | Unfinished
 def told_apart(
     records: Iterable[RunRecord], unfinished: Iterable[Unfinished] = ()
 ) -> tuple[list[RunRecord], list[Unfinished]]:
-    """The same cells, each with a ``cell.model`` that only one model has; applied again it changes nothing.
+    """The same cells with a ``cell.model`` that is unique per model; a second call changes nothing.
 
-    A model is its weights, as a cell's identity has them. A name that several have gets the shortest end of
-    their paths that differs, else the settings that differ, else a digest of the weights. A cell that failed
-    before its weights were identified is of the model that other cells found where its configuration says.
+    Models are the same if their weights are, by the cell's identity. If several models share a name, the
+    label has the shortest end of their paths that differs, otherwise the settings that differ, otherwise a
+    digest of the weights. A cell that failed before its weights were identified belongs to the model of other
+    cells with the same model configuration.
     """
     records, unfinished = list(records), list(unfinished)
     items: list[Item] = [*records, *unfinished]
@@ -53,33 +54,33 @@ def told_apart(
 
 
 def own_name(record: RunRecord) -> str:
-    """What the user calls the model of a record, whatever its label."""
+    """Name that the user gave to the model of a record, whatever its label."""
     section = _section(record)
     return str(section.get("name") or PurePath(section.get("path", "")).name or record.cell.model)
 
 
 def _section(item: Item) -> Mapping[str, Any]:
-    """What the configuration says of the model."""
+    """Section of the configuration about the model."""
     section: Mapping[str, Any] = item.config.get("model", {})
     return section
 
 
 def _weights(item: Item) -> Mapping[str, Any]:
-    """What identifies the weights; empty where that is not known."""
+    """Identity of the weights; empty if it is not known."""
     source = item if isinstance(item, RunRecord) else item.failure and item.failure.ref
     weights: Mapping[str, Any] = source.identity.get("weights", {}) if source else {}
     return weights
 
 
 def _model(item: Item) -> str:
-    """What stands for the weights: the digest of their file or folder, where there is one."""
+    """Key of the weights: digest of their file or folder, else of their identity; empty if not known."""
     weights = _weights(item)
     digest: str | None = weights.get("sha256") or weights.get("folder")
     return digest or (fingerprint(weights) if weights else "")
 
 
 def _labels(name: str, members: Mapping[str, Item]) -> dict[str, str]:
-    """A label for each of the models that are called ``name``, by model."""
+    """Labels of the models called ``name``, by model."""
     if len(members) == 1:
         return dict.fromkeys(members, name)
     sections = [flatten(_section(item)) for item in members.values()]
@@ -94,7 +95,7 @@ def _labels(name: str, members: Mapping[str, Item]) -> dict[str, str]:
 
 
 def _by_path(name: str, paths: Sequence[str]) -> list[str]:
-    """``a/model`` and ``b/model``; the name where there is no difference."""
+    """Labels by path (``a/model`` and ``b/model``), or the name if the paths do not differ."""
     parts = [PurePath(path).parts for path in paths]
     different = len(set(parts))
     for length in range(1, max(map(len, parts)) + 1):
@@ -105,7 +106,7 @@ def _by_path(name: str, paths: Sequence[str]) -> list[str]:
 
 
 def _by_settings(name: str, sections: Sequence[Mapping[str, Any]]) -> list[str]:
-    """``tiny (weight_seed=1)``; the name where there is no difference."""
+    """Labels by settings (``tiny (weight_seed=1)``), or the name if the settings do not differ."""
     keys = [
         key
         for key in dict.fromkeys(key for section in sections for key in section)

@@ -1,4 +1,4 @@
-"""Differences as a list: each correction against doing nothing, with what is known of it and its records."""
+"""Differences as a list: each correction against no correction, with its significance and records."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from q2n.report.tables.lines import NO_CORRECTION, Column, Row, reference_of, wi
 from q2n.report.tables.table import Table
 
 USELESS = 10
-"""Times the unquantized perplexity above which even the corrected model has collapsed."""
+"""Multiple of the unquantized perplexity above which even the corrected model has collapsed."""
 
 Verdict = Literal["better", "worse", "undecided"]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A corrected line and the one without correction, in one column of a study's table.
+    """A corrected line and the uncorrected one, in one column of a study's table.
 
-    ``corrected``, ``uncorrected`` and ``reference`` are what the table shows (means over seeds; the
-    unquantized model's value, None where it is not known), ``found`` what is known of the difference (None:
-    there are no windows in common, or too few), ``corrected_cells`` and ``uncorrected_cells`` the
-    fingerprints of the records behind it by seed.
+    ``corrected`` and ``uncorrected`` are means over seeds, ``reference`` is the unquantized model's value or
+    None if it is not known. ``found`` is the tested difference, or None if there are no or too few common
+    windows. ``corrected_cells`` and ``uncorrected_cells`` are the records' fingerprints, ordered by seed.
     """
 
     study: str
@@ -40,30 +39,31 @@ class Pair:
 
     @property
     def seeds(self) -> int:
+        """Number of seeds behind the difference."""
         return len(self.corrected_cells)
 
     @property
     def verdict(self) -> Verdict:
-        """Verdict on it; ``undecided`` if it is not significant (:attr:`Difference.significant`)."""
+        """Verdict on the difference; ``undecided`` if it is not :attr:`Difference.significant`."""
         if self.found is None or not self.found.significant:
             return "undecided"
         return "better" if (self.found.estimate < 0) == self.column.lower_is_better else "worse"
 
     @property
     def useless(self) -> bool:
-        """Whether the difference is one between collapsed models (:data:`USELESS`)."""
+        """True if even the corrected model has collapsed (:data:`USELESS`)."""
         known = self.column.name == "perplexity" and self.reference is not None
         return known and not self.corrected <= USELESS * (self.reference or math.nan)
 
     @property
     def cells(self) -> frozenset[str]:
-        """Fingerprints of all records behind it."""
+        """Fingerprints of all records behind the difference."""
         return frozenset(self.corrected_cells + self.uncorrected_cells)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Number of differences that are significant, and which way; ``single`` of them rest on one seed."""
+    """Numbers of differences by verdict; ``single`` of them have one seed only."""
 
     better: int = 0
     worse: int = 0
@@ -72,11 +72,12 @@ class Counts:
 
     @property
     def total(self) -> int:
+        """Number of all differences."""
         return self.better + self.worse + self.undecided
 
 
 def pairs_of(table: Table, study: str) -> list[Pair]:
-    """Every difference of a table that has a value on both sides, line by line."""
+    """Differences of a table that have a value on both sides, line by line."""
     pairs = []
     for line in table.lines:
         value, without = replace(line.row, kind="value"), without_correction(line.row)
@@ -101,7 +102,7 @@ def pairs_of(table: Table, study: str) -> list[Pair]:
 
 
 def counted(pairs: Sequence[Pair]) -> list[str]:
-    """The verdict of the numbers, a line per correction: ``on - off: 1 significantly better, ...``."""
+    """One sentence per correction on its verdicts: ``on - off: 1 significantly better, ...``."""
     sentences = []
     for correction, counts in count(pairs).items():
         text = (
@@ -116,7 +117,7 @@ def counted(pairs: Sequence[Pair]) -> list[str]:
 
 
 def count(pairs: Iterable[Pair]) -> dict[str, Counts]:
-    """The verdicts by correction, in the order the corrections are met."""
+    """Numbers of verdicts by correction, in the order of the pairs."""
     met: dict[str, Counter[str]] = defaultdict(Counter)
     for pair in pairs:
         met[pair.row.correction][pair.verdict] += 1

@@ -1,4 +1,4 @@
-"""Which records a table is made of, and the cells without a result that it shows all the same."""
+"""Selection of a table's records and unfinished cells, and notes on their origin."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from q2n.records.failure import Failure
 
 Codes = Mapping[str, Mapping[str, Parts]]
-"""Digests by key of a code, module and function (:mod:`q2n.records.source_code`)."""
+"""Digests by key of the code, module and function (:mod:`q2n.records.source_code`)."""
 
 NO_CODES: Codes = MappingProxyType({})
+"""No digests are known."""
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """``word`` stands in the table (``failed``, ``not run``); ``cell`` and ``config`` say where, ``failure``
-    why, where that is known."""
+    """A cell without a result.
+
+    ``cell`` and ``config`` decide its place in the table, ``word`` is printed there (``failed``,
+    ``not run``), ``failure`` is the reason or None if it is not known.
+    """
 
     cell: Cell
     config: Mapping[str, Any]
@@ -33,7 +37,7 @@ class Unfinished:
 
 
 def latest(records: Iterable[RunRecord]) -> tuple[list[RunRecord], int]:
-    """The newest record of each configuration, and how many older ones were left out.
+    """The newest record of each configuration, and the number of older records left out.
 
     After a change of the sources both results of a cell are on disk; a table shows the current one.
     """
@@ -47,18 +51,21 @@ def latest(records: Iterable[RunRecord]) -> tuple[list[RunRecord], int]:
 
 
 def same_cell(record: RunRecord) -> dict[str, Any]:
-    """What two records of one cell agree in: the choices it is named by, and what was computed. (Bits and
-    group size follow from that; early records have them as the top of the configuration said.)"""
+    """Values that all records of one cell share: the choices in its name and the settings of its result.
+
+    Bits and group size are left out: they follow from the settings, and early records have them as in the
+    top level of the configuration.
+    """
     return {"cell": record.cell.model_dump(exclude={"bits", "group_size"}), **relevant(record.config)}
 
 
 def by_protocol(
     records: Sequence[RunRecord], unfinished: Iterable[Unfinished]
 ) -> list[tuple[list[RunRecord], list[Unfinished]]]:
-    """Records in groups whose models share evaluation protocols, one table a group, each with the unfinished
-    cells of its models; models without any record come at the end.
+    """Group records by shared evaluation protocols, one group per table, with the models' unfinished cells.
 
-    Models with different tokenizers share none; in one table each would leave the others' columns empty.
+    Models with different tokenizers share no protocol: in one table, each would leave the others' columns
+    empty. Models without any record come last.
     """
     groups: list[tuple[set[str], list[int]]] = []
     for place, record in enumerate(records):
@@ -79,21 +86,24 @@ def by_protocol(
 
 
 def of_today(records: Iterable[RunRecord]) -> int:
-    """How many records come from code that does what the code running now does."""
+    """Number of records made by code that does the same as the code running now."""
     made_by = ((record.identity.get("code"), record) for record in records)
     return sum(key is not None and key == CHECKOUT.of_cell(record.config).key for key, record in made_by)
 
 
 def code_versions(records: Iterable[RunRecord], codes: Codes) -> int:
-    """How many versions of the code the records show: the most in which any part of the code comes.
+    """Number of versions of the code behind the records: the largest number for any part of the code.
 
-    Codes of cells with other options differ because other modules count. So what is compared is each module,
-    as far as ``codes`` has it, and the whole code of cells whose options are of the same modules.
+    Cells with different options use different modules, so their whole codes differ without a change. That is
+    why the comparison is per module (if ``codes`` has it), and by whole code only among cells whose options
+    use the same modules.
     """
     seen: dict[object, set[str]] = defaultdict(set)
     for record in records:
         key = record.identity.get("code")
-        seen["sources"].add(canonical_json(record.identity.get("sources")))  # what older records have instead
+        seen["sources"].add(
+            canonical_json(record.identity.get("sources"))
+        )  # older records have this instead of ``code``
         if key is not None:
             seen[frozenset(targets(record.config))].add(key)
             for module, parts in codes.get(key, {}).items():
@@ -102,10 +112,12 @@ def code_versions(records: Iterable[RunRecord], codes: Codes) -> int:
 
 
 def code_notes(records: Sequence[RunRecord], superseded: int, codes: Codes = NO_CODES) -> list[str]:
-    """What a reader must know of the code behind the numbers: mixtures and what was left out.
+    """Notes on the code behind the numbers: mixed versions, uncommitted changes, and omitted records.
 
     Args:
-        codes: digests by key of a code, as far as they are known.
+        records: the records shown.
+        superseded: number of older records left out.
+        codes: known digests by key of the code.
     """
     notes = []
     if superseded:
@@ -127,8 +139,13 @@ def code_notes(records: Sequence[RunRecord], superseded: int, codes: Codes = NO_
 def processor_notes(
     records: Iterable[RunRecord], compared: Iterable[tuple[Sequence[str], Sequence[str]]]
 ) -> list[str]:
-    """Whether records come from several kinds of processor, which add in different orders and so round
-    differently; ``compared`` are the fingerprints of both sides of every difference, the same seeds of each.
+    """Note on records from several kinds of processor; empty if there is only one kind.
+
+    Processors add in different orders and so round differently.
+
+    Args:
+        records: the records shown.
+        compared: fingerprints of both sides of every difference, in the same order of seeds.
     """
     made_by = {record.fingerprint: _processor(record) for record in records}
     kinds = sorted(set(made_by.values()))
@@ -147,12 +164,12 @@ def _processor(record: RunRecord) -> str:
 
 
 def weights_notes(records: Iterable[RunRecord]) -> list[str]:
-    """Per model, where its weights come from."""
+    """Notes on the origin of the weights, one per model."""
     pairs = dict.fromkeys((record.cell.model, record.provenance.weights) for record in records)
     return [f"{model}: {weights or 'origin of the weights not recorded'}" for model, weights in pairs]
 
 
 def allowed_notes(records: Iterable[RunRecord]) -> list[str]:
-    """Per model, what was allowed although it makes numbers hard to compare."""
+    """Notes per model on allowed deviations that make numbers hard to compare."""
     found = dict.fromkeys((record.cell.model, note) for record in records for note in record.notes)
     return [f"{model}: {note}" for model, note in found]

@@ -1,7 +1,7 @@
-"""What tells two cells apart besides model, baseline, correction, bits and seed.
+"""Labels that tell two cells apart besides model, baseline, correction, bits and seed.
 
-Two different cells must never share a line of a table. Every configuration key whose value differs
-among the records becomes a label of its row (``group_size=64``), without a list of keys kept here.
+Two different cells must never share a line of a table. Every configuration key whose value differs among the
+records becomes a label of its row (``group_size=64``); there is no list of such keys.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ABSENT = "absent"
 
 
 class Settings(NamedTuple):
-    """Labels of one record. ``cell`` also describes the line without correction, ``correction`` does not."""
+    """Labels of one record: ``correction`` has those of keys under ``q2n``, ``cell`` all others."""
 
     cell: tuple[str, ...]
     correction: tuple[str, ...]
@@ -34,14 +34,14 @@ def distinguishing(
 ) -> list[Settings]:
     """The labels of each record, in order.
 
-    A key of a group counts only among records that made the same choice for the group: that another
-    baseline has other fields is already said by its name.
+    A key of a group is compared only among records with the same choice for the group: another baseline has
+    other fields, and its name already tells it apart.
 
     Args:
         records: the records of one table.
         ignore: top-level keys to leave out (``evaluation``, which the columns' protocols tell apart).
-        absent: whether that a record lacks a key is a difference, too. Where an option does not read a field,
-            another one differs and says so.
+        absent: whether a missing key counts as a difference. Normally another key differs as well if an
+            option does not read a field.
     """
     leaves = [
         {k: v for k, v in settings(record).items() if k.partition(".")[0] not in {*_IN_THE_COLUMN, *ignore}}
@@ -51,7 +51,7 @@ def distinguishing(
     shown: dict[str, dict[int, Any]] = {}
     for key in keys:
         values = _differing(key, leaves, records, absent)
-        # a shorter key may already say the same of the same records (``group_size`` and its echoes)
+        # a shorter key may already give the same records the same values (``group_size`` and its copies)
         said_before = any(values.items() <= earlier.items() for earlier in shown.values())
         if values and not said_before and not _follows(values, records):
             shown[key] = values
@@ -59,14 +59,16 @@ def distinguishing(
 
 
 def settings(record: RunRecord | Unfinished) -> dict[str, Any]:
-    """What was computed, by dotted key; the axis ``group_size`` goes by its own name, whichever key of the
-    configuration it came from."""
+    """Settings that decide the result, by dotted key.
+
+    The group size is always under ``group_size``, whatever its key in the configuration.
+    """
     leaves = flatten(relevant(record.config))
     return {_AXES.get(key, key): value for key, value in leaves.items()}
 
 
 def values_by_key(record: RunRecord) -> dict[str, Any]:
-    """What a figure or a protocol may ask of a record: its settings, and the axes of its cell."""
+    """Values by dotted key for figures and protocols: the record's settings, bits and group size."""
     axes = {"bits": record.cell.bits, "group_size": record.cell.group_size}
     return {**flatten(relevant(record.config)), **settings(record), **axes}
 
@@ -74,7 +76,7 @@ def values_by_key(record: RunRecord) -> dict[str, Any]:
 def _differing(
     key: str, leaves: list[dict[str, Any]], records: Sequence[RunRecord | Unfinished], absent: bool
 ) -> dict[int, Any]:
-    """Value of ``key`` by record index, where records of the same context disagree on it."""
+    """Value of ``key`` by record index, for records in a context whose values differ."""
     contexts: dict[str, list[int]] = defaultdict(list)
     for index, (tree, record) in enumerate(zip(leaves, records, strict=True)):
         contexts[_context(key, tree, record)].append(index)
@@ -96,7 +98,7 @@ def _context(key: str, tree: dict[str, Any], record: RunRecord | Unfinished) -> 
 
 
 def _follows(values: dict[int, Any], records: Sequence[RunRecord | Unfinished]) -> bool:
-    """Whether the key is an echo of bits or of the seed (``baseline.bits: ${bits}``)."""
+    """True if the key only repeats the bits or the seed (``baseline.bits: ${bits}``)."""
     return any(
         all(
             type(value) in (int, float) and value == getattr(records[index].cell, axis)

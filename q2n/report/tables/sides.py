@@ -1,4 +1,4 @@
-"""Two results folders side by side: did a change help? The same cells of both, and how sure B minus A is."""
+"""Comparison of two results folders: the same cells of both, with B minus A and its significance."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ from q2n.runtime.files import write_text_atomic
 
 DEFAULT_FILE = "comparison.md"
 SHOWN = 20
-"""Cells listed of those that only one folder has."""
+"""Most cells listed of those that only one folder has."""
 
 Pairs = Mapping[tuple[Row, Column], tuple[BySeed, BySeed]]
-"""What both folders measured, by line, column and seed: A's and B's."""
+"""Metrics of A and of B by line and column, each by seed."""
 
 
 @dataclass(frozen=True)
 class Sides:
-    """The comparison of two folders called ``names``: every common number, and what is not common."""
+    """Comparison of two folders called ``names``.
+
+    ``tables`` has every common number, ``lines`` the summary and the cells that only one folder has,
+    ``faults`` one message per file that could not be read.
+    """
 
     names: tuple[str, str]
     tables: tuple[Table, ...]
@@ -39,7 +43,7 @@ class Sides:
     faults: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
-        """As Markdown.
+        """Write the comparison as Markdown.
 
         Raises:
             OSError: the folder cannot be written.
@@ -50,7 +54,7 @@ class Sides:
 
 
 def compare_folders(a: Path, b: Path, names: tuple[str, str]) -> Sides:
-    """The current records of two results folders, matched by configuration (whatever study they are in)."""
+    """Compare the newest records of two results folders, matched by configuration, whatever their study."""
     (first, faults), (second, more) = (read_all(folder) for folder in (a, b))
     return compare_records(first, second, names, (*faults, *more))
 
@@ -58,7 +62,7 @@ def compare_folders(a: Path, b: Path, names: tuple[str, str]) -> Sides:
 def compare_records(
     a: Iterable[RunRecord], b: Iterable[RunRecord], names: tuple[str, str], faults: Sequence[str] = ()
 ) -> Sides:
-    """Records of two origins side by side."""
+    """Compare the records of two origins; ``faults`` is passed on to the result."""
     a = list(a)
     both, _ = told_apart([*a, *b])
     sides, notes = _keyed(_current(both[: len(a)]), _current(both[len(a) :]))
@@ -66,7 +70,7 @@ def compare_records(
     settings = distinguishing(list(labelled.values()), ("evaluation",))
     rows = dict(zip(labelled, map(row_of, labelled.values(), settings), strict=True))
     pairs = _pairs(sides, rows)
-    # cells that are the same to the last digit need no test, and must not make it harder for the others
+    # equal numbers need no test, and would only make Holm's adjustment of the others stricter
     found = differences({where: (b, a) for where, (a, b) in pairs.items() if not _same(a, b)})
     lines = [*notes, *_verdict(pairs, found)]
     for name, own, other in zip(names, sides, sides[::-1], strict=True):
@@ -76,15 +80,18 @@ def compare_records(
 
 
 def _current(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """The newest record of each configuration, in a fixed order; of cells shared by studies one."""
+    """The newest record of each configuration in a fixed order; a cell that studies share appears once."""
     return latest(sorted(records, key=lambda record: (record.cell.bits, record.created)))[0]
 
 
 def _keyed(
     a: Sequence[RunRecord], b: Sequence[RunRecord]
 ) -> tuple[tuple[dict[str, RunRecord], ...], list[str]]:
-    """Both sides by configuration. Keys that only one side knows (an option that was added between the two)
-    do not count, unless they tell two cells of that side apart."""
+    """Records of both sides by configuration, and notes on the keys that were ignored.
+
+    Keys that exist on one side only (options added between the two) are ignored when cells are matched,
+    unless two cells of that side differ in nothing else.
+    """
     trees = [[flatten(same_cell(record)) for record in side] for side in (a, b)]
     known = [set[str]().union(*side) for side in trees]
     for counting in (known[0] & known[1], known[0] | known[1]):
@@ -102,7 +109,7 @@ def _keyed(
 
 
 def _pairs(sides: Sequence[Mapping[str, RunRecord]], rows: Mapping[str, Row]) -> Pairs:
-    """Numbers by the same protocol that both folders have; lines in the order of the tables."""
+    """Metrics that both folders measured by the same protocol, in the order of the tables."""
     found: list[dict[tuple[Row, Column], dict[int, Metric]]] = [defaultdict(dict), defaultdict(dict)]
     for key in sides[0].keys() & sides[1].keys():
         for record, side in zip((sides[0][key], sides[1][key]), found, strict=True):
@@ -121,7 +128,7 @@ def _pairs(sides: Sequence[Mapping[str, RunRecord]], rows: Mapping[str, Row]) ->
 
 
 def _same(a: BySeed, b: BySeed) -> bool:
-    """Whether every seed that both have has the same numbers in both."""
+    """True if both sides have the same numbers for every common seed."""
     return all(
         (a[seed].value, a[seed].parts) == (b[seed].value, b[seed].parts) for seed in a.keys() & b.keys()
     )
@@ -160,7 +167,7 @@ def _verdict(pairs: Pairs, found: Mapping[tuple[Row, Column], Difference]) -> li
 
 
 def _alone(name: str, cells: Mapping[str, Cell], rows: Mapping[str, Row]) -> list[str]:
-    """What only one side has."""
+    """The line that lists the cells only one side has; empty if there are none."""
     if not cells:
         return []
     told = []
