@@ -1,4 +1,4 @@
-"""What a correction costs in time against what it gains."""
+"""Gain of a correction against its share of the quantization time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """A point: what tells it apart, the share of time in per cent, the gain in per cent of the value."""
+    """A point: its labels, share of time in per cent, and gain in per cent of the uncorrected value."""
 
     label: tuple[str, ...]
     share: float
@@ -34,7 +34,7 @@ class Tradeoff:
 
 
 def draw(report: StudyReport, metric: str | None = None) -> Figure | None:
-    """The figure; None: no difference in per cent, or no times."""
+    """Draw the figure, or return None without a difference in per cent or without times."""
     records = {record.fingerprint: record for record in report.records}
     points = [point for pair in _chosen(report.pairs, metric) if (point := _point(pair, records))]
     if not points:
@@ -50,7 +50,7 @@ def draw(report: StudyReport, metric: str | None = None) -> Figure | None:
 
 
 def _chosen(pairs: Sequence[Pair], metric: str | None) -> list[Pair]:
-    """Pairs of the metric, or of the first one in per cent."""
+    """Pairs of the metric, or of the first metric whose differences are in per cent."""
     usable = [pair for pair in pairs if pair.found is not None and pair.found.relative]
     wanted = metric or next((measure(pair.column) for pair in usable), "")
     return [pair for pair in usable if measure(pair.column) == wanted]
@@ -68,13 +68,13 @@ def _point(pair: Pair, records: Mapping[str, RunRecord]) -> Tradeoff | None:
 
 
 def _share(record: RunRecord) -> float | None:
-    """Per cent of the quantization's seconds; None: they were not taken."""
+    """Correction time in per cent of the quantization time, or None if either was not recorded."""
     whole, own = record.seconds.get("quantize"), record.work_seconds.get("correct")
     return 100 * own / whole if whole and own is not None else None
 
 
 def _scatter(axis: Axes, points: Sequence[Tradeoff], names: Sequence[tuple[str, ...]]) -> None:
-    """Colours by what varies first (the baseline, mostly), the rest written beside the point."""
+    """Draw the points, coloured by the first label that varies (mostly the baseline); others are text."""
     heads = [name[0] if name else point.label[-1] for name, point in zip(names, points, strict=True)]
     palette = colours(heads)
     ends = [0.0]

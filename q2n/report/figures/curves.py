@@ -1,4 +1,4 @@
-"""A metric over a numeric configuration key: a line a method, seeds as a band, uncorrected lines dashed."""
+"""A metric over a numeric configuration key: one line per method, seeds as a band, uncorrected dashed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ _MARKS = "osD^vPX*"
 
 
 def draw(report: StudyReport, x: str, metric: str | None = None) -> Figure | None:
-    """The curves; None: no cell has the key as a number, or all have the same."""
+    """Draw the curves, or return None if the key has fewer than two numeric values.
+
+    Args:
+        report: the study.
+        x: dotted configuration key of the x axis.
+        metric: ``<data set> <name>``, or None for each record's first metric.
+    """
     every = seed_means(report, (x,), metric)
     placed = [item for item in every if is_number(item.place[0])]
     if len({item.place[0] for item in placed}) < 2:
@@ -45,10 +51,14 @@ def draw(report: StudyReport, x: str, metric: str | None = None) -> Figure | Non
 
 def _panel(axis: Axes, members: Sequence[SeedMean], xs: Sequence[float]) -> None:
     ranks = ranked(item.row for item in members)
-    in_order = sorted(members, key=lambda item: ranks[item.row])  # of the tables, whatever their place
+    in_order = sorted(
+        members, key=lambda item: ranks[item.row]
+    )  # order of the tables, whatever the position on the x axis
     methods = list(dict.fromkeys((item.row.baseline, item.row.line) for item in in_order))
     names, _ = vary(methods)
-    several = len({name for name, _ in methods}) > 1  # colours are by baseline, else by correction
+    several = (
+        len({name for name, _ in methods}) > 1
+    )  # colours are by baseline, or by correction if there is one baseline
     tints = colours(name if several else line for name, line in methods)
     for place, (method, name) in enumerate(zip(methods, names, strict=True)):
         mine = [item for item in members if (item.row.baseline, item.row.line) == method]
@@ -70,7 +80,7 @@ def _panel(axis: Axes, members: Sequence[SeedMean], xs: Sequence[float]) -> None
 
 def _curve(axis: Axes, mine: Sequence[SeedMean], label: str, tint: str, mark: str) -> None:
     style: dict[str, Any] = {"color": tint, "linestyle": "--" if mine[0].uncorrected else "-", "label": label}
-    if mine[0].place[0] is None:  # the key is one of the correction: there is one value whatever it is
+    if mine[0].place[0] is None:  # a key of the correction: the uncorrected value does not depend on it
         axis.axhline(mine[0].mean, linewidth=1.4, **style)
         return
     mine = sorted(mine, key=lambda item: item.place[0])
@@ -85,8 +95,11 @@ def _curve(axis: Axes, mine: Sequence[SeedMean], label: str, tint: str, mark: st
 
 
 def _reference(axis: Axes, members: Sequence[SeedMean], shown: Sequence[float]) -> list[float]:
-    """The unquantized model's value, where all agree on one: a line, or a number in the legend where a line
-    would leave the curves little room."""
+    """Draw the unquantized model's value if all members have the same one; return the values drawn.
+
+    The value is a number in the legend instead of a line if the line would more than double the span of the
+    values (on a logarithmic scale) and so leave the curves little room.
+    """
     values = {item.metric.reference for item in members if item.metric.reference is not None}
     if len(values) != 1 or not shown:
         return []

@@ -1,4 +1,4 @@
-"""Each correction against doing nothing, in the study's own table and over all studies."""
+"""Forest plots of each correction against no correction, per study and over all studies."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ OVERVIEW = (
 
 
 def draw(pairs: Sequence[Pair], title: str, metric: str | None = None) -> Figure | None:
-    """The forest plot of a study, a panel a metric; None: it has no difference with an interval.
+    """Draw a forest plot with one panel per metric, or return None without any tested difference.
 
     Args:
-        metric: ``<data set> <name>`` of the only one to draw.
+        pairs: the differences to draw.
+        title: title of the figure.
+        metric: ``<data set> <name>`` of the only metric to draw, or None for all metrics.
     """
     drawn = [pair for pair in pairs if pair.found is not None and metric in (None, measure(pair.column))]
     scales = dict.fromkeys(map(_scale, drawn))
@@ -38,8 +40,8 @@ def draw(pairs: Sequence[Pair], title: str, metric: str | None = None) -> Figure
 
 
 def draw_overview(lines: Iterable[Line]) -> Figure | None:
-    """The figure of :func:`main_lines`, bits below each other for every baseline."""
-    # at the usual settings, which need not be said
+    """Draw the differences of :func:`main_lines`, sorted by bits per model and baseline, or return None."""
+    # all have the usual settings, so labels leave these out
     pairs = [replace(item.pair, row=replace(item.pair.row, settings=())) for item in main_lines(lines)]
     pairs.sort(key=lambda pair: pair.column.bits)
     baselines = list(dict.fromkeys(pair.row.baseline for pair in pairs))
@@ -48,14 +50,16 @@ def draw_overview(lines: Iterable[Line]) -> Figure | None:
 
 
 def _scale(pair: Pair) -> tuple[str, str, bool]:
-    """What the entries of a panel have in common: metric, unit, and which way is better."""
+    """Key of a panel: metric, unit of the difference, and whether lower is better."""
     relative = pair.found is not None and pair.found.relative
     return (measure(pair.column), "%" if relative else pair.column.unit, pair.column.lower_is_better)
 
 
 def _panel(drawn: list[Pair]) -> Panel:
-    """All pairs of one scale, those of one model and baseline below one head; where all have the same, those
-    of one number of bits."""
+    """Panel of all pairs of one scale, grouped below a head per model and baseline.
+
+    If all pairs have the same model and baseline, heads are per number of bits.
+    """
     by_bits = len({pair.row.key[:2] for pair in drawn}) == 1 < len({_line(pair) for pair in drawn})
     if by_bits:
         drawn.sort(key=lambda pair: pair.column.bits)
@@ -63,7 +67,9 @@ def _panel(drawn: list[Pair]) -> Panel:
     head_ends = 3 if by_bits else 2
     heads, common = vary([place[:head_ends] for place in places])
     labels, shared = vary([place[head_ends:] for place in places])
-    if len(set(heads)) == len(heads) or not any(labels):  # a head for one line says less than a longer line
+    if len(set(heads)) == len(heads) or not any(
+        labels
+    ):  # every head has one line, or labels are empty: merge head and label
         labels = [(*head, *label) for head, label in zip(heads, labels, strict=True)]
         heads = [()] * len(labels)
     metric, unit, lower = _scale(drawn[0])
@@ -79,6 +85,6 @@ def _panel(drawn: list[Pair]) -> Panel:
 
 
 def _line(pair: Pair) -> tuple[str, ...]:
-    """Settings, correction, settings of the correction without the ``q2n.`` that they all begin with."""
+    """Settings, correction, and settings of the correction without their common prefix ``q2n.``."""
     own = ", ".join(label.removeprefix("q2n.") for label in pair.row.correction_settings)
     return (", ".join(pair.row.settings), pair.row.correction, own)

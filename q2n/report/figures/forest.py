@@ -1,4 +1,4 @@
-"""Forest plots: a line a difference, its estimate and its interval, beside the zero that means no effect."""
+"""Forest plots: one line per difference with estimate and interval, and a line at zero (no effect)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from q2n.report.tables.comparisons import FEWEST_SEEDS, Difference
 from q2n.report.tables.pairs import USELESS
 
 ROW = 0.24
-"""Inches of a line."""
+"""Height of a line in inches."""
 
 DAGGER = "†"
+"""Mark of differences between collapsed models."""
 
 LONGEST = 30
-"""Letters of a label before it is broken; one that still has more is broken again."""
+"""Characters per line of a label; longer labels are wrapped."""
 
 
 @dataclass(frozen=True)
 class ForestLine:
-    """A difference in a forest plot; lines of one ``head`` stand together below it, ``colour`` decides the
-    line's colour, and a difference between ``useless`` models is marked."""
+    """A difference in a forest plot.
+
+    Lines of the same ``head`` stand together below it. Lines with the same ``colour``, which is a name, have
+    the same colour. ``useless`` marks a difference between collapsed models (:data:`DAGGER`).
+    """
 
     head: str
     label: str
@@ -39,7 +43,7 @@ class ForestLine:
 
 @dataclass(frozen=True)
 class Panel:
-    """Entries that share a scale. ``unit`` is what their differences are in."""
+    """Entries that share a scale; ``unit`` is the text about the unit of their differences."""
 
     title: str
     unit: str
@@ -48,7 +52,7 @@ class Panel:
 
 
 def forest(panels: Sequence[Panel], title: str) -> Figure:
-    """One panel below the other."""
+    """Draw the panels below each other."""
     heights = [_height(panel.entries) for panel in panels]
     figure, axes = new_figure(WIDTH, sum(heights) + 0.8, len(panels), height_ratios=heights)
     entries = [entry for panel in panels for entry in panel.entries]
@@ -66,7 +70,7 @@ def forest(panels: Sequence[Panel], title: str) -> Figure:
 
 
 def _height(entries: Sequence[ForestLine]) -> float:
-    """Inches of a panel: its lines and heads, as tall as the longest label needs."""
+    """Height of a panel in inches: all lines and heads are as tall as the longest label needs."""
     rows = len(entries) + len({entry.head for entry in entries} - {""})
     step = max(1.0, 0.75 * max(_broken(entry.label).count("\n") + 1 for entry in entries))
     return ROW * rows * step + 0.9
@@ -104,11 +108,18 @@ def _draw(axis: Axes, panel: Panel, palette: dict[str, str]) -> None:
 def mark(
     axis: Axes, found: Difference, at: float, colour: str, linewidth: float, upright: bool = False
 ) -> list[float]:
-    """Draw a difference with its interval and return its finite ends.
+    """Draw a difference with its interval.
 
     Args:
-        at: its place on the other axis.
+        axis: axes to draw on.
+        found: the difference.
+        at: position on the other axis.
+        colour: colour of mark and interval.
+        linewidth: width of the interval's line in points.
         upright: whether differences are on the y axis.
+
+    Returns:
+        The finite ones among both ends of the interval and the estimate.
     """
 
     def plot(values: list[float], **style: Any) -> None:
@@ -135,7 +146,7 @@ def _shape(significant: bool, seeds: int) -> dict[str, Any]:
 
 
 def shapes_legend(found: Sequence[Difference]) -> list[Any]:
-    """Handles for the marks that occur."""
+    """Legend handles of the kinds of mark that occur."""
     kinds = {
         "significant across seeds": (True, FEWEST_SEEDS),
         "not significant": (False, FEWEST_SEEDS),

@@ -1,4 +1,4 @@
-"""A metric over two configuration keys, a panel for everything else that varies."""
+"""Heat map of a metric over two configuration keys, one panel per combination of all other settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ CAPTION = (
 
 
 def draw(report: StudyReport, x: str, y: str, metric: str | None = None) -> Figure | None:
-    """The map; None: no cell has both keys."""
+    """Draw the heat map, or return None if no cell has both keys.
+
+    Args:
+        report: the study.
+        x: dotted configuration key of the x axis.
+        y: dotted configuration key of the y axis.
+        metric: ``<data set> <name>``, or None for each record's first metric.
+    """
     every = seed_means(report, (x, y), metric)
     placed = [item for item in every if None not in item.place]
     if not placed:
@@ -97,7 +104,7 @@ def _annotate(axis: Axes, place: tuple[int, int], item: SeedMean, pair: Pair | N
 
 
 def _digits(value: float) -> str:
-    """Three of them: ``42.0``, ``647``; large numbers as :func:`plain` has them."""
+    """The number with three digits (``42.0``, ``647``), or from 1000 on in the form of :func:`plain`."""
     if not math.isfinite(value) or abs(value) >= 1000:
         return plain(value) if math.isfinite(value) else str(value)
     return f"{value:#.3g}".rstrip(".")

@@ -1,4 +1,4 @@
-"""What figures call a number and what it is of, and how labels of several parts become short."""
+"""Labels of numbers in figures, and functions that shorten labels of several parts."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from q2n.report.tables.lines import Column, Row
 
 
 def measure(item: Metric | Column) -> str:
-    """Data set and metric as studies name them: ``wiki perplexity``."""
+    """Data set and metric, as in the files of the studies: ``wiki perplexity``."""
     return f"{item.dataset} {item.name}".strip()
 
 
 def bit_width(bits: float) -> str:
-    """``3 bit``."""
+    """Number of bits as text: ``3 bit``."""
     return f"{bits:g} bit"
 
 
 def parts_of(row: Row, bits: float) -> tuple[str, ...]:
-    """What tells a number of a study from the others: model, baseline, settings, bits, line."""
+    """Labels that identify a number in a study: model, baseline, settings, bits, line."""
     return (*row.key[:3], bit_width(bits), row.line)
 
 
 def vary(parts: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
-    """Labels of several parts without what they have in common, and that."""
+    """Split labels into the parts that differ (per label) and the parts that all have in common."""
     if not parts:
         return [], ()
     differing = [place for place, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
@@ -33,11 +33,11 @@ def vary(parts: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], tuple[s
 
 
 def joined(parts: Iterable[str]) -> str:
-    """The parts of a label that are not empty: ``gptq, 3 bit``."""
+    """Nonempty parts of a label, joined: ``gptq, 3 bit``."""
     return ", ".join(filter(None, parts))
 
 
 def plain(value: float) -> str:
-    """``0.05``, ``44.3``, ``2,093``, ``1.2e+06``."""
+    """Number as short text: ``0.05``, ``44.3``, ``2,093``, ``1.2e+06``."""
     size = abs(value)
     return f"{value:.1e}" if size >= 1e6 else f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"

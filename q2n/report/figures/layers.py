@@ -1,4 +1,4 @@
-"""Output error of every layer before the correction, and what the correction made of it, block by block."""
+"""Relative output error of every layer before the correction, and its change by the correction, by block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from q2n.report.overview import StudyReport
 from q2n.report.tables.lines import NO_CORRECTION, observations, row_of
 
 MOST = 16
-"""Rows a figure has at most."""
+"""Largest number of rows in a figure."""
 
 CAPTION = (
     "Left: relative output error of each layer before the correction, on the calibration text. Right: "
@@ -31,7 +31,7 @@ CAPTION = (
 
 
 def draw(report: StudyReport) -> Figure | None:
-    """A row a corrected line of the tables; None: nothing was corrected."""
+    """Draw one row per corrected line of the tables, or return None if nothing was corrected."""
     groups = _groups(report.records)
     if not groups:
         return None
@@ -55,7 +55,7 @@ def draw(report: StudyReport) -> Figure | None:
 
 
 def _groups(records: Sequence[RunRecord]) -> dict[tuple[str, ...], list[RunRecord]]:
-    """Corrected cells that differ in nothing but the seed, by what tells them apart."""
+    """Corrected cells by their labels; cells of one group differ only in the seed."""
     labels, _ = observations(records)
     groups: dict[tuple[str, ...], list[RunRecord]] = defaultdict(list)
     rows = [row_of(record, settings) for record, settings in zip(records, labels, strict=True)]

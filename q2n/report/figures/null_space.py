@@ -1,5 +1,8 @@
-"""The null space of every layer of one cell: spectra, projection errors, what a row scale reaches, error by
-source. Drawn from what ``diagnostics=null_space`` left in the record."""
+"""Figure about the null space of every layer of one cell, from the measures of ``diagnostics=null_space``.
+
+It shows spectra, projection errors, ranks, angles between the null spaces of two halves of the calibration
+text, the share of the projected target that a per-output-channel scale reaches, and output errors by source.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +27,20 @@ CAPTION = (
     "reaches, and output error by source."
 )
 NONE = Settings((), ())
+"""No settings: the cell's axes tell it apart."""
 INPUTS = {
     "self_attn.q_proj": "q, k, v",
     "self_attn.o_proj": "o",
     "mlp.gate_proj": "gate, up",
     "mlp.down_proj": "down",
 }
-"""One layer for each input of a block, and the layers that share it."""
+"""One layer per input of a block, and the names of the layers that share the input."""
 MIDDLE, NEARLY_ALL = 8, 14
-"""Places of the median and of the 87.5 % quantile among 17 evenly spaced ones."""
+"""Indices of the median and of the 87.5 % quantile among 17 evenly spaced quantiles."""
 
 
 def draw_all(records: Sequence[RunRecord]) -> list[tuple[str, Figure]]:
-    """``null_space-<cell>`` and its figure for the first seed of every cell that has the measures."""
+    """Draw the lowest seed of every cell with measures; return names (``null_space-<cell>``) and figures."""
     labels, _ = observations(records)
     chosen: dict[str, tuple[RunRecord, Settings]] = {}
     for record, settings in sorted(zip(records, labels, strict=True), key=lambda pair: pair[0].cell.seed):
@@ -53,7 +57,7 @@ def _label(record: RunRecord, settings: Settings) -> str:
 
 
 def draw(record: RunRecord, settings: Settings = NONE) -> Figure:
-    """The figure of one cell whose layers have measures; ``settings`` tell it from others."""
+    """Draw the figure of one cell whose layers have measures; ``settings`` are its labels in the title."""
     by_input: dict[str, OfLayers] = {}
     for name, title in INPUTS.items():
         layers = [(layer, layer.null_space) for layer in record.layers if layer.name == name]
@@ -77,8 +81,9 @@ def draw(record: RunRecord, settings: Settings = NONE) -> Figure:
 
 
 OfLayers = Sequence[tuple[LayerReport, NullSpaceReport]]
-"""The layers of one name, block by block."""
+"""Layers of one name, block by block, with their measures."""
 Value = Callable[[LayerReport, NullSpaceReport], float | None]
+"""Function that takes one value from a layer's report, None if it was not measured."""
 
 
 def _angle(place: int) -> Value:
@@ -118,11 +123,11 @@ PER_BLOCK: tuple[tuple[dict[str, Value], dict[str, Any]], ...] = (
         {"title": "share of the projected target reached by the\nbest row scale (-- as corrected)"},
     ),
 )
-"""Panels of values by block: what is drawn in each line style, and how its axes are set."""
+"""Panels of values by block: the value per line style, and the settings of the axes."""
 
 
 def _spectra(axes: Axes, title: str, layers: OfLayers) -> None:
-    """Eigenvalues over the largest by place, a line a block; a mark where the null space begins."""
+    """Draw eigenvalues over the largest, one line per block, with a mark where the null space begins."""
     colours = colormaps["viridis"]
     last = max((layer.block for layer, _ in layers), default=0) or 1
     for layer, measured in layers:
@@ -137,7 +142,7 @@ def _spectra(axes: Axes, title: str, layers: OfLayers) -> None:
 
 
 def _per_block(axes: Axes, by_input: Mapping[str, OfLayers], values: Mapping[str, Value]) -> None:
-    """Values of every input by block, a line style each."""
+    """Draw the values of every input by block: one colour per input, one line style per value."""
     for place, (title, layers) in enumerate(by_input.items()):
         for linestyle, value in values.items():
             points = [(layer.block, value(layer, measured)) for layer, measured in layers]
@@ -149,7 +154,7 @@ def _per_block(axes: Axes, by_input: Mapping[str, OfLayers], values: Mapping[str
 
 
 def _sources(axes: Axes, title: str, layers: OfLayers) -> None:
-    """Relative output error before the correction by source, stacked, and the whole of it afterwards."""
+    """Draw the relative output error before the correction by source, stacked, and its sum afterwards."""
     told = [(layer, item) for layer, item in layers if item.error_sources and item.error_sources_after]
     blocks = [layer.block for layer, _ in told]
     parts = [[item.error_sources[part] for _, item in told if item.error_sources] for part in range(3)]

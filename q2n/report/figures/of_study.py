@@ -1,4 +1,4 @@
-"""The figures a study asks for, drawn from its records and written below ``<results_dir>/figures/``."""
+"""Figures of a study, drawn from its records and written below ``<results_dir>/figures/``."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ from q2n.report.tables.lines import observations
 from q2n.runtime.files import write_atomic
 
 PNG_DPI = 120
+"""Resolution of PNG files in dots per inch."""
 
 PLAIN: tuple[FigureSpec, ...] = (Differences(), NullSpaceFigure())
-"""What is drawn of records that belong to no study."""
+"""Figures of records that belong to no study."""
 
 
 def figures_of_sweep(records: Sequence[RunRecord]) -> list[FigureSpec]:
-    """What is drawn of a sweep that is no study: :data:`PLAIN`, its layers, and the metric over bits and over
-    the one or two numeric settings that have the most values (the later in the alphabet is x)."""
+    """Choose the figures of a sweep that is no study.
+
+    These are :data:`PLAIN`, the layers, and the metric over bits and over the one or two numeric settings
+    with the most values (of two, the later in the alphabet is x).
+    """
     labels, _ = observations(records)
     settings = [dict(label.split("=", 1) for side in own for label in side) for own in labels]
     values = pd.DataFrame(settings).sort_index(axis="columns")
@@ -48,10 +52,13 @@ def figures_of_sweep(records: Sequence[RunRecord]) -> list[FigureSpec]:
 def write_figures(
     report: StudyReport, results_dir: Path, png: bool = False, plain: Sequence[FigureSpec] = PLAIN
 ) -> tuple[Drawn, ...]:
-    """``figures/<name>/<label>.svg`` of every figure the study asks for and its records have the numbers for,
-    in the study's order.
+    """Write ``figures/<name>/<label>.svg`` for every figure of the study, in the study's order.
+
+    Figures without numbers in the records are left out.
 
     Args:
+        report: the study.
+        results_dir: folder of the results.
         png: whether ``<label>.png`` is written as well.
         plain: the figures of records that belong to no study.
 
@@ -69,9 +76,11 @@ def write_figures(
 
 
 def write_overview(lines: tuple[Line, ...], results_dir: Path, png: bool = False) -> Drawn | None:
-    """``figures/overview.svg``, or None without differences.
+    """Write ``figures/overview.svg``, or return None if there is no difference to draw.
 
     Args:
+        lines: the differences of all studies.
+        results_dir: folder of the results.
         png: whether ``figures/overview.png`` is written as well.
 
     Raises:
@@ -91,12 +100,12 @@ def _write(figure: Figure, results_dir: Path, place: str, kind: str, caption: st
 
 
 def save(figure: Figure, *paths: Path) -> None:
-    """Write the figure in the format of each path's ending: the same bytes from the same records.
+    """Write the figure in the format of each path's extension; the same records give the same bytes.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    figure.draw_without_rendering()  # lays the figure out, which takes as long as drawing it: once for all
+    figure.draw_without_rendering()  # the layout takes as long as the drawing: compute it once for all files
     figure.set_layout_engine("none")
     for path in paths:
         kind = path.suffix.removeprefix(".")
@@ -105,7 +114,7 @@ def save(figure: Figure, *paths: Path) -> None:
 
 
 def _drawn(report: StudyReport, spec: FigureSpec) -> Iterator[tuple[str, Figure, str]]:
-    """File name, figure and caption of each figure of one entry of the study."""
+    """Yield file name, figure and caption of each figure of one entry in the study."""
     match spec:
         case NullSpaceFigure():
             for name, drawing in null_space.draw_all(report.records):

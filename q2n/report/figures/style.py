@@ -1,4 +1,4 @@
-"""How every figure looks: colours that a colour-blind reader tells apart, letters a phone still shows."""
+"""Style of all figures: colours for colour-blind readers, and letters that are readable on a phone."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from q2n.report.figures.labels import plain
 from q2n.report.tables.lines import NO_CORRECTION
 
 WIDTH = 6.4
-"""Inches of most figures: narrow enough for letters to be read when a phone shrinks it."""
+"""Width of most figures in inches: letters stay readable if a phone shrinks the figure."""
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5D3A9B", "#8C510A", "#000000")
-"""Okabe and Ito's, without yellow (too light on white), with a violet and a brown."""
+"""Palette of Okabe and Ito without yellow (too light on white), with a violet and a brown added."""
 
 GREY = "#767676"
-"""Of what is no result: axes, references, the uncorrected line."""
+"""Colour of axes, references and uncorrected lines."""
 
 INK = "#333333"
-"""Of the line at zero."""
+"""Colour of the line at zero."""
 
 BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-"""Where a legend stands that would hide what is drawn."""
+"""Position of a legend beside the axes, where it hides no data."""
 
 _CORRECTIONS = ("on", "released", "lstsq", "groupwise", "tuned", "bias", "requantize")
 
@@ -57,7 +57,7 @@ RULES = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Inside, figures are drawn by these rules alone: a user's own matplotlibrc must not change them."""
+    """Draw the block's figures by :data:`RULES` alone, independent of a user's matplotlibrc."""
     with matplotlib.style.context(["default", {**RULES, "axes.prop_cycle": cycler(color=PALETTE)}]):
         yield
 
@@ -65,19 +65,21 @@ def style() -> Iterator[None]:
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **layout: Any
 ) -> tuple[Figure, Any]:
-    """A figure of so many inches and the array of its axes, ``(rows, columns)``; ``layout`` is that of
-    :meth:`matplotlib.figure.Figure.subplots`."""
+    """Make a figure and the array of its axes, ``(rows, columns)``; width and height are in inches.
+
+    ``layout`` has further arguments of :meth:`matplotlib.figure.Figure.subplots`.
+    """
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **layout)
 
 
 def set_title(figure: Figure, *lines: str, size: int = 10) -> None:
-    """Write the lines that are not empty above a figure."""
+    """Write the nonempty lines above a figure; ``size`` is in points."""
     figure.suptitle("\n".join(filter(None, lines)), x=0.01, ha="left", fontsize=size)
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name in order; corrections have the same one in every figure, ``off`` is grey."""
+    """Colours by name; each correction has the same colour in every figure, ``off`` is grey."""
     names = list(dict.fromkeys(names))
     others = [name for name in names if name != NO_CORRECTION]
     order = _CORRECTIONS if set(others) <= set(_CORRECTIONS) else others
@@ -86,7 +88,7 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 
 def signed_log(axis: Axes, which: Axis, ends: Sequence[float]) -> bool:
-    """Make a signed axis logarithmic beyond ±5 where its values reach far; whether it was needed."""
+    """Make a signed axis logarithmic beyond ±5 if any value exceeds ±40; return true if it was changed."""
     reach = max((abs(end) for end in ends if math.isfinite(end)), default=0.0)
     if reach <= 40:
         return False
@@ -104,7 +106,7 @@ def signed_log(axis: Axes, which: Axis, ends: Sequence[float]) -> bool:
 
 
 def decades(which: Axis, values: Iterable[float]) -> None:
-    """Plain numbers on a logarithmic axis: a few within a decade, one to three a decade over several."""
+    """Put plain numbers on a logarithmic axis: one to three per decade, or about five if it is short."""
     finite = [value for value in values if math.isfinite(value) and value > 0]
     span = max(finite, default=1.0) / min(finite, default=1.0)
     locator = MaxNLocator(5) if span < 5 else LogLocator(subs=(1, 2, 5) if span < 200 else (1,))

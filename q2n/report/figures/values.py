@@ -1,4 +1,4 @@
-"""Values of a study's cells by configuration key: what maps and curves are drawn from."""
+"""Values of a study's cells by configuration key, for heat maps and curves."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from q2n.report.tables.settings import Settings, values_by_key
 
 @dataclass(frozen=True)
 class SeedMean:
-    """Cells that differ in nothing but the seed. ``place`` are the values of the asked keys (None: there is
-    no such key), ``values`` the metric of every seed, ``first`` one of the records."""
+    """Cells that differ only in the seed.
+
+    ``place`` has the values of the requested keys, None for a key the cells do not have. ``values`` has the
+    metric's value per seed; ``metric`` and ``first`` are the metric and record of one of the seeds.
+    """
 
     place: tuple[Any, ...]
     row: Row
@@ -29,11 +32,12 @@ class SeedMean:
 
     @property
     def mean(self) -> float:
+        """Mean over seeds; not finite if a value is not."""
         return (math.fsum if self._finite else sum)(self.values) / len(self.values)
 
     @property
     def spread(self) -> float:
-        """Standard deviation over seeds; 0 for one."""
+        """Standard deviation over seeds; 0 for one seed or if a value is not finite."""
         if len(self.values) < 2 or not self._finite:
             return 0.0
         mean = self.mean
@@ -41,6 +45,7 @@ class SeedMean:
 
     @property
     def uncorrected(self) -> bool:
+        """True for cells without correction."""
         return self.row.correction == NO_CORRECTION
 
     @property
@@ -49,11 +54,12 @@ class SeedMean:
 
 
 def seed_means(report: StudyReport, keys: Sequence[str], metric: str | None) -> list[SeedMean]:
-    """Every cell of the study at its place, seeds together, by bits and then in the order of the tables.
+    """Means over seeds of all cells, sorted by bits and then in the order of the tables.
 
     Args:
-        keys: dotted configuration keys; they are no longer among the settings of a cell.
-        metric: ``<data set> <name>``; None: each record's first.
+        report: the study.
+        keys: dotted configuration keys; the cells' settings no longer contain them.
+        metric: ``<data set> <name>``, or None for each record's first metric.
     """
     labels, _ = observations(report.records)
     leaves = [values_by_key(record) for record in report.records]
@@ -76,11 +82,11 @@ def seed_means(report: StudyReport, keys: Sequence[str], metric: str | None) -> 
 def _said_by_axes(
     leaves: Sequence[Mapping[str, Any]], labels: Sequence[Settings], keys: Sequence[str]
 ) -> set[str]:
-    """Keys of labels that say what an axis says: the axis itself, or its echo (``baseline.group_size``)."""
+    """Keys of labels that repeat an axis: the axis itself or a copy of it (``baseline.group_size``)."""
     names = {_key(label) for settings in labels for side in settings for label in side}
 
     def echoes(name: str, axis: str) -> bool:
-        # a choice of a group is called by the group's name
+        # a label names the choice of a group by the group alone, without ``_target_``
         pairs = [(leaf, tree) for tree in leaves for leaf in (name, f"{name}._target_") if leaf in tree]
         both = [(tree[leaf], tree[axis]) for leaf, tree in pairs if axis in tree]
         return bool(both) and all(one == other for one, other in both)
@@ -93,14 +99,14 @@ def _key(label: str) -> str:
 
 
 def ranked(rows: Iterable[Row]) -> dict[Row, int]:
-    """The place of each row in the order of the tables."""
+    """Rank of each row in the order of the tables."""
     return {row: rank for rank, row in enumerate(in_order(dict.fromkeys(rows)))}
 
 
 def by_panel(
     items: Sequence[SeedMean], parts: Callable[[SeedMean], tuple[str, ...]]
 ) -> tuple[dict[str, list[SeedMean]], str]:
-    """Means by what tells the panels of a figure apart, and what all panels have in common."""
+    """Means by title of their panel, and the labels that all panels have in common."""
     names, common = vary([parts(item) for item in items])
     panels: dict[str, list[SeedMean]] = defaultdict(list)
     for item, name in zip(items, names, strict=True):
@@ -109,12 +115,12 @@ def by_panel(
 
 
 def is_number(value: Any) -> bool:
-    """Whether a configuration value has a place on a scale; true and false have none."""
+    """True if a configuration value is a number; booleans are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def measured_over(items: Sequence[SeedMean]) -> str:
-    """``wiki perplexity ↓ lower is better, mean of 3 seeds``."""
+    """Text on metric and seeds: ``wiki perplexity ↓ lower is better, mean of 3 seeds``."""
     metric, seeds = items[0].metric, sorted({len(item.values) for item in items})
     arrow = "↓ lower is better" if metric.lower_is_better else "↑ higher is better"
     counted = "one seed" if seeds == [1] else f"mean of {' or '.join(map(str, seeds))} seeds"
