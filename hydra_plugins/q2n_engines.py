@@ -1,5 +1,7 @@
-"""Hydra takes launchers and sweepers from the namespace ``hydra_plugins`` only; see
-``q2n/launchers`` and ``q2n/command/grid.py``."""
+"""Launchers and sweepers of q2n, in the one namespace from which Hydra takes plugins.
+
+The classes are those of ``q2n/launchers`` and ``q2n/command/grid.py``.
+"""
 
 from q2n.command import grid
 from q2n.launchers import joblib, optuna, ray, submitit

@@ -47,10 +47,10 @@ def stage_keys(
     """Return the keys of a cell.
 
     Args:
-            identity: identity of the cell (:func:`q2n.records.identity.identify`).
+        identity: identity of the cell (:func:`q2n.records.identity.identify`).
         baseline: the cell's baseline.
         heldout: number of calibration sequences that are held out.
-            checkout: the code that runs.
+        checkout: the code that runs.
     """
     config = identity["config"]
     rewrite = rewrite_identity(config["baseline"], baseline)

@@ -1,4 +1,4 @@
-"""The differences of a table: how sure one can be of each, and which of them are significant across seeds."""
+"""Differences of a table with intervals, adjusted p-values and significance across seeds."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ FEWEST_SEEDS = 2
 """Seeds below which nothing is: another calibration sample could have given another order."""
 
 BySeed = Mapping[int, Metric]
-"""What stands in one place of a table."""
+"""Metric by seed, of one place of a table."""
 
 Where = TypeVar("Where", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A compared pair of cells. ``low`` and ``high`` bound the difference with 95 % confidence, around
-    ``estimate``, in per cent of the uncorrected value if ``relative``, in the metric's unit otherwise;
-    ``p_value`` is adjusted for all differences of the table."""
+    """A compared pair of cells.
+
+    ``low`` and ``high`` bound the difference ``estimate`` with 95 % confidence, in per cent of the
+    uncorrected value if ``relative``, in the metric's unit otherwise; ``p_value`` is adjusted for all
+    differences of the table.
+    """
 
     estimate: float
     low: float
@@ -38,6 +41,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
+        """True if the difference is significant across seeds (:data:`LEVEL`, :data:`FEWEST_SEEDS`)."""
         return self.seeds >= FEWEST_SEEDS and self.p_value < LEVEL
 
 

@@ -59,7 +59,7 @@ ROUND_OFF = 1e-12
 
 @dataclass(frozen=True)
 class Number:
-    """What stands in one place of a table: its text, and what is known of it.
+    """One place of a table: its text, and the measured values behind it.
 
     ``value`` is the mean over ``seeds`` (0: nothing was measured), ``spread`` their standard deviation (NaN
     for one seed). ``cells`` are the fingerprints of its records; of a difference they are those of the
@@ -82,17 +82,20 @@ class Number:
 
     @property
     def bold(self) -> bool:
+        """True for a difference that is significant across seeds."""
         return self.found is not None and self.found.significant
 
     @property
     def order(self) -> float | None:
-        """What it is sorted by, or None if it comes last."""
+        """Key for sorting, or None for a number that comes last."""
         return self.value if isfinite(self.value) else None
 
 
 class Head(NamedTuple):
-    """The head of a column: what neighbours may have in common (bits), the lines below it, and whether the
-    column has words rather than numbers."""
+    """The head of a column: a part that neighbours may share (bits), and the lines below it.
+
+    ``words`` is True for a column of words instead of numbers.
+    """
 
     above: str
     lines: tuple[str, ...]
@@ -101,8 +104,10 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class TableLine:
-    """One line: its labels, and a number for each column. A line of its own for each number of ``bits`` has
-    a ``state``: ``reference``, ``finished``, ``failed`` or ``not run``."""
+    """One line: its labels, and a number per column.
+
+    A line per number of ``bits`` has a ``state``: ``reference``, ``finished``, ``failed`` or ``not run``.
+    """
 
     row: Row
     numbers: tuple[Number, ...]
@@ -112,9 +117,12 @@ class TableLine:
 
 @dataclass(frozen=True)
 class Table:
-    """One table. ``legend`` explains what stands in it and ``notes`` its records; ``columns`` are what was
-    measured (none in a list, whose columns are not of this kind). A line that differs from the one above it
-    in one of the first ``parted_by`` labels begins a new part."""
+    """One table.
+
+    ``legend`` explains its lines and ``notes`` its records; ``columns`` are the measured quantities (none in
+    a list, whose columns are of another kind). A line that differs from the line above in one of the first
+    ``parted_by`` labels begins a new part.
+    """
 
     heads: tuple[Head, ...]
     lines: tuple[TableLine, ...]
@@ -135,16 +143,17 @@ class Table:
 
     @property
     def compared(self) -> tuple[Difference, ...]:
-        """What is known of the differences."""
+        """Compared differences of all lines."""
         return tuple(number.found for line in self.lines for number in line.numbers if number.found)
 
     @property
     def models(self) -> tuple[str, ...]:
+        """Models of the table in the order of its lines."""
         return tuple(dict.fromkeys(line.row.model for line in self.lines))
 
     @property
     def settled(self) -> bool:
-        """Whether any line has settings; without them there is no column of them."""
+        """True if any line has settings; without them there is no column of settings."""
         return any(line.row.settings for line in self.lines)
 
     @property
@@ -154,7 +163,7 @@ class Table:
 
     @cached_property
     def repeats(self) -> tuple[int, ...]:
-        """How many of the first labels (model, baseline, settings, bits) of each line are as above it."""
+        """Number of first labels (model, baseline, settings, bits) per line that are as above it."""
         labels = [(*line.row.key[:3], line.bits) for line in self.lines]
         same = (
             takewhile(lambda pair: pair[0] == pair[1], zip(*both, strict=True)) for both in pairwise(labels)
@@ -162,8 +171,10 @@ class Table:
         return (0, *(len(list(pairs)) for pairs in same))
 
     def printed(self) -> Iterator[tuple[list[str], tuple[Number, ...], bool]]:
-        """The labels of each line, blank where they are as above it, its numbers, and whether it begins a
-        new part."""
+        """Yield per line its labels, its numbers, and whether the line begins a new part.
+
+        A label that repeats the label above is blank.
+        """
         for place, (line, same) in enumerate(zip(self.lines, self.repeats, strict=False)):
             labels = ["" if position < min(same, 3) else label for position, label in enumerate(line.row.key)]
             if not self.settled:
@@ -188,10 +199,15 @@ def build_tables(
     superseded: int = 0,
     codes: Codes = NO_CODES,
 ) -> list[Table]:
-    """All tables of a report; older records of a cell are left out and counted in a note (beside
-    ``superseded`` that were left out before), cells without a result are marked in their place.
+    """Return all tables of a report.
+
+    Older records of a cell are left out and counted in a note; cells without a result are marked in their
+    place.
 
     Args:
+        records: the finished cells.
+        unfinished: cells without a result.
+        superseded: number of older records that were left out before.
         codes: see :func:`q2n.report.tables.select.code_notes`.
 
     Raises:
@@ -209,7 +225,7 @@ def build_table(
     unfinished: Sequence[Unfinished] = (),
     codes: Codes = NO_CODES,
 ) -> Table:
-    """One table of records that may stand in one table.
+    """Return one table of records that may share a table.
 
     Raises:
         RecordError: two different cells cannot be told apart by their configuration.
@@ -327,7 +343,9 @@ def _number(values: Sequence[float], **known: Any) -> Number:
 
 
 def around(column: Column, number: Number) -> str:
-    """The spread of a value over seeds, ``± 1.41``; empty if there is none. Storage that does not depend on
-    the seed has none."""
+    """Return the spread of a value over seeds, ``± 1.41``, or an empty text if there is none.
+
+    Storage that does not depend on the seed has none.
+    """
     constant = column.protocol is None and number.spread == 0
     return f"± {amount(number.spread)}" if isfinite(number.spread) and not constant else ""

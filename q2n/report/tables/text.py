@@ -17,7 +17,7 @@ HUGE = 1e9
 
 
 def compared_notes(compared: Sequence[Difference], base: str = "the uncorrected value") -> tuple[str, ...]:
-    """What a reader must know of the intervals and p-values of one family of differences."""
+    """Return the notes on intervals and p-values of one family of differences."""
     if not compared:
         return ()
     notes = [
