@@ -18,7 +18,7 @@ from q2n.exceptions import ConfigurationError, Q2NError
 from q2n.options import did_you_mean
 from q2n.records import kept_code
 from q2n.records.fingerprint import canonical_json, difference, flatten, library_versions, plain
-from q2n.records.notes import FOLDER, Note, State, last_sweep, read_notes
+from q2n.records.notes import Note, State, last_sweep, read_notes
 from q2n.records.source_code import CHECKOUT, Parts
 from q2n.records.store import RunRecord, read_all
 
@@ -41,7 +41,7 @@ def explain_last(results_dir: str | Path, everything: bool = False) -> str:
     """
     sweep = last_sweep(results_dir)
     if sweep is None:
-        return f"No sweep has been run with results_dir={results_dir} yet (there is no {FOLDER}/)."
+        return f"No sweep has been run with results_dir={results_dir} (other folders: --results FOLDER)."
     notes = read_notes(results_dir, sweep.id)
     records, faults = read_all(results_dir)
     asked = max(len(sweep.cells), len(notes))
@@ -161,7 +161,9 @@ def _match(prefix: str, known: Mapping[str, Any], results_dir: str | Path) -> st
         listed = "\n".join(f"  {key}  {_title(known[key])}" for key in matches)
         raise ConfigurationError(f"fingerprint {prefix!r} is ambiguous, {len(matches)} cells:\n{listed}")
     if not known:
-        raise ConfigurationError(f"fingerprint {prefix!r}: there is no record under {results_dir}")
+        raise ConfigurationError(
+            f"fingerprint {prefix!r}: there is no record under {results_dir} (other folders: --results FOLDER)"
+        )
     listed = "\n".join(f"  {key}  {_title(known[key])}" for key in sorted(known)[:_LINES])
     more = f"\n  and {len(known) - _LINES} more" if len(known) > _LINES else ""
     hint = did_you_mean(prefix, known)
