@@ -162,7 +162,7 @@ def _match(prefix: str, known: Mapping[str, Any], results_dir: str | Path) -> st
         raise ConfigurationError(f"fingerprint {prefix!r} is ambiguous, {len(matches)} cells:\n{listed}")
     if not known:
         raise ConfigurationError(
-            f"fingerprint {prefix!r}: there is no record under {results_dir} (other folders: --results FOLDER)"
+            f"fingerprint {prefix!r}: there is no record under {results_dir} (others: --results FOLDER)"
         )
     listed = "\n".join(f"  {key}  {_title(known[key])}" for key in sorted(known)[:_LINES])
     more = f"\n  and {len(known) - _LINES} more" if len(known) > _LINES else ""
