@@ -238,7 +238,7 @@ PAGES = {
 @pytest.mark.parametrize("arguments", [given for found in PAGES.values() for given in found])
 def test_the_labels_of_every_command_in_the_docs(arguments):
     """Each word of a label is what the cell's configuration has, and equal labels are equal cells."""
-    of_the_reader = ("my_task", "capitals", "plain_ldlq", "next_token")
+    of_the_reader = ("my_task", "capitals", "plain_ldlq", "next_token", "same_size")
     if any(name in item for item in arguments for name in of_the_reader):
         pytest.skip("of a file that the reader writes")
     if "hydra/sweeper=optuna" in arguments:

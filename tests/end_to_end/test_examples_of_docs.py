@@ -1,4 +1,4 @@
-"""The examples of docs/adding_a_metric.md, adding_a_task.md and record.md, taken from the pages and run."""
+"""The examples of docs/adding_a_*.md and record.md, taken from the pages and run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from helpers.commands import ROOT, SMALL, environment, records
 
-# The folder stands for a file added to q2n/evaluation.
+# The folder stands for a file added to the package.
 PROGRAM = """
 import sys
+import q2n.corrections
 import q2n.evaluation
-q2n.evaluation.__path__.append(sys.argv.pop(1))
+folder = sys.argv.pop(1)
+q2n.corrections.__path__.append(folder)
+q2n.evaluation.__path__.append(folder)
 from q2n.cli import main
 main()
 """
@@ -156,3 +159,19 @@ def test_the_page_of_the_record_has_every_field():
     told = set(re.findall(r"`(\w+)`", page))
     elsewhere = {"layers", "per_window", "per_item", "weights", "reference_per_window", "reference_per_item"}
     assert ({*RunRecord.model_fields, *Metric.model_fields} - elsewhere) <= told
+
+
+def test_the_correction_is_swept_beside_off(tmp_path):
+    files = blocks("adding_a_correction.md")
+    code, conf = tmp_path / "code", tmp_path / "conf"
+    code.mkdir()
+    (conf / "q2n").mkdir(parents=True)
+    (code / "same_size.py").write_text(files["q2n/corrections/same_size.py"])
+    (conf / "q2n" / "same_size.yaml").write_text(files["conf/q2n/same_size.yaml"])
+    done = run(tmp_path, code, conf, "-m", "q2n=off,same_size", "baseline=rtn", "bits=2")
+    assert done.returncode == 0, done.stderr
+    off, on = sorted(records(tmp_path / "results").values(), key=lambda record: record["cell"]["correction"])
+    assert on["cell"]["correction"] == "same_size"
+    assert on["bits_per_weight"] == off["bits_per_weight"]
+    changed = [layer for layer in on["layers"] if layer["alpha_max"] > 1.001]
+    assert len(changed) == len(on["layers"]), "rounding to nearest loses some of every row's norm"

@@ -1,4 +1,4 @@
-"""Numbers made by running the official classes on small layers; see tests/golden/README.md."""
+"""Numbers computed by the official classes on small layers; each file holds inputs, settings and results."""
 
 import json
 from pathlib import Path
