@@ -95,7 +95,7 @@ def test_a_number_without_a_cell_is_not_measured_and_settings_have_lines_of_thei
         ("values: [3]", "values.0=3: must have keys"),
         (INVENTED.replace("value: 1234.5", "value: high"), "values.0.value='high'"),
         (INVENTED.replace("value: 1234.5", "value: .nan"), "values.0.value=nan"),
-        (INVENTED.replace('"on"', "on"), "values.0.row.q2n=True: .*string"),
+        (INVENTED.replace('"on"', "on"), "values.0.row.q2n=true: .*string"),
         (INVENTED.replace("bits: 3, ", ""), "values.0.column.bits: is required"),
         (INVENTED.replace("  table:", "  tabel:"), "values.0.tabel: no such key; did you mean 'table'"),
         (INVENTED.replace("study: main", "study: mian"), "values.0.study='mian': .*did you mean 'main'"),
