@@ -55,13 +55,12 @@ def _account(config: RunConfig, identity: Mapping[str, Any]) -> str:
         memory, host, device = predict(work), host_memory(), device_memory(work.device)
     except Exception:  # an explanation must not hide what it explains
         return "try calibration.batch_size=1, calibration.activations=disk"
-    there = "an unknown amount" if host is None else size(host)
     on_device = "" if memory.device is None else f" and {size(memory.device)} on the device"
     # The cell did not fit, whatever the prediction: advice must save at least 5 %.
     limits = [_below(host, memory.needed), _below(device, memory.device)]
     return (
         f"predicted peak memory of this cell: {size(memory.needed)}{on_device} (in: {memory.phase}); "
-        f"this machine has {there}; {advice(work, *limits)}"
+        f"this machine has {size(host)}; {advice(work, *limits)}"
     )
 
 

@@ -6,68 +6,19 @@ import csv
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from helpers.commands import ROOT, SMALL, environment, records
-
-# The folder stands for a file added to the package.
-PROGRAM = """
-import sys
-import q2n.corrections
-import q2n.evaluation
-folder = sys.argv.pop(1)
-q2n.corrections.__path__.append(folder)
-q2n.evaluation.__path__.append(folder)
-from q2n.cli import main
-main()
-"""
-
-
-def blocks(page: str) -> dict[str, str]:
-    """A page's fenced blocks that name their file, by that name."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-
-
-def run(folder: Path, code: Path, conf: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    own = "evaluation=zero_shot" in arguments
-    small = [item for item in SMALL if not (own and item.startswith("evaluation."))]
-    return subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            PROGRAM,
-            str(code),
-            "--config-dir",
-            str(conf),
-            *arguments,
-            "model=tiny_llama",
-            *small,
-        ],
-        cwd=folder,
-        env={**environment(folder / "cache"), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+from helpers.commands import ROOT, records
+from helpers.examples import SMALL_CALIBRATION, added, blocks, run
 
 
 @pytest.fixture
 def metric(tmp_path):
-    """The page's class in one new folder, its settings in another."""
-    files = blocks("adding_a_metric.md")
-    code, conf = tmp_path / "code", tmp_path / "conf"
-    code.mkdir()
-    (conf / "evaluation").mkdir(parents=True)
-    (code / "next_token.py").write_text(files["q2n/evaluation/next_token.py"])
-    (conf / "evaluation" / "next_token.yaml").write_text(files["conf/evaluation/next_token.yaml"])
-    return code, conf
+    return added("adding_a_metric.md", tmp_path)
 
 
 def test_the_metric_reaches_record_and_table(metric, tmp_path):
-    done = run(tmp_path, *metric, "-m", "evaluation=next_token", "q2n=on,off", "baseline=rtn")
+    done = run(tmp_path, metric, "-m", "evaluation=next_token", "q2n=on,off", "baseline=rtn")
     assert done.returncode == 0, done.stderr
     found = records(tmp_path / "results").values()
     assert len(found) == 2
@@ -90,28 +41,7 @@ def test_the_metric_stands_beside_others(metric, tmp_path):
         *("evaluation.parts.accuracy.windows=2", "evaluation.parts.accuracy.seqlen=64"),
         *("evaluation.parts.perplexity.windows=2", "evaluation.parts.perplexity.seqlen=64"),
     ]
-    code, conf = metric
-    small = [item for item in SMALL if not item.startswith("evaluation.")]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            PROGRAM,
-            str(code),
-            "--config-dir",
-            str(conf),
-            *parts,
-            *limits,
-            *small,
-            "model=tiny_llama",
-        ],
-        cwd=tmp_path,
-        env={**environment(tmp_path / "cache"), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run(tmp_path, metric, *parts, *limits, small=SMALL_CALIBRATION)
     assert done.returncode == 0, done.stderr
     (record,) = records(tmp_path / "results").values()
     assert {metric["name"] for metric in record["metrics"]} == {"perplexity", "accuracy"}
@@ -132,9 +62,9 @@ def test_the_task_is_scored(tmp_path):
     items.write_text(files["capitals.jsonl"])
     task.write_text(files["capitals.yaml"].replace("/data/tasks/capitals.jsonl", str(items)))
     (tmp_path / "none").mkdir()
-    done = run(
-        tmp_path, tmp_path / "none", tmp_path / "none", "evaluation=zero_shot", f"evaluation.tasks=[{task}]"
-    )
+    places = tmp_path / "none", tmp_path / "none"
+    asked = ["evaluation=zero_shot", f"evaluation.tasks=[{task}]"]
+    done = run(tmp_path, places, *asked, small=SMALL_CALIBRATION)
     assert done.returncode == 0, done.stderr
     (record,) = records(tmp_path / "results").values()
     (measured,) = record["metrics"]
@@ -162,13 +92,8 @@ def test_the_page_of_the_record_has_every_field():
 
 
 def test_the_correction_is_swept_beside_off(tmp_path):
-    files = blocks("adding_a_correction.md")
-    code, conf = tmp_path / "code", tmp_path / "conf"
-    code.mkdir()
-    (conf / "q2n").mkdir(parents=True)
-    (code / "same_size.py").write_text(files["q2n/corrections/same_size.py"])
-    (conf / "q2n" / "same_size.yaml").write_text(files["conf/q2n/same_size.yaml"])
-    done = run(tmp_path, code, conf, "-m", "q2n=off,same_size", "baseline=rtn", "bits=2")
+    places = added("adding_a_correction.md", tmp_path)
+    done = run(tmp_path, places, "-m", "q2n=off,same_size", "baseline=rtn", "bits=2")
     assert done.returncode == 0, done.stderr
     off, on = sorted(records(tmp_path / "results").values(), key=lambda record: record["cell"]["correction"])
     assert on["cell"]["correction"] == "same_size"

@@ -3,56 +3,20 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from helpers.commands import ROOT, SMALL, environment, records
+from helpers.commands import records
+from helpers.examples import added as placed
+from helpers.examples import blocks, run
 
-PAGE = ROOT / "docs" / "adding_a_baseline.md"
-# The folder stands for a file added to q2n/baselines.
-PROGRAM = """
-import sys
-import q2n.baselines
-q2n.baselines.__path__.append(sys.argv.pop(1))
-from q2n.cli import main
-main()
-"""
-
-
-def blocks() -> dict[str, str]:
-    """The page's fenced blocks that say which file they are, by that path."""
-    found = re.findall(r"^```(?:python|yaml) (\S+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    return dict(found)
+PAGE = "adding_a_baseline.md"
 
 
 @pytest.fixture
 def added(tmp_path):
     """The class in one new folder, its settings in another."""
-    files = blocks()
-    assert set(files) == {"q2n/baselines/plain_ldlq.py", "conf/baseline/plain_ldlq.yaml"}
-    code, conf = tmp_path / "code", tmp_path / "conf"
-    code.mkdir()
-    (conf / "baseline").mkdir(parents=True)
-    (code / "plain_ldlq.py").write_text(files["q2n/baselines/plain_ldlq.py"])
-    (conf / "baseline" / "plain_ldlq.yaml").write_text(files["conf/baseline/plain_ldlq.yaml"])
-    return code, conf
-
-
-def run(folder: Path, added: tuple[Path, Path], *arguments: str) -> subprocess.CompletedProcess[str]:
-    code, conf = added
-    given = {item.partition("=")[0].removeprefix("baseline.") for item in arguments}
-    small = ["model=tiny_llama", *(item for item in SMALL if item.partition("=")[0] not in given)]
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(code), "--config-dir", str(conf), *arguments, *small],
-        cwd=folder,
-        env={**environment(folder / "cache"), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    assert set(blocks(PAGE)) == {"q2n/baselines/plain_ldlq.py", "conf/baseline/plain_ldlq.yaml"}
+    return placed(PAGE, tmp_path)
 
 
 @pytest.mark.slow
@@ -101,7 +65,7 @@ def test_it_has_no_released_step_and_refuses_groups_that_do_not_fit(added, tmp_p
 
 
 def test_settings_write_out_every_field():
-    files = blocks()
+    files = blocks(PAGE)
     fields = re.findall(r"^    (\w+): ", files["q2n/baselines/plain_ldlq.py"], re.MULTILINE)
     keys = re.findall(r"^(\w+):", files["conf/baseline/plain_ldlq.yaml"], re.MULTILINE)
     assert keys == ["_target_", *fields]

@@ -426,6 +426,33 @@ def test_a_difference_has_its_interval_and_is_bold_only_when_significant() -> No
     assert any("bold: significant across seeds" in note and "3 seeds" in note for note in table.legend)
 
 
+def windows(correction: str, losses: list[float]) -> RunRecord:
+    metric = make_metric(10.0, count=len(losses), per_window=tuple(losses))
+    return make_record(correction=correction, metrics=(metric,))
+
+
+@pytest.mark.parametrize(
+    ("losses", "reason"),
+    [
+        ([2.3, 2.4, 2.2, 2.1], "fewer than 5 windows or items"),
+        ([], "a metric without a value per window or item"),
+        ([2.3, 2.4, 2.2, 2.1, math.inf], "a loss that is not finite"),
+        ([2.3, 2.4, 2.2, 2.1, 2.5], None),
+    ],
+)
+def test_a_missing_interval_has_its_reason(losses: list[float], reason: str | None) -> None:
+    table = build_table([windows("off", losses), windows("on", [loss + 0.1 for loss in losses])])
+    notes = [note for note in table.legend if note.startswith("no 95 % interval")]
+    assert notes == ([f"no 95 % interval and no p: {reason}"] if reason else [])
+    assert (len(shown(table)) == 3) == bool(reason), "lines of interval and p are left out"
+
+
+def test_a_spread_that_is_round_off_is_none() -> None:
+    one, other = 3.3, math.nextafter(3.3, 4)
+    both = [make_record(seed=seed, bits_per_weight=bits) for seed, bits in enumerate((one, other))]
+    assert shown(build_table(both))[-1].texts[-1] == "3.30"
+
+
 def test_one_seed_decides_nothing() -> None:
     table = build_table([*seeded("off", 0.0, 1), *seeded("on", -0.2, 1)])
     assert float(shown(table)[4].texts[0].lstrip("<")) < 0.05
